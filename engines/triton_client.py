@@ -1,0 +1,149 @@
+"""A client for Triton's language models: gRPC streams through tritonclient, or the HTTP generate extension.
+
+Both carry the same tensors. tritonclient has no call for the generate extension, and its plain HTTP call cannot reach
+a decoupled model: hence `JsonHttp` there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engines.base import Chunk, EmbedRequest, GenerateRequest, InferenceError, Request, Target, Vector
+from engines.json_http import JsonHttp
+
+
+class TritonClient:
+    """Keeps connections and gRPC streams open between requests; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._http = JsonHttp()
+        self._idle: list[_Stream] = []
+        self._lock = threading.Lock()
+
+    def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+        """As `Engine.infer`."""
+        if isinstance(request, EmbedRequest):
+            raise InferenceError("engine=triton serves model.task=generate; it has no embeddings yet")
+        if request.messages is not None and target.options.get("backend") == "vllm":
+            raise InferenceError("Triton's vLLM backend takes a prompt, no chat messages; use engine.backend=python")
+        if target.options.get("protocol") == "http":
+            return self._over_http(target, request)
+        return self._over_grpc(target, request)
+
+    def close(self) -> None:
+        with self._lock:
+            streams, self._idle = self._idle, []
+        for stream in streams:
+            stream.close()
+        self._http.close()
+
+    def _over_http(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
+        url = f"/v2/models/{target.model_id}/generate"
+        tensors = _tensors(request)
+        if request.stream:
+            for event in self._http.events(target, f"{url}_stream", tensors):
+                yield _chunk(event)
+        else:
+            yield _chunk(self._http.post(target, url, tensors))
+
+    def _over_grpc(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
+        stream = self._take(target)
+        finished = False
+        try:
+            yield from stream.ask(target, _tensors(request))
+            finished = True
+        finally:
+            if finished:
+                with self._lock:
+                    self._idle.append(stream)
+            else:
+                stream.close()  # cancels what still runs on it
+
+    def _take(self, target: Target) -> _Stream:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Stream(str(target.endpoints.grpc))
+
+
+class _Stream:
+    """One bidirectional gRPC stream, used for one request at a time."""
+
+    def __init__(self, address: str) -> None:
+        import tritonclient.grpc as triton
+
+        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._client = triton.InferenceServerClient(address)
+        self._client.start_stream(lambda result, error: self._answers.put((result, error)))
+
+    def ask(self, target: Target, tensors: Mapping[str, Any]) -> Iterator[Chunk]:
+        # An empty answer closes the request where the last text could not be known to be the last.
+        self._client.async_stream_infer(
+            target.model_id, [_input(name, value) for name, value in tensors.items()], enable_empty_final_response=True
+        )
+        while True:
+            try:
+                result, error = self._answers.get(timeout=target.timeout_s)
+            except queue.Empty:
+                raise InferenceError(f"no answer from {target.endpoints.grpc} for {target.timeout_s:g} s") from None
+            if error is not None:
+                raise InferenceError(str(error.message()), error.status())
+            response = result.get_response()
+            if response.outputs:
+                yield _chunk({tensor.name: _first(result, tensor.name) for tensor in response.outputs})
+            if response.parameters["triton_final_response"].bool_param:
+                return
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._client.stop_stream(cancel_requests=True)
+        self._client.close()
+
+
+def _tensors(request: GenerateRequest) -> dict[str, Any]:
+    tensors: dict[str, Any] = {
+        "stream": request.stream,
+        "sampling_parameters": json.dumps(request.sampling.as_json()),
+        "exclude_input_in_output": True,
+        "return_finish_reason": True,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+    }
+    if request.messages is not None:
+        tensors["messages"] = json.dumps([dict(message) for message in request.messages])
+    else:
+        tensors["text_input"] = request.prompt
+    return tensors
+
+
+def _input(name: str, value: str | bool) -> Any:
+    import numpy
+    import tritonclient.grpc as triton
+
+    if isinstance(value, bool):
+        tensor = triton.InferInput(name, [1], "BOOL")
+        tensor.set_data_from_numpy(numpy.array([value]))
+    else:
+        tensor = triton.InferInput(name, [1], "BYTES")
+        tensor.set_data_from_numpy(numpy.array([value.encode()], dtype=object))
+    return tensor
+
+
+def _first(result: Any, name: str) -> Any:
+    value = result.as_numpy(name).reshape(-1)[0]
+    return value.decode() if isinstance(value, bytes) else int(value)
+
+
+def _chunk(outputs: Mapping[str, Any]) -> Chunk:
+    reason = outputs.get("finish_reason")
+    return Chunk(
+        text=str(outputs.get("text_output", "")),
+        finish_reason=str(reason) if reason and reason != "None" else None,
+        prompt_tokens=outputs.get("num_input_tokens"),
+        completion_tokens=outputs.get("num_output_tokens"),
+    )

@@ -1,0 +1,57 @@
+"""Folders and files that are there whole or not at all, whoever is killed when."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path | None]:
+    """Yield an empty folder beside `target` to fill; it becomes `target` when the block ends without an error.
+
+    Yields None where `target` is there already. Blocks while another process makes the same target, after calling
+    `on_wait`; the lock dies with its holder, and what a killed holder left behind is removed.
+    """
+    if target.exists():
+        yield None
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f".{target.name}.lock"), on_wait):
+        if target.exists():
+            yield None
+            return
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step; readers see the old text or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,119 @@
+"""Conversions between model formats: which steps lead from a source to what an engine reads, and doing them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.base import BuildStep, Environment, PrepareError
+from launcher.atomic import made_once
+from launcher.environments import ensure
+from launcher.progress import Progress
+
+OUTPUT = "{output}"  #: stands for the folder to fill, in a step's argv
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What the steps are made from."""
+
+    cache: Path
+    templates: Path
+    model_id: str
+    identity: str  #: of the weights
+    context_length: int
+    product: str | None  #: of the device
+    device_count: int
+    settings: Mapping[str, Any]  #: model.build.<device kind>
+    converter: Environment  #: has torch, transformers and gguf
+    serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
+
+
+def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop) -> tuple[str, tuple[BuildStep, ...]]:
+    """The format that is reached and the steps to it: the fewest, to the format that comes first in `wanted`.
+
+    An empty string for the format where no conversion leads to any of `wanted`.
+    """
+    reached: dict[str, tuple[BuildStep, ...]] = {source_format: ()}
+    for (start, end), make in _CONVERSIONS.items():  # in an order in which every start comes before its use
+        if start in reached and end not in reached:
+            before = reached[start]
+            reached[end] = (*before, make(before[-1].output if before else source, shop))
+    for name in wanted:
+        if name in reached:
+            return name, reached[name]
+    return "", ()
+
+
+def run(step: BuildStep, progress: Progress) -> None:
+    """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines."""
+    output = Path(step.output)
+    if output.exists():
+        return
+    ensure(step.environment, progress)
+    log = output.with_suffix(".log")
+    with (
+        progress.stage("build", step.name),
+        made_once(output, lambda: progress.detail("waiting for another launch that builds the same")) as folder,
+    ):
+        if folder is None:
+            return
+        argv = [str(folder) if word == OUTPUT else word for word in step.argv]
+        path = f"{step.environment.bin}:{os.environ.get('PATH', os.defpath)}"
+        with log.open("wb") as stream:
+            code = subprocess.call(
+                argv,
+                env={**os.environ, "PATH": path, **step.env},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+            )
+        if code:
+            last = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
+            raise PrepareError(f"build step {step.name} exited {code} (log: {log}):\n  {last}")
+
+
+def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:
+    script = str(shop.templates / "convert/gguf_to_safetensors.py")
+    return BuildStep(
+        name="gguf-to-safetensors",
+        argv=(f"{shop.converter.bin}/python", script, source, OUTPUT),
+        output=_artifact(shop, "safetensors", ["gguf-to-safetensors", shop.converter.requirements]),
+        environment=shop.converter,
+        env={"HF_HUB_OFFLINE": "1"},
+    )
+
+
+def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
+    """`optimum-rbln-cli` of SDK 0.12; compiles on a host without an NPU too, for the product that is named."""
+    settings = {
+        "batch_size": 1,
+        "max_seq_len": shop.context_length,
+        **shop.settings,
+        "num_devices": shop.device_count,
+    }
+    flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+    target = ("--npu", shop.product) if shop.product else ()
+    return BuildStep(
+        name="optimum-rbln-compile",
+        argv=(f"{shop.serving.bin}/optimum-rbln-cli", "--model-id", source, "-o", OUTPUT, *flags, *target),
+        output=_artifact(shop, "rbln", [settings, shop.product, shop.serving.requirements]),
+        environment=shop.serving,
+    )
+
+
+_CONVERSIONS = {
+    ("gguf", "safetensors"): _gguf_to_safetensors,
+    ("safetensors", "rbln"): _compile_rbln,
+}
+
+
+def _artifact(shop: Workshop, kind: str, profile: object) -> str:
+    key = hashlib.sha256(json.dumps([shop.identity, profile], default=str).encode()).hexdigest()[:12]
+    return str(shop.cache / "artifacts" / f"{shop.model_id}-{kind}-{key}")

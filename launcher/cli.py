@@ -1,0 +1,168 @@
+"""The command line: a first word without `=` is a verb, all else is Hydra's own command line.
+
+Answers and reports go to stdout, everything else to stderr. Exit codes: 0 done as asked, 1 the deployment failed, 2 the
+request was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from engines.base import ConfigError, RmLaunchError
+
+_USAGE = """\
+rmlaunch: plan, start, prove and stop model servers
+
+  rmlaunch [engine=…] [device=…] [model=…] [key=value …]   launch in the foreground; Ctrl-C drains and stops
+  rmlaunch … prompt="What is …?"                            launch, ask once, print the answer, stop
+  rmlaunch plan … [--json]                                  print everything that would be done, and do nothing
+  rmlaunch -m engine=triton,llamacpp … prompt="…"           launch, measure and stop each combination; one report
+
+  --config-dir DIR    look for config groups (model/mine.yaml) there too; $XDG_CONFIG_HOME/rmlaunch always is
+  --cfg job, --info, --hydra-help, -m, --shell-completion   Hydra's own
+"""
+
+#: what makes Hydra itself run the application; without them composing is all that is needed of it
+_HYDRA_FLAGS = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--hydra-help",
+                "-p", "--package", "--resolve", "-r", "--run", "--experimental-rerun")  # fmt: skip
+
+
+def main() -> None:
+    """The console script `rmlaunch`."""
+    try:
+        code = run(sys.argv[1:])
+    except RmLaunchError as exc:
+        sys.stderr.write(f"error: {exc}\n")
+        code = exc.exit_code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def run(words: Sequence[str]) -> int:
+    """Do what `words` ask for; returns the exit code. Raises `RmLaunchError`."""
+    if "--help" in words or "-h" in words:
+        return _help()
+    if any(word.split("=")[0] in _HYDRA_FLAGS for word in words):
+        return _hydra(words)
+    verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    if verb is None:
+        return _launch(*_split(words))
+    if verb not in _VERBS:
+        from launcher.suggest import unknown
+
+        raise ConfigError(unknown("verb", verb, sorted(_VERBS)) + "; overrides are written key=value")
+    return _VERBS[verb](words[1:])
+
+
+def _help() -> int:
+    from launcher.compose import options
+
+    groups = "".join(
+        f"  {group:<8} {', '.join(options(group))}\n" for group in ("engine", "device", "model", "runtime")
+    )
+    sys.stdout.write(f"{_USAGE}\nconfig groups:\n{groups}")
+    return 0
+
+
+def _plan(words: Sequence[str]) -> int:
+    overrides, config_dir = _split([word for word in words if word != "--json"])
+    from launcher import plans
+    from launcher.ledger import Ledger
+    from launcher.paths import state_root
+    from launcher.resolve import resolve, settle
+
+    settled = settle(overrides, config_dir)
+    engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
+    plan = engine.plan(spec)
+    _say_reasons(settled.reasons)
+    text = json.dumps(plans.public(plan), indent=2) if "--json" in words else "\n".join(plans.lines(plan))
+    sys.stdout.write(f"{text}\n")
+    return 0
+
+
+_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"plan": _plan}
+
+
+def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
+    from launcher.lifecycle import Phase
+    from launcher.progress import Progress
+    from launcher.serving import launch
+
+    engine = launch(*overrides, config_dir=config_dir, progress=Progress())
+    _say_reasons(engine.reasons)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if not engine.ask_stop():  # nothing runs yet: leave whatever is being prepared
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    try:
+        engine.start()
+        if engine.config.prompt is not None:
+            from launcher.oneshot import ask
+
+            ask(engine, engine.config.prompt)
+            stopped = engine.stop()
+        else:
+            engine.progress.note(f"ready: {engine.name} at {engine.plan.endpoints.http.url}; Ctrl-C stops it")
+            stopped = engine.wait()
+    finally:
+        engine.close()
+    if stopped is None or stopped.phase is not Phase.STOPPED or stopped.leftovers:
+        left = ", ".join(stopped.leftovers) if stopped else ""
+        raise RmLaunchError(f"{engine.name} did not stop cleanly{': still there: ' + left if left else ''}")
+    engine.progress.note(f"stopped: {engine.name}; nothing is left of it")
+    return 0
+
+
+def _hydra(words: Sequence[str]) -> int:
+    import hydra
+
+    from launcher.compose import HYDRA_VERSION_BASE, normalized, readable_errors, set_up
+    from launcher.paths import shipped
+    from launcher.sweep import job
+
+    _, config_dir = _split(words)
+    set_up(None)  # Hydra reads --config-dir itself
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
+    sys.argv = [sys.argv[0], *normalized(words)]
+    decorate = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
+    with readable_errors():
+        decorate(job(config_dir))()
+    return 0
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The overrides and the value of --config-dir. Raises `ConfigError` for a flag that nobody knows."""
+    overrides: list[str] = []
+    config_dir: str | None = None
+    rest = iter(words)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            config_dir = value if equals else next(rest, "")
+        elif word.startswith("-") and flag not in _HYDRA_FLAGS:
+            raise ConfigError(f"unknown flag {word!r}; see rmlaunch --help")
+        else:
+            overrides.append(word)
+    return overrides, config_dir
+
+
+def _say_reasons(reasons: Sequence[str]) -> None:
+    for reason in reasons:
+        sys.stderr.write(f"{reason}\n")
+
+
+if __name__ == "__main__":
+    main()

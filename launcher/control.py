@@ -1,0 +1,168 @@
+"""The owner's side of a supervisor: start it, follow what it says, ask it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout
+from launcher import plans
+from launcher.ledger import Claim
+from launcher.lifecycle import Phase
+from launcher.schema import SuperviseConf
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the supervisor said last."""
+
+    phase: Phase = Phase.PENDING
+    reason: str = ""
+    timed_out: bool = False
+    crashes: int = 0
+    starts: int = 0
+    pid: int | None = None
+    log: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, line: bytes) -> News:
+        data: dict[str, Any] = json.loads(line)
+        data |= {key: tuple(data[key]) for key in ("leftovers", "tail")}
+        return cls(phase=Phase(data.pop("state")), **data)
+
+
+class Supervised:
+    """A supervisor process that is ours: it and its engine end with us, however we end."""
+
+    def __init__(
+        self,
+        plan: LaunchPlan,
+        claim: Claim,
+        supervise: SuperviseConf,
+        api_key: str | None,
+        on_news: Callable[[News], None] = lambda _: None,
+    ) -> None:
+        self.plan = plan
+        self.news = News()
+        self._claim = claim
+        self._on_news = on_news
+        self._changed = threading.Condition()
+        self._closed = False
+        self._control, theirs = socket.socketpair()
+        with (claim.folder / "supervisor.log").open("ab") as errors, theirs:
+            descriptors = (theirs.fileno(), claim.lock.fileno())
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "launcher.supervisor", *map(str, descriptors)],
+                pass_fds=descriptors,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+            )
+        orders = {
+            "plan": plans.whole(plan),
+            "folder": str(claim.folder),
+            "policy": {
+                "max_crashes": supervise.max_crashes,
+                "backoff_s": supervise.backoff_s,
+                "backoff_max_s": supervise.backoff_max_s,
+            },
+            "stop_grace_s": supervise.stop_grace_s,
+            "stable_s": supervise.stable_s,
+            "api_key": api_key,
+        }
+        self._send(orders)
+        threading.Thread(target=self._listen, name="supervisor news", daemon=True).start()
+
+    def wait_ready(self) -> News:
+        """Block until the engine serves. Raises `ExitedBeforeReady` or `ReadyTimeout` with cause and last lines."""
+        news = self._wait(lambda news: news.phase is Phase.READY or news.phase.final, None)
+        if news.phase is not Phase.READY:
+            raise self.failure()
+        return news
+
+    def wait_final(self, timeout_s: float | None = None) -> News:
+        """Block until the deployment has ended, at most `timeout_s`."""
+        return self._wait(lambda news: news.phase.final, timeout_s)
+
+    def stop(self) -> None:
+        """Ask for a drain and a stop; a second call kills. Does not wait; asking one that has ended does nothing."""
+        with contextlib.suppress(OSError):
+            self._send({"op": "stop"})
+
+    def close(self) -> None:
+        """Let go: a supervisor that still runs kills its engine now. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            self._process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(timeout=5)
+        self._sweep_if_orphaned()
+        self._control.close()
+        self._claim.release()
+
+    def failure(self) -> DeploymentError:
+        """The error that the last news amount to."""
+        news = self.news
+        tail = "".join(f"\n  | {line}" for line in news.tail)
+        where = f"\n  log: {news.log}" if news.log else ""
+        text = f"{self.plan.name}: {news.reason or news.phase.value}{tail}{where}"
+        if news.timed_out:
+            return ReadyTimeout(text)
+        if not self._was_ready:
+            return ExitedBeforeReady(f"{text}\n  it ended {news.crashes or 1} × before it served")
+        return DeploymentError(text)
+
+    _was_ready = False
+
+    def _wait(self, done: Callable[[News], bool], timeout_s: float | None) -> News:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not done(self.news):
+                left = 0.5 if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.5))  # short, so that a signal is handled in between
+        return self.news
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._control.sendall(json.dumps(message).encode() + b"\n")
+
+    def _listen(self) -> None:
+        with self._control.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
+            for line in lines:
+                self._take(News.read(line))
+        if not self.news.phase.final:
+            self._take(News(Phase.FAILED, "its supervisor was killed", log=str(self._claim.folder / "supervisor.log")))
+
+    def _take(self, news: News) -> None:
+        with self._changed:
+            self.news = news
+            self._was_ready = self._was_ready or news.phase is Phase.READY
+            self._changed.notify_all()
+        self._on_news(news)
+
+    def _sweep_if_orphaned(self) -> None:
+        """A supervisor that was killed took the engine's leader along; its workers are ours to end."""
+        if self._process.returncode == 0:
+            return
+        from launcher.runtimes.process import kill_marked, remove_leftovers
+
+        kill_marked(self.plan.run_dir, 5.0)
+        remove_leftovers(self.plan.leftovers)

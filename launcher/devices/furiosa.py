@@ -1,0 +1,21 @@
+"""FuriosaAI RNGD NPUs. Nobody has run this against an NPU: names are those of the vendor's tools at SDK 2026.4."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
+
+
+class Furiosa(DevicePlugin):
+    kind = "furiosa"
+    looked_for: ClassVar[str] = "device nodes /dev/rngd/npu0mgmt, /dev/rngd/npu1mgmt, …"
+    products: ClassVar[Mapping[str, int]] = {"RNGD": 48 * GIB}
+    assumed_product = "RNGD"
+
+    def detect(self) -> tuple[Resource, ...]:
+        return tuple(Resource(number, self.kind) for number in indexed_nodes("/dev/rngd", "npu*mgmt"))
+
+    def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        return ("/dev/rngd",)

@@ -1,0 +1,36 @@
+"""Rebellions NPUs: ATOM (RBLN-CA*) and REBEL (RBLN-CR*).
+
+Nobody has run this against an NPU: names and sizes are those of the vendor's own tools at SDK 0.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
+
+
+class Rbln(DevicePlugin):
+    kind = "rbln"
+    looked_for: ClassVar[str] = "device nodes /dev/rbln0, /dev/rbln1, …"
+    products: ClassVar[Mapping[str, int]] = {
+        "RBLN-CA12": 16 * GIB,
+        "RBLN-CA22": 16 * GIB,
+        "RBLN-CA25": 16 * GIB,
+        "RBLN-CR03": 144 * GIB,
+        "RBLN-CR13": 144 * GIB,
+    }
+    assumed_product = "RBLN-CA25"
+
+    def detect(self) -> tuple[Resource, ...]:
+        return tuple(Resource(number, self.kind) for number in indexed_nodes("/dev", "rbln*"))
+
+    def visible_env(self, ids: tuple[int, ...]) -> Mapping[str, str]:
+        # The name from SDK 0.12 on, which our environments pin. RBLN_DEVICES is the older one: the runtime prefers
+        # it, so setting both risks that they differ.
+        return {"RBLN_VISIBLE_DEVICES": ",".join(map(str, ids))}
+
+    def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        # Without /dev/rsd0 the runtime counts no devices at all.
+        return (*(f"/dev/rbln{number}" for number in ids), "/dev/rsd0")

@@ -1,0 +1,71 @@
+"""Why an engine's program ended, in one plain sentence and a remedy: signatures as data, matched against its log."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    pattern: str  #: a regular expression, matched line by line, case-insensitively
+    cause: str
+    remedy: str
+    permanent: bool = True  #: starting it again cannot help
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    sentence: str
+    permanent: bool
+
+
+#: the first that matches wins, so the specific ones stand first
+SIGNATURES = (
+    Signature(
+        r"address already in use|failed to start HTTP service: Unavailable|couldn't bind.*server socket",
+        "its port is taken",
+        "choose another port, or leave it out",
+        permanent=False,  # the last connections of a stopped server can hold it for a moment
+    ),
+    Signature(r"CUDA out of memory|CUDA error: out of memory|cudaErrorMemoryAllocation",
+              "the GPU's memory is full", "free the GPU, or lower model.context_length or the batch size"),
+    Signature(r"std::bad_alloc|Cannot allocate memory|MemoryError|DefaultCPUAllocator: can't allocate memory",
+              "the machine's memory is full", "use a smaller model or a shorter model.context_length"),
+    Signature(r"No space left on device", "a disk is full", "free space where the state and cache folders are"),
+    Signature(r"error while loading shared libraries: (\S+)",
+              "a shared library is missing", "install it, or use a managed environment"),
+    Signature(r"No module named '?([\w.]+)'?",
+              "a Python package is missing in its environment", "add it to engine.environments.<device>.requirements"),
+    Signature(r"unrecognized arguments?:|error: invalid argument:|unknown argument:|unrecognized option",
+              "it does not know one of its flags", "check engine.args"),
+    Signature(r"is not a GGUF file|failed to load model|could not load '|Error while deserializing header",
+              "the model's file cannot be read", "check model.source and model.format; fetch it again"),
+)  # fmt: skip
+
+_SIGNALS = {
+    signal.SIGKILL: ("it was killed (SIGKILL), as the kernel does when memory runs out", False),
+    signal.SIGILL: ("it used an instruction that this processor lacks (SIGILL); use a build for this processor", True),
+    signal.SIGSEGV: ("it crashed (SIGSEGV)", False),
+    signal.SIGABRT: ("it aborted (SIGABRT)", False),
+    signal.SIGTERM: ("somebody ended it (SIGTERM)", False),
+}
+
+
+def explain(exit_code: int, log: Sequence[str]) -> Diagnosis:
+    """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines)."""
+    ended = _ended(exit_code)
+    for known in SIGNATURES:
+        for line in log:
+            if re.search(known.pattern, line, re.IGNORECASE):
+                return Diagnosis(f"{ended}: {known.cause} ({line.strip()[:200]}); {known.remedy}", known.permanent)
+    if exit_code < 0 and -exit_code in _SIGNALS:
+        sentence, permanent = _SIGNALS[signal.Signals(-exit_code)]
+        return Diagnosis(sentence, permanent)
+    return Diagnosis(ended, False)
+
+
+def _ended(exit_code: int) -> str:
+    return f"ended by signal {-exit_code}" if exit_code < 0 else f"exited {exit_code}"

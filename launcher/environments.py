@@ -1,0 +1,139 @@
+"""Isolated environments: one per engine × device, made with uv, found again by the hash of what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from engines.base import ConfigError, Environment, PrepareError
+from launcher.atomic import made_once
+from launcher.masking import mask_url
+from launcher.progress import Progress
+from launcher.schema import EnvironmentConf
+
+#: pip's settings that uv has under another name: a machine that is set up for pip works without being asked again
+_PIP_TO_UV = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX",
+    "PIP_EXTRA_INDEX_URL": "UV_INDEX",
+    "PIP_FIND_LINKS": "UV_FIND_LINKS",
+}
+
+
+def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) -> Environment:
+    """The environment that `choice` (engine.environment) means for `name`; nothing is made.
+
+    Looks at the machine only where the user owns the environment.
+    """
+    if choice == "current":
+        return Environment(name, sys.prefix, _running_python(), managed=False)
+    if choice != "managed":
+        return _owned(name, Path(choice).expanduser().absolute())
+    conf = conf or EnvironmentConf()
+    python = conf.python or _running_python()
+    what = [python, platform.machine(), conf.requirements, conf.overrides, conf.indexes]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return Environment(
+        name=name,
+        path=str(cache / "environments" / f"{name}-{key}"),
+        python=python,
+        requirements=tuple(conf.requirements),
+        overrides=tuple(conf.overrides),
+        indexes=tuple(conf.indexes),
+    )
+
+
+def ensure(environment: Environment, progress: Progress) -> None:
+    """Make `environment` unless it is there. Raises `PrepareError` with the packages and indexes it wanted."""
+    target = Path(environment.path)
+    if not environment.managed or target.exists():
+        return
+    packages = f"{len(environment.requirements)} pinned requirements, Python {environment.python}"
+    with (
+        progress.stage("environment", f"making {environment.name} ({packages})"),
+        made_once(target, lambda: progress.detail("waiting for another launch that makes the same")) as folder,
+    ):
+        if folder is not None:
+            _fill(folder, environment, progress)
+
+
+def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "") -> None:
+    """Run uv, showing what it says. Raises `PrepareError` that begins with `what` and ends with uv's last lines."""
+    from uv import find_uv_bin
+
+    command = [find_uv_bin(), *arguments]
+    tail: deque[str] = deque(maxlen=6)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_uv_env()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
+        for line in process.stderr:
+            if line.strip():
+                tail.append(line.rstrip())
+                if line.startswith(("Resolved", "Prepared", "Installed", "Downloading", "Building")):
+                    progress.detail(line)
+    if process.returncode:
+        raise PrepareError(f"{what}: uv exited {process.returncode}:\n  " + "\n  ".join(tail))
+
+
+def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
+    wanted = f"could not make environment {environment.name} ({_wanted(environment)})"
+    # Relocatable, because the folder is renamed when it is whole.
+    uv(["venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(environment.python), str(folder)],
+       wanted, progress)  # fmt: skip
+    overrides = folder / "overrides.txt"
+    overrides.write_text("\n".join(environment.overrides) + "\n")
+    indexes = [part for index in environment.indexes for part in ("--index", index)]
+    uv(
+        ["pip", "install", "--python", str(folder / "bin/python"), "--overrides", str(overrides), *indexes, "-r", "-"],
+        wanted,
+        progress,
+        stdin="\n".join(environment.requirements) + "\n",
+    )
+
+
+def _wanted(environment: Environment) -> str:
+    indexes = ", ".join(mask_url(index) for index in environment.indexes)
+    return f"{', '.join(environment.requirements)} from the default package index{' and ' + indexes if indexes else ''}"
+
+
+def _owned(name: str, path: Path) -> Environment:
+    """An environment of the user's own: `path` is its folder or its Python."""
+    folder = path.parent.parent if path.is_file() else path
+    found = sorted(folder.glob("lib/python3.*"))
+    match = re.fullmatch(r"python(3\.\d+)", found[-1].name) if found else None
+    if match is None:
+        raise ConfigError(
+            f"engine.environment={str(path)!r} is neither a Python environment nor its python; "
+            "give managed, current, or the folder that has bin/python and lib/python3.x"
+        )
+    return Environment(name, str(folder), match.group(1), managed=False)
+
+
+def _running_python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _interpreter(version: str) -> str:
+    """Our own interpreter where the version fits, so that nothing is searched for or downloaded."""
+    base = Path(sys.base_prefix) / "bin" / f"python{version}"
+    return str(base) if base.exists() else version
+
+
+def _uv_env() -> Mapping[str, str]:
+    env = dict(os.environ)
+    for pip, name in _PIP_TO_UV.items():
+        if pip in env and name not in env:
+            separator = "," if name == "UV_FIND_LINKS" else " "
+            env[name] = separator.join(env[pip].split())
+    return env

@@ -1,0 +1,148 @@
+"""The record on disk of what is deployed: one folder per name, which its live owner holds locked.
+
+    <state>/ledger.lock                 held while a name and ports are being chosen
+    <state>/deployments/<name>/lock     held (flock) by the launcher, then by the supervisor, for as long as it lives
+    <state>/deployments/<name>/plan.json, state.json, logs/, run/
+
+A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from engines.base import ResourceError
+from launcher.atomic import write_text
+
+FIRST_PORT = 8000
+_NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A name that is ours: while `lock` is open here or in a child, nobody else gets it."""
+
+    folder: Path
+    lock: TextIO
+
+    def release(self) -> None:
+        """Let the name go and remove what the plan put there; logs and the last state stay to be read."""
+        shutil.rmtree(self.folder / "run", ignore_errors=True)
+        self.lock.close()
+
+
+class Ledger:
+    def __init__(self, state: Path) -> None:
+        self.deployments = state / "deployments"
+        self._state = state
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Nobody else chooses names or ports while the block runs."""
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._state / "ledger.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def free_name(self, wanted: str | None, derived: str) -> str:
+        """`wanted` if it is free; else `derived`, with a number where that is taken. Raises `ResourceError`."""
+        if wanted:
+            if not wanted.replace("-", "").replace("_", "").replace(".", "").isalnum() or len(wanted) > _NAME_LIMIT:
+                raise ResourceError(
+                    f"name={wanted!r} cannot be used: up to {_NAME_LIMIT} letters, digits, '.', '_' and '-'"
+                )
+            if self.is_live(wanted):
+                raise ResourceError(f"name={wanted!r} is taken by a running deployment; choose another or stop it")
+            return wanted
+        name, number = derived[:_NAME_LIMIT], 1
+        while self.is_live(name):
+            number += 1
+            name = f"{derived[:_NAME_LIMIT]}-{number}"
+        return name
+
+    def is_live(self, name: str) -> bool:
+        try:
+            with (self.deployments / name / "lock").open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:
+        """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
+        folder = self.deployments / name
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
+        return Claim(folder, lock)
+
+    def held_ports(self) -> set[int]:
+        """The ports of running deployments, whether their engines listen yet or not."""
+        held: set[int] = set()
+        for record in self.deployments.glob("*/plan.json"):
+            if self.is_live(record.parent.name):
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    held.update(json.loads(record.read_text())["ports"])
+        return held
+
+    def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
+        """A port for each key of `wanted`: the given one, or the first free ones from 8000 up.
+
+        Raises `ResourceError` that names the key and who has the port.
+        """
+        held = self.held_ports()
+        for key, port in wanted.items():
+            if port is not None and (port in held or not _is_free(host, port)):
+                raise ResourceError(f"{key}={port} is in use by {_holder(port)}; choose another or leave {key} out")
+        given = {port for port in wanted.values() if port is not None}
+        chosen: list[int] = []
+        candidate = FIRST_PORT
+        for port in wanted.values():
+            if port is None:
+                while candidate in held or candidate in given or not _is_free(host, candidate):
+                    candidate += 1
+                port, candidate = candidate, candidate + 1
+            chosen.append(port)
+        return tuple(chosen)
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do; otherwise the last connections of a stopped server would block its port for a minute.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            if exc.errno == 98:  # EADDRINUSE
+                return False
+            raise ResourceError(f"host={host!r} port={port}: {exc.strerror or exc}") from exc
+    return True
+
+
+def _holder(port: int) -> str:
+    """Who listens on `port`, as far as this user may see."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f"pid {connection.pid} ({command[:80] or 'unknown command'})"
+    except psutil.Error:
+        pass
+    return "a process that this user may not see" if os.geteuid() else "another deployment"

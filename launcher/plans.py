@@ -1,0 +1,139 @@
+"""A `LaunchPlan` as JSON for a supervisor, and as something to read for a person; secrets are masked for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from engines.base import BuildStep, Environment, LaunchPlan, Probes
+from launcher.masking import mask_argv, mask_env, mask_url
+
+
+def public(plan: LaunchPlan) -> dict[str, Any]:
+    """What `rmlaunch plan --json` prints."""
+    device, model, ends = plan.device, plan.model, plan.endpoints
+    return {
+        "name": plan.name,
+        "engine": plan.engine,
+        "device": {
+            "kind": device.kind,
+            "ids": list(device.ids),
+            "count": device.count,
+            "product": device.product,
+            "assumed": device.assumed,
+        },
+        "model": {"id": model.id, "source": model.source, "format": model.format, "path": model.path},
+        "runtime": plan.runtime,
+        "environment": _environment(plan.environment),
+        "builds": [_build(step) for step in plan.builds],
+        "files": dict(plan.files),
+        "links": dict(plan.links),
+        "argv": list(mask_argv(plan.argv)),
+        "env": mask_env(plan.env),
+        "endpoints": {
+            "http": ends.http.url,
+            "grpc": str(ends.grpc) if ends.grpc else None,
+            "metrics": ends.metrics,
+        },
+        "probes": _probes(plan.probes),
+        "container": dataclasses.asdict(plan.container) if plan.container else None,
+    }
+
+
+def lines(plan: LaunchPlan) -> Iterator[str]:
+    """What `rmlaunch plan` prints."""
+    data = public(plan)
+    device, environment = data["device"], data["environment"]
+    assumed = ", assumed: it was not found here" if device["assumed"] else ""
+    product = f", {device['product']}" if device["product"] else ""
+    yield f"name         {data['name']}"
+    yield f"engine       {data['engine']} on {device['kind']} {device['ids']}{product}{assumed}"
+    yield f"model        {data['model']['id']} ({data['model']['format']}) from {data['model']['source']}"
+    yield f"             {data['model']['path']}"
+    yield f"runtime      {data['runtime']}"
+    yield f"environment  {environment['path']} (Python {environment['python']})"
+    for key in ("requirements", "overrides", "indexes"):
+        if environment[key]:
+            yield f"             {key}: {', '.join(environment[key])}"
+    for step in data["builds"]:
+        yield f"build        {step['name']} → {step['output']}"
+        yield f"             {shlex.join(step['argv'])}"
+    for name, value in data["env"].items():
+        yield f"env          {name}={value}"
+    yield f"argv         {shlex.join(data['argv'])}"
+    for name, url in data["endpoints"].items():
+        if url:
+            yield f"endpoint     {name}: {url}"
+    for name, probe in data["probes"].items():
+        yield f"probe        {name}: {' '.join(f'{k}={v}' for k, v in probe.items() if v is not None)}"
+    if data["container"]:
+        yield f"container    {data['container']['image']} devices={data['container']['devices']}"
+    for path, target in data["links"].items():
+        yield f"link         {plan.run_dir}/{path} → {target}"
+    for path, text in data["files"].items():
+        yield f"file         {plan.run_dir}/{path}"
+        yield from (f"  | {line}" for line in text.splitlines())
+
+
+def whole(plan: LaunchPlan) -> dict[str, Any]:
+    """Everything, secrets too: for a pipe between our own processes, never for a file or a screen."""
+    return dataclasses.asdict(plan)
+
+
+def load(data: Mapping[str, Any]) -> LaunchPlan:
+    """The plan that `whole` took apart. Raises `TypeError` or `KeyError` for anything else."""
+    plan = _build_value(LaunchPlan, data)
+    assert isinstance(plan, LaunchPlan)
+    return plan
+
+
+def _build_value(kind: Any, value: Any) -> Any:
+    """`value` from JSON as the type `kind`: dataclasses, tuples, mappings and optionals of them."""
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, type(int | None)):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _build_value(hints[name], item) for name, item in value.items()})
+    if get_origin(kind) is tuple:
+        return tuple(_build_value(get_args(kind)[0], item) for item in value)
+    return value
+
+
+def _environment(environment: Environment) -> dict[str, Any]:
+    return {
+        "name": environment.name,
+        "path": environment.path,
+        "managed": environment.managed,
+        "python": environment.python,
+        "requirements": list(environment.requirements),
+        "overrides": list(environment.overrides),
+        "indexes": [mask_url(index) for index in environment.indexes],
+    }
+
+
+def _build(step: BuildStep) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "argv": list(mask_argv(step.argv)),
+        "env": mask_env(step.env),
+        "output": step.output,
+        "environment": _environment(step.environment),
+    }
+
+
+def _probes(probes: Probes) -> dict[str, dict[str, Any]]:
+    settings = probes.settings
+    return {
+        "startup": {**dataclasses.asdict(probes.startup), "timeout_s": settings.startup_timeout_s},
+        "readiness": dataclasses.asdict(probes.readiness),
+        "liveness": {
+            **dataclasses.asdict(probes.liveness),
+            "period_s": settings.liveness_period_s,
+            "timeout_s": settings.liveness_timeout_s,
+            "failures": settings.liveness_failures,
+        },
+    }

@@ -1,0 +1,133 @@
+"""Checks over HTTP: start-up, then a real request, then liveness; run in a thread, reported as lifecycle events."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from engines.base import Endpoint, HttpCheck, Probes
+from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
+
+#: between two looks at a server that is starting; it bounds how late READY is said
+_STARTING_PERIOD_S = 0.01
+_CHECK_TIMEOUT_S = 5.0
+
+
+def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str | None = None) -> str:
+    """Do `probe` once. Returns "" where it passed, else what came instead. Reads the whole body."""
+    headers = {"Content-Type": "application/json"}
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    body = json.dumps(probe.body) if probe.body is not None else None
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
+    try:
+        connection.request(probe.method, probe.path, body, headers)
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, http.client.HTTPException) as exc:
+        return f"{type(exc).__name__} from {probe.path}: {exc}"
+    finally:
+        connection.close()
+    if response.status != 200:
+        return f"{response.status} from {probe.path}: {answer[:300].decode(errors='replace').strip()}"
+    if probe.expect and not _leads_somewhere(answer, probe.expect):
+        return f"200 from {probe.path}, but no {probe.expect!r} in {answer[:300].decode(errors='replace')!r}"
+    return ""
+
+
+class Watch:
+    """The probes of one start of the engine, in a thread of their own.
+
+    `report` is called from that thread with an event; after `cancel` it is called no more.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, probes: Probes, api_key: str | None, report: Callable[[Event], None]
+    ) -> None:
+        self._endpoint = endpoint
+        self._probes = probes
+        self._api_key = api_key
+        self._report = report
+        self._cancelled = threading.Event()
+        self.timings: dict[str, float] = {}  #: seconds, of the start-up's parts
+        threading.Thread(target=self._run, name="probes", daemon=True).start()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def _run(self) -> None:
+        failure = self._until_ready()
+        if self._cancelled.is_set():
+            return
+        if failure:
+            self._say(TimedOut(failure))
+            return
+        self._say(Proved())
+        self._until_dead()
+
+    def _until_ready(self) -> str:
+        """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
+        began = time.monotonic()
+        deadline = began + self._probes.settings.startup_timeout_s
+        missing = self._repeat(self._listening, deadline)
+        if not missing:
+            missing = self._repeat(lambda: self._try(self._probes.startup, _CHECK_TIMEOUT_S), deadline)
+        self.timings["startup_s"] = time.monotonic() - began
+        if not missing:
+            asked = time.monotonic()
+            missing = self._repeat(lambda: self._try(self._probes.readiness, deadline - time.monotonic()), deadline)
+            self.timings["readiness_s"] = time.monotonic() - asked
+        limit = self._probes.settings.startup_timeout_s
+        return f"not ready after {limit:g} s (supervise.startup_timeout_s): {missing}" if missing else ""
+
+    def _repeat(self, attempt: Callable[[], str], deadline: float) -> str:
+        while not self._cancelled.is_set():
+            missing = attempt()
+            if not missing or time.monotonic() > deadline:
+                return missing
+            self._cancelled.wait(_STARTING_PERIOD_S)
+        return ""
+
+    def _listening(self) -> str:
+        """A bare connect costs a tenth of an HTTP request, and loading can take minutes."""
+        family = socket.AF_INET6 if ":" in self._endpoint.host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_CHECK_TIMEOUT_S)
+            refused = probe.connect_ex((self._endpoint.host, self._endpoint.port))
+        return f"nothing listens on {self._endpoint}" if refused else ""
+
+    def _until_dead(self) -> None:
+        settings = self._probes.settings
+        failures = 0
+        while not self._cancelled.wait(settings.liveness_period_s):
+            missing = self._try(self._probes.liveness, settings.liveness_timeout_s)
+            if not missing and failures:
+                self._say(Recovered())
+            failures = failures + 1 if missing else 0
+            if failures >= settings.liveness_failures:
+                self._say(Crashed(f"{failures} liveness checks in a row failed: {missing}"))
+                return
+            if failures:
+                self._say(Missed())
+
+    def _try(self, probe: HttpCheck, timeout_s: float) -> str:
+        return check(self._endpoint, probe, max(timeout_s, 0.1), self._api_key)
+
+    def _say(self, event: Event) -> None:
+        if not self._cancelled.is_set():
+            self._report(event)
+
+
+def _leads_somewhere(answer: bytes, path: str) -> bool:
+    try:
+        value: Any = json.loads(answer)
+        for part in path.split("."):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return False
+    return value is not None

@@ -1,0 +1,51 @@
+"""What is being done and for how long, on stderr: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+
+class Progress:
+    """The stages of one launch; `seconds` has how long each took, in order."""
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.seconds: dict[str, float] = {}
+        self._stream = stream or sys.stderr
+        self._quiet = quiet
+        self._live = not quiet and self._stream.isatty()
+        self._stage = ""
+        self._started = 0.0
+
+    @contextmanager
+    def stage(self, name: str, text: str) -> Iterator[None]:
+        """Announce `text`, and when the block ends say how long it took."""
+        self._stage, self._started = name, time.monotonic()
+        self._show(text, end="" if self._live else "\n")
+        try:
+            yield
+        finally:
+            elapsed = time.monotonic() - self._started
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+            if self._live:
+                self._show(f"{text} · {elapsed:.1f} s", end="\n")
+
+    def detail(self, text: str) -> None:
+        """The newest line of a long stage's own output."""
+        elapsed = time.monotonic() - self._started
+        self._show(f"{text.strip()[:100]} · {elapsed:.0f} s", end="" if self._live else "\n")
+
+    def note(self, text: str) -> None:
+        """A fact that belongs to no stage."""
+        if not self._quiet:
+            self._stream.write(f"{text}\n")
+
+    def _show(self, text: str, end: str) -> None:
+        if self._quiet:
+            return
+        start = "\r\x1b[K" if self._live else ""
+        self._stream.write(f"{start}{self._stage:<12} {text}{end}")
+        self._stream.flush()

@@ -1,0 +1,231 @@
+"""`LaunchConfig` → `ServeSpec`: the one stage that looks at the machine; what it sees becomes data in the spec."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.base import (
+    LOOPBACK,
+    BuildStep,
+    ConfigError,
+    Device,
+    Engine,
+    Environment,
+    Model,
+    PlanError,
+    ProbeSettings,
+    ResourceError,
+    ServeSpec,
+)
+from launcher import builds, environments, models, policy, registry
+from launcher.compose import compose
+from launcher.devices.base import DevicePlugin, Resource
+from launcher.ledger import Ledger
+from launcher.paths import cache_root, shipped
+from launcher.schema import EngineConf, LaunchConfig
+
+#: config keys that mean the same for every engine; what an engine's schema adds to them are its own options
+_COMMON_KEYS = frozenset(field.name for field in dataclasses.fields(EngineConf))
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A config in which nothing says `auto` any more, and why each choice was made."""
+
+    config: LaunchConfig
+    reasons: tuple[str, ...]
+
+
+def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
+    """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
+    config = compose(overrides, config_dir)
+    reasons: list[str] = []
+    if "auto" not in (config.engine.name, config.device.kind):
+        return Request(config, ())
+    names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
+    able = {name: registry.engine(name).capabilities for name in names}
+    kind = config.device.kind
+    if kind == "auto":
+        found = [kind for kind in policy.DEVICE_ORDER if registry.device(kind).detect()]
+        kind, why = policy.choose_device(found, able)
+        reasons.append(why)
+    if config.engine.name == "auto":
+        name, why = policy.choose_engine(kind, _source_format(config), able)
+        reasons.append(why)
+        others = [item for item in overrides if not item.startswith("engine=")]
+        config = compose([*others, f"engine={name}"], config_dir)
+    config.device.kind = kind
+    return Request(config, tuple(reasons))
+
+
+def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
+    """The engine and everything it may look at to plan `config`.
+
+    With `to_launch`, hardware that this machine lacks is a `ResourceError`; without, it is assumed and marked so.
+    """
+    engine = registry.engine(config.engine.name)
+    options = {k: v for k, v in dataclasses.asdict(config.engine).items() if k not in _COMMON_KEYS}
+    kind = config.device.kind
+    if kind not in engine.capabilities.devices:
+        able = ", ".join(engine.capabilities.devices)
+        raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
+    _check_bind(config, engine)
+    device = _device(config, to_launch)
+    key = engine.environment_key(kind, options)
+    environment = environments.describe(
+        f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
+    )
+    model, steps = _model(config, engine, device, environment)
+    name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
+    wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
+    keys = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
+    return engine, ServeSpec(
+        name=name,
+        engine=engine.name,
+        device=device,
+        model=model,
+        runtime=config.runtime.name,
+        environment=environment,
+        bind=config.host,
+        ports=ledger.choose_ports(config.host, {key: wanted[key] for key in keys}),
+        run_dir=str(ledger.deployments / name / "run"),
+        options=options,
+        args=config.engine.args,
+        env={key: str(value) for key, value in config.engine.env.items()},
+        templates=_templates(engine.name, options.get("handler")),
+        builds=steps,
+        image=config.engine.images.get(key),
+        program=config.engine.program,
+        api_key=config.api_key,
+        probes=ProbeSettings(
+            config.supervise.startup_timeout_s,
+            config.supervise.liveness_period_s,
+            config.supervise.liveness_timeout_s,
+            config.supervise.liveness_failures,
+        ),
+    )
+
+
+def _check_bind(config: LaunchConfig, engine: Engine) -> None:
+    if config.api_key and not engine.capabilities.api_key:
+        raise PlanError(f"api_key is set, but engine={engine.name} cannot demand a key; leave it out")
+    if config.host in LOOPBACK or config.api_key:
+        return
+    if engine.capabilities.api_key:
+        raise PlanError(f"host={config.host!r} can be reached from outside; set api_key, or use host=127.0.0.1")
+    raise PlanError(
+        f"host={config.host!r} can be reached from outside and engine={engine.name} cannot demand a key; "
+        "use host=127.0.0.1"
+    )
+
+
+def _device(config: LaunchConfig, to_launch: bool) -> Device:
+    conf = config.device
+    plugin = registry.device(conf.kind)
+    found = () if conf.assume else plugin.detect()
+    if to_launch and not found:
+        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {conf.kind} device found"
+        raise ResourceError(
+            f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
+        )
+    if conf.assume and plugin.products and conf.assume not in plugin.products:
+        raise ConfigError(f"device.assume={conf.assume!r} is not known; known: {', '.join(plugin.products)}")
+    ids = _ids(config, plugin, found)
+    by_id = {resource.id: resource.attributes for resource in found}
+    first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
+    product = first.get("product") if found else conf.assume or plugin.assumed_product
+    memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
+    return Device(
+        kind=conf.kind,
+        ids=ids,
+        product=product,
+        memory_bytes=memory,
+        assumed=not found,
+        env=plugin.visible_env(ids),
+        nodes=plugin.nodes(ids),
+    )
+
+
+def _ids(config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource]) -> tuple[int, ...]:
+    conf = config.device
+    published = config.model.build.get(conf.kind, {}).get("num_devices")
+    count = conf.count or (len(conf.ids) if conf.ids else published) or 1
+    if conf.ids and conf.count and len(conf.ids) != conf.count:
+        raise ConfigError(f"device.count={conf.count}, but device.ids={conf.ids} are {len(conf.ids)}; give one of them")
+    if not found:
+        return tuple(conf.ids or range(count))
+    have = [resource.id for resource in found]
+    if missing := sorted(set(conf.ids or ()) - set(have)):
+        raise ResourceError(f"device.ids={conf.ids}: this machine has no {plugin.kind} {missing}; it has {have}")
+    if count > len(have):
+        raise ResourceError(f"device.count={count}: this machine has {len(have)} of {plugin.kind}; it has {have}")
+    return tuple(conf.ids or have[:count])
+
+
+def _source_format(config: LaunchConfig) -> str:
+    named = config.model.format
+    if named and named not in models.FORMATS:
+        raise ConfigError(f"model.format={named!r} is not known; known: {', '.join(models.FORMATS)}")
+    return named or models.parse(config.model.source).format()
+
+
+def _model(
+    config: LaunchConfig, engine: Engine, device: Device, environment: Environment
+) -> tuple[Model, tuple[BuildStep, ...]]:
+    conf = config.model
+    source = models.parse(conf.source)
+    if source.kind == "file" and not source.path(cache_root()).exists():
+        raise ConfigError(f"model.source={conf.source!r}: there is no {source.name}; check the path")
+    if conf.task not in engine.capabilities.tasks:
+        able = ", ".join(sorted(engine.capabilities.tasks))
+        raise PlanError(f"engine={engine.name} cannot do model.task={conf.task}; it can do: {able}")
+    path = str(source.path(cache_root()))
+    given = _source_format(config)
+    wanted = engine.capabilities.formats[device.kind]
+    converter = config.builders.get("convert")
+    shop = builds.Workshop(
+        cache=cache_root(),
+        templates=shipped("templates"),
+        model_id=conf.id,
+        identity=source.identity(),
+        context_length=conf.context_length,
+        product=device.product,
+        device_count=device.count,
+        settings=conf.build.get(device.kind, {}),
+        converter=environments.describe("convert", "managed", converter, cache_root()),
+        serving=environment,
+    )
+    reached, steps = builds.steps(given, wanted, path, shop)
+    if not reached:
+        raise PlanError(
+            f"engine={engine.name} on {device.kind} reads {', '.join(wanted)}, but model={conf.id} is {given} and no "
+            "conversion leads there; choose another engine or model"
+        )
+    served = steps[-1].output if steps else path
+    model = Model(
+        id=conf.id,
+        source=conf.source,
+        format=reached,
+        path=served,
+        task=conf.task,
+        context_length=conf.context_length,
+        dtype=conf.dtype,
+        chat=conf.chat,
+        batch_size=conf.build.get(device.kind, {}).get("batch_size"),
+    )
+    return model, steps
+
+
+def _templates(engine: str, handler: str | None) -> Mapping[str, str]:
+    folder = shipped("templates") / engine
+    texts = {file.name: file.read_text() for file in sorted(folder.glob("*")) if file.is_file()}
+    if handler:
+        try:
+            texts["handler"] = Path(handler).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"engine.handler={handler!r} cannot be read: {exc}") from exc
+    return texts

@@ -1,0 +1,46 @@
+"""The contract of a runtime: where the engine's program runs. Its methods are called by one supervisor thread only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from engines.base import LaunchPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """One start of the engine's program. Its pid alone names nobody: pids are reused, and a reboot starts over."""
+
+    pid: int
+    started: float  #: seconds since the epoch, as the kernel tells
+    boot_id: str
+    version: int = 1
+
+
+class Runtime(ABC):
+    name: ClassVar[str]
+
+    @abstractmethod
+    def start(self, plan: LaunchPlan, log: Path) -> Handle:
+        """Start the program, both of its outputs appended to `log`; does not wait for it to be ready.
+
+        Raises `DeploymentError` where it cannot be started at all.
+        """
+
+    @abstractmethod
+    def poll(self, handle: Handle) -> int | None:
+        """None while the program runs, then its exit code; -N where signal N ended it. Never blocks."""
+
+    @abstractmethod
+    def terminate(self, handle: Handle) -> None:
+        """Ask the program to drain and end. Does not wait; asking one that is gone does nothing."""
+
+    @abstractmethod
+    def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        """Kill every process of the deployment, workers of every kind, and remove what the plan calls leftovers.
+
+        Blocks until they are gone, at most `deadline_s`; returns what is still there, in words. () is a clean stop.
+        """

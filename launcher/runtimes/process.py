@@ -1,0 +1,150 @@
+"""The engine's program as a subprocess of its supervisor, in a session of its own.
+
+The supervisor makes itself a "subreaper", so that a worker whose parent dies becomes the supervisor's child and is
+found, whatever session it moved to. What is adopted by nobody we know is found by a variable that the program's
+environment carries and its children inherit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import glob
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+
+from engines.base import DeploymentError, LaunchPlan
+from launcher.runtimes.base import Handle, Runtime
+
+#: carries the deployment's folder into every process of the engine
+MARKER = "RMLAUNCH_DEPLOYMENT"
+
+#: what would leak our own Python, or another engine's choices, into the engine's
+_NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_VLLM_RBLN_RESOLVED_MODEL_IMPL")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class ProcessRuntime(Runtime):
+    name: ClassVar[str] = "process"
+
+    def __init__(self) -> None:
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+        self._exits: dict[int, int] = {}
+
+    def start(self, plan: LaunchPlan, log: Path) -> Handle:
+        if threading.current_thread() is not threading.main_thread():
+            # PR_SET_PDEATHSIG fires when the *thread* that forked ends.
+            raise RuntimeError("the process runtime starts programs from the main thread only")
+        self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        with log.open("ab") as output:
+            try:
+                process = subprocess.Popen(
+                    plan.argv,
+                    cwd=plan.run_dir,
+                    env={**env, **plan.env, MARKER: plan.run_dir},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    preexec_fn=self._die_with_supervisor(os.getpid()),
+                )
+            except (OSError, subprocess.SubprocessError) as exc:
+                raise DeploymentError(f"{plan.name}: could not start {plan.argv[0]}: {exc}") from exc
+        # We wait for children ourselves, adopted ones too; Popen must neither wait nor complain.
+        process.returncode = 0
+        return Handle(process.pid, psutil.Process(process.pid).create_time(), _boot_id())
+
+    def _die_with_supervisor(self, supervisor: int) -> Callable[[], None]:
+        def set_up() -> None:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != supervisor:  # it died before the line above
+                os._exit(1)
+
+        return set_up
+
+    def poll(self, handle: Handle) -> int | None:
+        self._reap()
+        return self._exits.get(handle.pid)
+
+    def terminate(self, handle: Handle) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(handle.pid, signal.SIGTERM)
+
+    def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        def find() -> Iterator[psutil.Process]:
+            self._reap()
+            yield from psutil.Process().children(recursive=True)
+            yield from _marked(plan.run_dir)
+
+        left = _kill_until_gone(find, deadline_s)
+        remove_leftovers(plan.leftovers)
+        return left
+
+    def _reap(self) -> None:
+        """Collect every child that has ended: the engine, and orphans that we adopted."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                self._exits[pid] = os.waitstatus_to_exitcode(status)
+
+
+def kill_marked(run_dir: str, deadline_s: float) -> tuple[str, ...]:
+    """KILL whoever carries the mark of `run_dir`; returns those that outlive `deadline_s`, in words."""
+    return _kill_until_gone(lambda: _marked(run_dir), deadline_s)
+
+
+def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: float) -> tuple[str, ...]:
+    """Kill what `find` finds until it finds nothing: a process can fork while it is being killed."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        alive = [process for process in find() if _is_alive(process)]
+        if not alive or time.monotonic() > deadline:
+            return tuple(f"pid {process.pid} ({_name(process)})" for process in alive)
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        time.sleep(0.005)
+
+
+def remove_leftovers(patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        for name in glob.glob(pattern):  # noqa: PTH207  (absolute patterns)
+            Path(name).unlink(missing_ok=True)
+
+
+def _marked(run_dir: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARKER) == run_dir:
+                yield process
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return "gone"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,238 @@
+"""The Python surface: `launch(...)` and the `ServingEngine` that it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast, overload
+
+from engines.base import (
+    Chunk,
+    EmbedRequest,
+    Engine,
+    GenerateRequest,
+    InferenceError,
+    LaunchPlan,
+    Request,
+    Sampling,
+    Target,
+    Vector,
+)
+from launcher import plans, probes
+from launcher.control import News, Supervised
+from launcher.ledger import Ledger
+from launcher.lifecycle import Phase
+from launcher.paths import state_root
+from launcher.prepare import prepare
+from launcher.progress import Progress
+from launcher.resolve import Request as Settled
+from launcher.resolve import resolve, settle
+
+if TYPE_CHECKING:
+    import numpy
+
+Message = Mapping[str, str]
+
+_NOT_RUNNING = "the deployment is not running; enter it or call start()"
+
+
+def launch(*overrides: str, config_dir: str | None = None, progress: Progress | None = None) -> ServingEngine:
+    """A `ServingEngine` for what `overrides` compose to; it starts when it is entered, or with `start()`.
+
+    Raises `ConfigError` or `PlanError` at once where the overrides are wrong.
+    """
+    return ServingEngine(settle(overrides, config_dir), progress or Progress(quiet=True))
+
+
+class ServingEngine:
+    """One deployment that belongs to this process: it ends with it, however this process ends.
+
+    `infer`, `stream` and `embed` may be called from several threads. Every method that asks the server raises
+    `InferenceError` with the server's own words.
+    """
+
+    def __init__(self, settled: Settled, progress: Progress) -> None:
+        self.reasons = settled.reasons
+        self.config = settled.config
+        self.progress = progress
+        self._engine: Engine | None = None
+        self._plan: LaunchPlan | None = None
+        self._target: Target | None = None
+        self._supervised: Supervised | None = None
+        self._stopped: News | None = None
+
+    # ------------------------------------------------------------------------------------------------- lifecycle
+
+    def start(self) -> ServingEngine:
+        """Plan, prepare, start, and wait until a real request was answered. A second call does nothing.
+
+        Raises `RequestError` where this machine cannot do it, `PrepareError`, `ExitedBeforeReady` or `ReadyTimeout`.
+        """
+        if self._supervised is not None:
+            return self
+        ledger = Ledger(state_root())
+        with ledger.exclusive():
+            self._engine, spec = resolve(self.config, ledger, to_launch=True)
+            plan = self._plan = self._engine.plan(spec)
+            claim = ledger.claim(plan.name, spec.ports, plans.public(plan))
+        try:
+            prepare(plan, self.progress)
+        except BaseException:
+            claim.release()
+            raise
+        options = dataclasses.asdict(self.config.engine)
+        self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key)
+        self._supervised = Supervised(plan, claim, self.config.supervise, self.config.api_key, self._tell)
+        try:
+            with self.progress.stage("start", f"{plan.name} at {plan.endpoints.http.url}"):
+                self._supervised.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def stop(self) -> News | None:
+        """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""
+        if self._supervised is None:
+            return self._stopped
+        with self.progress.stage("stop", f"{self.name}"):
+            self._supervised.stop()
+            self._stopped = self._supervised.wait_final(self.config.supervise.stop_grace_s + 10)
+            self.close()
+        return self._stopped
+
+    def ask_stop(self) -> bool:
+        """Ask for a drain and a stop without waiting; a second call kills. False where there is nothing to stop."""
+        if self._supervised is None:
+            return False
+        self._supervised.stop()
+        return True
+
+    def close(self) -> None:
+        """Let go at once: an engine that still runs is killed. Safe to call twice."""
+        if self._supervised is not None:
+            self._supervised.close()
+            self._supervised = None
+        if self._engine is not None:
+            self._engine.close()
+
+    def wait(self) -> News:
+        """Block until the deployment has ended by itself. Raises `DeploymentError` where it failed."""
+        news = self._running.wait_final()
+        if news.phase is Phase.FAILED:
+            raise self._running.failure()
+        return news
+
+    def __enter__(self) -> ServingEngine:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # ------------------------------------------------------------------------------------------------ what it is
+
+    @property
+    def plan(self) -> LaunchPlan:
+        """What was started. Raises `InferenceError` before `start`."""
+        if self._plan is None:
+            raise InferenceError(_NOT_RUNNING)
+        return self._plan
+
+    @property
+    def name(self) -> str:
+        """Of the deployment."""
+        return self.plan.name
+
+    @property
+    def engine_type(self) -> str:
+        """Of the engine: triton, llamacpp, …"""
+        return self.config.engine.name
+
+    @property
+    def news(self) -> News:
+        """What the supervisor said last."""
+        return self._running.news
+
+    @property
+    def is_running(self) -> bool:
+        """The deployment has been started and has not ended; `health_check` asks the server itself."""
+        return self._supervised is not None and not self._supervised.news.phase.final
+
+    # ------------------------------------------------------------------------------------------------- asking it
+
+    def health_check(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server says now, over HTTP, that it is ready."""
+        if self._supervised is None:
+            return False
+        plan = self.plan
+        return not probes.check(plan.endpoints.http, plan.probes.startup, timeout_s, self.config.api_key)
+
+    @overload
+    def infer(self, inputs: str, **sampling: Any) -> str: ...
+    @overload
+    def infer(self, inputs: Sequence[Message], **sampling: Any) -> str: ...
+    @overload
+    def infer(self, inputs: Sequence[str], **sampling: Any) -> list[str]: ...
+
+    def infer(self, inputs: str | Sequence[str] | Sequence[Message], **sampling: Any) -> str | list[str]:
+        """Continue a text, answer a conversation (`[{"role": …, "content": …}]`), or continue several texts.
+
+        `sampling` has the fields of `engines.base.Sampling`. Greedy unless a temperature is given. Several texts are
+        asked one after the other.
+        """
+        if not isinstance(inputs, str) and inputs and isinstance(inputs[0], str):
+            return [self.infer(text, **sampling) for text in cast(Sequence[str], inputs)]
+        request = _generate_request(cast("str | Sequence[Message]", inputs), sampling, stream=False)
+        return "".join(chunk.text for chunk in self.chunks(request))
+
+    def stream(self, inputs: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
+        """As `infer`, piece by piece as the server makes them; closing the iterator cancels the request."""
+        for chunk in self.chunks(_generate_request(inputs, sampling, stream=True)):
+            if chunk.text:
+                yield chunk.text
+
+    def embed(self, texts: str | Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
+        """The embeddings of `texts`, float32 [len(texts), dimension]."""
+        import numpy
+
+        request = EmbedRequest((texts,) if isinstance(texts, str) else tuple(texts))
+        vectors = cast("Iterator[Vector]", self._ask(request))
+        return numpy.array([vector.values for vector in vectors], dtype=numpy.float32)
+
+    def chunks(self, request: GenerateRequest) -> Iterator[Chunk]:
+        """The typed pieces of an answer, with finish reason and token counts; what `infer` and `stream` stand on."""
+        return cast("Iterator[Chunk]", self._ask(request))
+
+    @property
+    def _running(self) -> Supervised:
+        if self._supervised is None:
+            raise InferenceError(_NOT_RUNNING)
+        return self._supervised
+
+    def _ask(self, request: Request) -> Iterator[Chunk | Vector]:
+        if self._supervised is None or self._engine is None or self._target is None:
+            raise InferenceError(_NOT_RUNNING)
+        return self._engine.infer(self._target, request)
+
+    def _tell(self, news: News) -> None:
+        """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
+        if news.phase in (Phase.DEGRADED, Phase.BACKOFF) or (news.phase is Phase.STARTING and news.crashes):
+            self.progress.note(
+                f"{self.name}: {news.phase.value}, crash {news.crashes}: {news.reason or 'not answering'}"
+            )
+
+
+def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, Any], stream: bool) -> GenerateRequest:
+    known = {field.name for field in dataclasses.fields(Sampling)}
+    if unknown := sorted(set(sampling) - known):
+        raise InferenceError(f"unknown sampling option {unknown[0]!r}; options: {', '.join(sorted(known))}")
+    stop = sampling.get("stop", ())
+    decoding = Sampling(**{**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
+    if isinstance(inputs, str):
+        return GenerateRequest(prompt=inputs, sampling=decoding, stream=stream)
+    if not inputs or not all(isinstance(item, Mapping) and {"role", "content"} <= set(item) for item in inputs):
+        raise InferenceError(f"cannot ask {inputs!r}: give a text, or messages [{{'role': 'user', 'content': '…'}}, …]")
+    return GenerateRequest(messages=tuple(dict(item) for item in inputs), sampling=decoding, stream=stream)

@@ -1,0 +1,111 @@
+"""Hydra multirun: each combination is launched, measured and stopped; one report at the end.
+
+A job leaves its row in its own output folder, so that the report also works with Hydra launchers that run jobs in
+other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from engines.base import RmLaunchError
+from launcher.oneshot import measure
+from launcher.progress import Progress
+from launcher.serving import ServingEngine, launch
+
+_ROW = "row.json"
+_PROMPT = "What is the capital of France?"
+COLUMNS = (
+    "engine", "device", "model", "ok", "ready_s", "first_token_s", "tokens_per_s", "peak_memory_mb", "answer", "error",
+    "overrides",
+)  # fmt: skip
+
+
+def job(config_dir: str | None) -> Callable[[DictConfig], None]:
+    """What Hydra calls for each combination."""
+
+    def run(_config: DictConfig) -> None:
+        hydra = HydraConfig.get()
+        overrides = list(hydra.overrides.task)
+        row = measure_launch(overrides, config_dir)
+        Path(hydra.runtime.output_dir, _ROW).write_text(json.dumps(row, indent=1))
+
+    return run
+
+
+def measure_launch(overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
+    """One row of the report. A combination that fails is a row with its cause."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS)
+    row |= {"ok": False, "overrides": " ".join(overrides)}
+    try:
+        engine = launch(*overrides, config_dir=config_dir, progress=Progress())
+        row |= {"engine": engine.engine_type, "device": engine.config.device.kind, "model": engine.config.model.id}
+        with engine:
+            answer = measure(engine, engine.config.prompt or _PROMPT)
+            row |= {
+                "ready_s": round(engine.progress.seconds["start"], 3),
+                "first_token_s": round(answer.first_token_s, 4),
+                "tokens_per_s": round(answer.tokens_per_s, 1) if answer.tokens_per_s else None,
+                "peak_memory_mb": peak_memory_mb(engine),
+                "answer": answer.text.strip(),
+            }
+        row["ok"] = True
+    except RmLaunchError as exc:
+        row["error"] = str(exc)
+    return row
+
+
+def peak_memory_mb(engine: ServingEngine) -> int:
+    """The most memory that each process of the engine ever had resident (VmHWM), added up, in MiB."""
+    import psutil
+
+    leader = psutil.Process(engine.news.pid)
+    return sum(_high_water_kib(process.pid) for process in (leader, *leader.children(recursive=True))) // 1024
+
+
+def _high_water_kib(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    return 0
+
+
+class Report(Callback):
+    """Hydra's callback: when the last combination is done, one table, report.json and report.csv."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        files = sorted(folder.glob(f"*/{_ROW}"), key=lambda file: (len(file.parent.name), file.parent.name))
+        rows = [json.loads(file.read_text()) for file in files]
+        (folder / "report.json").write_text(json.dumps(rows, indent=1))
+        with (folder / "report.csv").open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        _print_table(rows)
+        sys.stderr.write(f"report: {folder.absolute()}/report.json, report.csv\n")
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "device", "model", "ready s", "first token s", "tokens/s", "peak MiB", "answer or cause")
+    for row in rows:
+        numbers = ["–" if row[key] is None else str(row[key]) for key in COLUMNS[4:8]]
+        text = str(row["answer"] if row["ok"] else f"FAILED: {row['error']}")
+        names = [str(row[key] or "–") for key in COLUMNS[:3]]
+        table.add_row(*names, *numbers, " ".join(text.split())[:200])
+    console = Console()
+    Console(width=max(console.width, 120)).print(table)
