@@ -121,6 +121,7 @@ class Environment:
     requirements: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     indexes: tuple[str, ...] = ()
+    library_dir: str = ""  #: where the shared library of its Python lies, for programs that embed it
 
     @property
     def bin(self) -> str:
@@ -189,6 +190,7 @@ class ServeSpec:
     image: str | None = None
     program: str | None = None  #: the user's own server binary
     api_key: str | None = None
+    stop_grace_s: float = 10.0  #: from TERM to KILL
     probes: ProbeSettings = field(default_factory=lambda: ProbeSettings())
 
     @property

@@ -56,7 +56,8 @@ class Triton(Engine):
             env=_environment(spec, backend),
             files=model.files,
             links=model.links,
-            leftovers=(f"/dev/shm/{_shm_prefix(spec)}*",),  # noqa: S108  (Triton's own place for shared memory)
+            # Its places are fixed: shared memory that a killed stub leaves, and an empty folder of every start.
+            leftovers=(f"/dev/shm/{_shm_prefix(spec)}*", "/tmp/python_env_??????"),  # noqa: S108
             shm_size="1g",
         )
 
@@ -96,22 +97,21 @@ def _program(spec: ServeSpec, backend: str) -> tuple[str, ...]:
     nvidia-pytriton carries a tritonserver that has the Python backend alone; the vLLM backend needs one from NVIDIA's
     container, which finds its backends by itself.
     """
-    server = spec.program or ("tritonserver" if backend == "vllm" else f"{_wheel(spec)}/bin/tritonserver")
-    backends = spec.options["backend_directory"] or (
-        f"{_wheel(spec)}/backends" if server.startswith(_wheel(spec)) else ""
-    )
+    if backend == "vllm":
+        server, backends = spec.program or "tritonserver", spec.options["backend_directory"]
+    else:
+        server = spec.program or f"{spec.environment.site_packages}/pytriton/tritonserver/bin/tritonserver"
+        backends = spec.options["backend_directory"] or f"{spec.run_dir}/backends"
     return (server, "--backend-directory", backends) if backends else (server,)
-
-
-def _wheel(spec: ServeSpec) -> str:
-    return f"{spec.environment.site_packages}/pytriton/tritonserver"
 
 
 def _flags(spec: ServeSpec) -> list[str]:
     http, grpc, metrics = spec.ports
     flags = ["--model-repository", f"{spec.run_dir}/models"]
     # Complete configs, so that what is served is what the plan shows.
-    flags += ["--disable-auto-complete-config", "--exit-on-error", "true"]
+    flags += ["--disable-auto-complete-config", "--exit-on-error", "true", "--strict-readiness", "true"]
+    # In-flight requests are answered within this many seconds; then the stub needs about 4 more to end.
+    flags += ["--exit-timeout-secs", str(max(1, int(spec.stop_grace_s) - 4))]
     for service, port in (("http", http), ("grpc", grpc), ("metrics", metrics)):
         flags += [f"--{service}-address", spec.bind, f"--{service}-port", str(port)]
     flags += ["--backend-config", f"python,shm-region-prefix-name={_shm_prefix(spec)}"]
@@ -131,8 +131,9 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
         "PATH": f"{spec.environment.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before the launch
     }
-    if backend == "python":
-        env["LD_LIBRARY_PATH"] = f"{spec.environment.site_packages}/nvidia_pytriton.libs"
+    if backend == "python" and spec.environment.library_dir:
+        # The stub embeds Python: of two libpythons it must find the one that the environment stands on.
+        env["LD_LIBRARY_PATH"] = spec.environment.library_dir
     return env
 
 

@@ -51,12 +51,25 @@ def python_model(spec: ServeSpec) -> Repository:
         "workers": str(spec.options["workers"]),
     }
     folder = f"models/{spec.model.id}"
-    stub = f"{spec.environment.site_packages}/pytriton/tritonserver/python_backend_stubs/{spec.environment.python}"
     return Repository(
         files={f"{folder}/config.pbtxt": _python_config(spec, parameters), f"{folder}/1/model.py": handler},
-        # Triton takes a model's own stub before the backend's, which is built for another Python.
-        links={f"{folder}/triton_python_backend_stub": f"{stub}/triton_python_backend_stub"},
+        links=_backend_links(spec) if not spec.options["backend_directory"] else {},
     )
+
+
+def _backend_links(spec: ServeSpec) -> Mapping[str, str]:
+    """The Python backend as Triton looks for it, with the stub that is built for the environment's Python.
+
+    nvidia-pytriton ships the stubs beside the backend. A stub in the model's own folder is found too late: the load
+    fails before it when the backend's folder has none.
+    """
+    wheel = f"{spec.environment.site_packages}/pytriton/tritonserver"
+    stub = f"python_backend_stubs/{spec.environment.python}/triton_python_backend_stub"
+    return {
+        "backends/python/libtriton_python.so": f"{wheel}/backends/python/libtriton_python.so",
+        "backends/python/triton_python_backend_utils.py": f"{wheel}/backends/python/triton_python_backend_utils.py",
+        "backends/python/triton_python_backend_stub": f"{wheel}/{stub}",
+    }
 
 
 def vllm_model(spec: ServeSpec) -> Repository:

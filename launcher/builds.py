@@ -57,7 +57,7 @@ def run(step: BuildStep, progress: Progress) -> None:
     if output.exists():
         return
     ensure(step.environment, progress)
-    log = output.with_suffix(".log")
+    log = output.with_name(f"{output.name}.log")
     with (
         progress.stage("build", step.name),
         made_once(output, lambda: progress.detail("waiting for another launch that builds the same")) as folder,

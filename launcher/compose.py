@@ -21,7 +21,14 @@ from launcher.suggest import did_you_mean, unknown
 HYDRA_VERSION_BASE = "1.3"
 
 #: mappings whose keys are not ours to know
-FREE_FORM = ("engine.args.", "engine.env.", "engine.images.", "engine.environments.", "model.build.")
+FREE_FORM = (
+    "engine.args.",
+    "engine.env.",
+    "engine.images.",
+    "engine.environments.",
+    "model.build.",
+    "model.engine_args.",
+)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:

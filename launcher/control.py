@@ -59,6 +59,7 @@ class Supervised:
         self._on_news = on_news
         self._changed = threading.Condition()
         self._closed = False
+        self._since = time.time()
         self._control, theirs = socket.socketpair()
         with (claim.folder / "supervisor.log").open("ab") as errors, theirs:
             descriptors = (theirs.fileno(), claim.lock.fileno())
@@ -165,4 +166,4 @@ class Supervised:
         from launcher.runtimes.process import kill_marked, remove_leftovers
 
         kill_marked(self.plan.run_dir, 5.0)
-        remove_leftovers(self.plan.leftovers)
+        remove_leftovers(self.plan.leftovers, self._since)

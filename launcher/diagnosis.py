@@ -41,7 +41,7 @@ SIGNATURES = (
               "a Python package is missing in its environment", "add it to engine.environments.<device>.requirements"),
     Signature(r"unrecognized arguments?:|error: invalid argument:|unknown argument:|unrecognized option",
               "it does not know one of its flags", "check engine.args"),
-    Signature(r"is not a GGUF file|failed to load model|could not load '|Error while deserializing header",
+    Signature(r"is not a GGUF file|model is corrupted or incomplete|failed to load model|deserializing header",
               "the model's file cannot be read", "check model.source and model.format; fetch it again"),
 )  # fmt: skip
 

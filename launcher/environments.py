@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) 
     Looks at the machine only where the user owns the environment.
     """
     if choice == "current":
-        return Environment(name, sys.prefix, _running_python(), managed=False)
+        return Environment(name, sys.prefix, _running_python(), managed=False, library_dir=_library_dir())
     if choice != "managed":
         return _owned(name, Path(choice).expanduser().absolute())
     conf = conf or EnvironmentConf()
@@ -47,6 +48,7 @@ def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) 
         requirements=tuple(conf.requirements),
         overrides=tuple(conf.overrides),
         indexes=tuple(conf.indexes),
+        library_dir=_library_dir() if python == _running_python() else "",
     )
 
 
@@ -122,6 +124,11 @@ def _owned(name: str, path: Path) -> Environment:
 
 def _running_python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _library_dir() -> str:
+    """Of the Python that we run on, and that our environments of the same version stand on."""
+    return str(sysconfig.get_config_var("LIBDIR") or "")
 
 
 def _interpreter(version: str) -> str:

@@ -62,6 +62,7 @@ class ModelConf:
     dtype: str = MISSING
     chat: bool = MISSING
     build: dict[str, dict[str, Any]] = field(default_factory=dict)  #: compile settings, by device kind
+    engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  #: flags that this model wants, by engine
 
 
 @dataclass

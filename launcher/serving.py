@@ -96,6 +96,8 @@ class ServingEngine:
         """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""
         if self._supervised is None:
             return self._stopped
+        if self._engine is not None:
+            self._engine.close()  # servers wait for connections that are kept open, idle ones too
         with self.progress.stage("stop", f"{self.name}"):
             self._supervised.stop()
             self._stopped = self._supervised.wait_final(self.config.supervise.stop_grace_s + 10)

@@ -40,6 +40,7 @@ class ProcessRuntime(Runtime):
     def __init__(self) -> None:
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._exits: dict[int, int] = {}
+        self._since = time.time()
 
     def start(self, plan: LaunchPlan, log: Path) -> Handle:
         if threading.current_thread() is not threading.main_thread():
@@ -47,12 +48,14 @@ class ProcessRuntime(Runtime):
             raise RuntimeError("the process runtime starts programs from the main thread only")
         self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        temporary = Path(plan.run_dir) / "tmp"  # goes with the rest of the folder, whatever is left in it
+        temporary.mkdir(mode=0o700, exist_ok=True)
         with log.open("ab") as output:
             try:
                 process = subprocess.Popen(
                     plan.argv,
                     cwd=plan.run_dir,
-                    env={**env, **plan.env, MARKER: plan.run_dir},
+                    env={**env, "TMPDIR": str(temporary), **plan.env, MARKER: plan.run_dir},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -88,7 +91,7 @@ class ProcessRuntime(Runtime):
             yield from _marked(plan.run_dir)
 
         left = _kill_until_gone(find, deadline_s)
-        remove_leftovers(plan.leftovers)
+        remove_leftovers(plan.leftovers, self._since)
         return left
 
     def _reap(self) -> None:
@@ -119,10 +122,18 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
         time.sleep(0.005)
 
 
-def remove_leftovers(patterns: tuple[str, ...]) -> None:
+def remove_leftovers(patterns: tuple[str, ...], since: float) -> None:
+    """Remove the files, and the folders that are empty, that match and were made after `since` (epoch seconds)."""
     for pattern in patterns:
         for name in glob.glob(pattern):  # noqa: PTH207  (absolute patterns)
-            Path(name).unlink(missing_ok=True)
+            path = Path(name)
+            with contextlib.suppress(OSError):  # gone already, in use, or not ours
+                if path.stat().st_ctime < since:
+                    continue
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:

@@ -2,17 +2,15 @@
 
     python gguf_to_safetensors.py SOURCE.gguf OUTPUT_DIR
 
-Runs inside an environment that has torch, transformers, gguf and accelerate. Progress goes to
-stderr. OUTPUT_DIR appears complete or not at all; an error is one line on stderr and exit code 1.
+Runs inside an environment that has torch, transformers, gguf and accelerate. Progress goes to stderr; an error is one
+line there and exit code 1, and OUTPUT_DIR is then not to be used.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ class ConversionError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Convert a GGUF file to a Hugging Face folder.")
     parser.add_argument("source", type=Path, help="the .gguf file")
-    parser.add_argument("output", type=Path, help="the folder to make; it must not exist yet")
+    parser.add_argument("output", type=Path, help="the folder to fill; it must be empty or not exist")
     options = parser.parse_args(argv)
     try:
         check(options.source, options.output)
@@ -51,29 +49,20 @@ def check(source: Path, output: Path) -> None:
         raise ConversionError(f"cannot read {str(source)!r}: {exc.strerror}") from exc
     if magic != GGUF_MAGIC:
         raise ConversionError(f"{str(source)!r} is not a GGUF file: it begins with {magic!r}")
-    if output.exists():
-        raise ConversionError(f"output {str(output)!r} exists already; remove it or name another")
+    if output.exists() and any(output.iterdir()):
+        raise ConversionError(f"output {str(output)!r} is not empty; remove it or name another")
 
 
 def convert(source: Path, output: Path) -> None:
-    """Write the folder beside `output` and rename it, so that half of one is never seen."""
     started = time.monotonic()
-    partial: Path | None = None
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
         progress(started, f"reading {source}")
         tokenizer, model = load(source)
         progress(started, f"writing {model.num_parameters():,} parameters to {output}")
-        save(tokenizer, model, partial)
-        make_readable(partial)
-        partial.rename(output)
-    except Exception as exc:  # a damaged file makes the readers raise nearly anything
+        save(tokenizer, model, output)
+    except Exception as exc:
         reason = " ".join(str(exc).split()) or "no reason given"
         raise ConversionError(f"cannot convert {str(source)!r}: {type(exc).__name__}: {reason}") from exc
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
     progress(started, "done")
 
 
@@ -100,13 +89,8 @@ def save(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Pat
     model.hf_quantizer = None
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def make_readable(folder: Path) -> None:
-    """Undo the 0700 of mkdtemp and the 0600 of safetensors 0.8: servers run under other users."""
-    folder.chmod(0o755)
     for file in folder.iterdir():
-        file.chmod(0o644)
+        file.chmod(0o644)  # safetensors 0.8 writes 0600, and servers run under other users
 
 
 def progress(started: float, text: str) -> None:

@@ -1,0 +1,28 @@
+"""What every test gets: folders of its own, and on CI no `real` test that was only skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMLAUNCH_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    # Real engines' environments take minutes to make: those tests share the machine's.
+    if request.node.get_closest_marker("real") is None:
+        monkeypatch.setenv("RMLAUNCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """On CI the job that is meant for real engines must run them: a skip there is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") and item.get_closest_marker("real"):
+        report.outcome = "failed"
+        report.longrepr = f"a real test was skipped on CI: {report.longrepr}"
+    return report

@@ -1,0 +1,109 @@
+"""What tests of supervision share: a plan for the misbehaving server, and a supervisor for it that always ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
+from launcher import plans
+from launcher.control import Supervised
+from launcher.ledger import Claim, Ledger
+from launcher.prepare import render_files
+from launcher.schema import SuperviseConf
+
+FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def fake_plan(
+    state: Path, *options: str, startup_timeout_s: float = 10.0, leftovers: tuple[str, ...] = ()
+) -> LaunchPlan:
+    port = free_port()
+    ready = HttpCheck("/health")
+    return LaunchPlan(
+        name="fake",
+        engine="fake",
+        device=Device("cpu"),
+        model=Model("none", "file:/none", "gguf", "/none"),
+        runtime="process",
+        environment=Environment("current", sys.prefix, "3.11", managed=False),
+        argv=(sys.executable, str(FAKE), "--port", str(port), *options),
+        endpoints=Endpoints(Endpoint("127.0.0.1", port)),
+        probes=Probes(
+            startup=ready,
+            readiness=HttpCheck("/ask", "POST", {}, expect="answer"),
+            liveness=ready,
+            settings=ProbeSettings(
+                startup_timeout_s, liveness_period_s=0.05, liveness_timeout_s=0.3, liveness_failures=2
+            ),
+        ),
+        run_dir=str(state / "deployments" / "fake" / "run"),
+        leftovers=leftovers,
+    )
+
+
+def claimed(plan: LaunchPlan, state: Path) -> Claim:
+    ledger = Ledger(state)
+    with ledger.exclusive():
+        claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plans.public(plan))
+    render_files(plan)
+    return claim
+
+
+@contextlib.contextmanager
+def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s: float = 5.0) -> Iterator[Supervised]:
+    conf = SuperviseConf(
+        startup_timeout_s=0,  # the plan's probes have it
+        stop_grace_s=stop_grace_s,
+        max_crashes=max_crashes,
+        backoff_s=0.05,
+        backoff_max_s=0.1,
+        stable_s=60,
+        liveness_period_s=0,
+        liveness_timeout_s=0,
+        liveness_failures=0,
+    )
+    owner = Supervised(plan, claimed(plan, state), conf, None)
+    try:
+        yield owner
+    finally:
+        owner.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether `pid` runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def marked_processes(run_dir: str) -> list[int]:
+    """Every live process that carries the deployment's mark."""
+    mark = f"RMLAUNCH_DEPLOYMENT={run_dir}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0") and is_alive(int(entry.name)):
+                    found.append(int(entry.name))
+    return found

@@ -1,0 +1,213 @@
+"""A real supervisor over real processes: the misbehaving server and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from engines.base import ExitedBeforeReady, ReadyTimeout
+from launcher.lifecycle import Phase
+from tests.supervision import claimed, fake_plan, is_alive, marked_processes, supervised, wait_for
+
+
+def test_a_server_that_answers_a_real_request_is_ready_and_stops_without_a_trace(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--ready-after", "0.2")
+
+    with supervised(plan, tmp_path) as owner:
+        ready = owner.wait_ready()
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert (ready.phase, ready.starts, ready.crashes) == (Phase.READY, 1, 0)
+    assert ready.timings["startup_s"] >= 0.2
+    assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
+    assert marked_processes(plan.run_dir) == []
+    assert not Path(plan.run_dir).exists()
+
+
+def test_answering_503_is_not_ready(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--ready-after", "60", startup_timeout_s=0.5)
+
+    with supervised(plan, tmp_path) as owner, pytest.raises(ReadyTimeout, match=r"not ready after 0.5 s .*503 from"):
+        owner.wait_ready()
+
+    assert marked_processes(plan.run_dir) == []
+
+
+def test_answering_200_with_nothing_in_it_is_not_ready(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--empty-answers", startup_timeout_s=0.5)
+
+    with supervised(plan, tmp_path) as owner, pytest.raises(ReadyTimeout, match="200 from /ask, but no 'answer'"):
+        owner.wait_ready()
+
+
+def test_an_exit_before_ready_is_told_with_its_code_and_last_words(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--exit-at-start", "3", "--say", "the dog ate my weights")
+
+    with supervised(plan, tmp_path) as owner, pytest.raises(ExitedBeforeReady) as failed:
+        owner.wait_ready()
+
+    assert "exited 3" in str(failed.value)
+    assert "the dog ate my weights" in str(failed.value)
+    assert "it ended 3 × before it served" in str(failed.value)
+
+
+def test_a_cause_that_a_restart_cannot_mend_is_not_tried_again(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    plan = fake_plan(tmp_path, "--exit-at-start", "1", "--starts-file", str(starts), "--say", "No space left on device")
+
+    with supervised(plan, tmp_path) as owner, pytest.raises(ExitedBeforeReady, match="a disk is full"):
+        owner.wait_ready()
+
+    assert len(starts.read_text().splitlines()) == 1
+
+
+def test_a_program_that_does_not_exist_is_told_by_name(tmp_path: Path) -> None:
+    import dataclasses
+
+    plan = dataclasses.replace(fake_plan(tmp_path), argv=("/nowhere/tritonserver",))
+
+    with supervised(plan, tmp_path) as owner, pytest.raises(ExitedBeforeReady, match="/nowhere/tritonserver"):
+        owner.wait_ready()
+
+
+def test_a_killed_engine_is_started_again_and_serves(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        first = owner.wait_ready().pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: owner.news.phase is Phase.READY and owner.news.starts == 2)
+        second = owner.news
+
+    assert second.pid != first
+    assert second.crashes == 1
+    assert "SIGKILL" in second.reason
+
+
+def test_a_crash_loop_ends_in_a_verdict(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--exit-after", "0.3", "--exit-code", "9")
+
+    with supervised(plan, tmp_path, max_crashes=3) as owner:
+        news = owner.wait_final(20)
+
+    assert (news.phase, news.crashes, news.starts) == (Phase.FAILED, 3, 3)
+    assert "exited 9" in news.reason
+
+
+def test_a_hung_engine_is_found_and_replaced(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        first = owner.wait_ready().pid
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        wait_for(lambda: owner.news.phase is Phase.READY and owner.news.starts == 2)
+        reason = owner.news.reason
+
+    assert "2 liveness checks in a row failed" in reason
+    assert not is_alive(first)
+
+
+def test_stop_kills_a_server_that_ignores_sigterm(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--ignore-sigterm")
+
+    with supervised(plan, tmp_path, stop_grace_s=0.2) as owner:
+        pid = owner.wait_ready().pid
+        assert pid is not None
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
+    assert not is_alive(pid)
+
+
+def test_a_second_stop_does_not_wait_for_the_grace(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--ignore-sigterm")
+
+    with supervised(plan, tmp_path, stop_grace_s=600) as owner:
+        owner.wait_ready()
+        owner.stop()
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert stopped.phase is Phase.STOPPED
+
+
+def test_stop_finds_a_grandchild_in_a_session_of_its_own_and_files_left_behind(tmp_path: Path) -> None:
+    pid_file, left = tmp_path / "grandchild", tmp_path / "left-1"
+    plan = fake_plan(
+        tmp_path, "--setsid-child", str(pid_file), "--leave-file", str(left), leftovers=(f"{tmp_path}/left-*",)
+    )
+
+    with supervised(plan, tmp_path) as owner:
+        owner.wait_ready()
+        wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()))
+        grandchild = int(pid_file.read_text())
+        assert is_alive(grandchild)
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
+    assert not is_alive(grandchild)
+    assert not left.exists()
+
+
+def test_a_killed_supervisor_takes_engine_and_grandchild_with_it(tmp_path: Path) -> None:
+    pid_file = tmp_path / "grandchild"
+    plan = fake_plan(tmp_path, "--setsid-child", str(pid_file))
+
+    with supervised(plan, tmp_path) as owner:
+        owner.wait_ready()
+        wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()))
+        owner._process.kill()
+        news = owner.wait_final(10)
+
+    assert (news.phase, news.reason) == (Phase.FAILED, "its supervisor was killed")
+    assert marked_processes(plan.run_dir) == []
+
+
+def test_an_owner_that_is_gone_takes_everything_with_it(tmp_path: Path) -> None:
+    """As after kill -9 of a foreground rmlaunch: the kernel closes its end of the control socket."""
+    pid_file = tmp_path / "grandchild"
+    plan = fake_plan(tmp_path, "--ignore-sigterm", "--setsid-child", str(pid_file))
+
+    with supervised(plan, tmp_path, stop_grace_s=600) as owner:
+        owner.wait_ready()
+        wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()))
+        owner.close()
+
+        wait_for(lambda: marked_processes(plan.run_dir) == [], timeout_s=2)
+
+
+def test_the_state_on_disk_says_what_was_announced_last(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        owner.wait_ready()
+        owner.stop()
+        owner.wait_final(10)
+
+    state = json.loads((tmp_path / "deployments/fake/state.json").read_text())
+    assert state["state"] == "STOPPED"
+
+
+def test_a_name_is_free_again_when_its_supervisor_has_ended(tmp_path: Path) -> None:
+    from launcher.ledger import Ledger
+
+    plan = fake_plan(tmp_path)
+    ledger = Ledger(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        owner.wait_ready()
+        assert ledger.is_live("fake")
+        assert ledger.held_ports() == {plan.endpoints.http.port}
+
+    assert not ledger.is_live("fake")
+    assert ledger.held_ports() == set()
+    claimed(plan, tmp_path).release()
