@@ -52,7 +52,11 @@ def python_model(spec: ServeSpec) -> Repository:
     }
     folder = f"models/{spec.model.id}"
     return Repository(
-        files={f"{folder}/config.pbtxt": _python_config(spec, parameters), f"{folder}/1/model.py": handler},
+        files={
+            f"{folder}/config.pbtxt": _python_config(spec, parameters),
+            f"{folder}/1/model.py": handler,
+            f"{folder}/1/decoding.py": spec.templates["decoding.py"],
+        },
         links=_backend_links(spec) if not spec.options["backend_directory"] else {},
     )
 

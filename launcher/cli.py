@@ -77,11 +77,12 @@ def _help() -> int:
 def _plan(words: Sequence[str]) -> int:
     overrides, config_dir = _split([word for word in words if word != "--json"])
     from launcher import plans
+    from launcher.compose import normalized
     from launcher.ledger import Ledger
     from launcher.paths import state_root
     from launcher.resolve import resolve, settle
 
-    settled = settle(overrides, config_dir)
+    settled = settle(normalized(overrides), config_dir)
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
     plan = engine.plan(spec)
     _say_reasons(settled.reasons)
@@ -129,16 +130,15 @@ def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
 def _hydra(words: Sequence[str]) -> int:
     import hydra
 
-    from launcher.compose import HYDRA_VERSION_BASE, normalized, readable_errors, set_up
+    from launcher.compose import HYDRA_VERSION_BASE, hydra_of_our_own, normalized, readable_errors
     from launcher.paths import shipped
     from launcher.sweep import job
 
     _, config_dir = _split(words)
-    set_up(None)  # Hydra reads --config-dir itself
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     sys.argv = [sys.argv[0], *normalized(words)]
     decorate = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
-    with readable_errors():
+    with readable_errors(), hydra_of_our_own():  # it reads --config-dir itself
         decorate(job(config_dir))()
     return 0
 

@@ -32,21 +32,40 @@ FREE_FORM = (
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
-    """The configuration that `overrides` ask for. Raises `ConfigError` with the way out."""
+    """The configuration that `overrides`, in Hydra's grammar, ask for. Raises `ConfigError` with the way out."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    set_up(config_dir)
-    with readable_errors(), initialize_config_dir(str(shipped("conf")), version_base=HYDRA_VERSION_BASE):
-        composed = hydra_compose("config", normalized(overrides))
+    with (
+        readable_errors(),
+        hydra_of_our_own(config_dir),
+        initialize_config_dir(str(shipped("conf")), version_base=HYDRA_VERSION_BASE),
+    ):
+        composed = hydra_compose("config", list(overrides))
         _refuse_added_keys(composed, "")
         return cast(LaunchConfig, OmegaConf.to_object(composed))
 
 
 def normalized(overrides: Sequence[str]) -> list[str]:
-    """`overrides` as Hydra wants them: a new key of a free-form mapping is written with `++` there."""
-    return [f"++{item}" if item.startswith(FREE_FORM) else item for item in overrides]
+    """What a user wrote in Hydra's grammar, so that nobody has to know all of it. Not to be done twice.
+
+    A new key of a free-form mapping is written with `++`; a prompt is taken as it is, commas and brackets too, unless
+    it is quoted for Hydra already.
+    """
+    return [_for_hydra(item) for item in overrides]
+
+
+def _for_hydra(item: str) -> str:
+    key, equals, value = item.partition("=")
+    if key.startswith(FREE_FORM):
+        return f"++{item}"
+    if key == "prompt" and value and value[0] not in "'\"" and value != "null":
+        # In Hydra's quoted strings a backslash counts only before a quote, or at the end.
+        quotable = re.sub(r"(\\*)'", r"\1\1\\'", value)
+        trailing = len(quotable) - len(quotable.rstrip("\\"))
+        return f"{key}{equals}'{quotable}{chr(92) * trailing}'"
+    return item
 
 
 def options(group: str) -> list[str]:
@@ -55,16 +74,27 @@ def options(group: str) -> list[str]:
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
-def set_up(config_dir: str | None) -> None:
-    """Make Hydra know our schemas and look in the user's folders. Calling it again replaces `config_dir`."""
+@contextmanager
+def hydra_of_our_own(config_dir: str | None = None) -> Iterator[None]:
+    """Hydra knows our schemas and the user's folders while the block runs, and is as it was before afterwards.
+
+    Hydra's state is global: the application that we run in may be a Hydra application too.
+    """
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
 
-    schema.register()
     folders = [*([Path(config_dir).absolute()] if config_dir else []), user_config()]
     if config_dir and not folders[0].is_dir():
         raise ConfigError(f"--config-dir {config_dir!r} is not a folder; give the folder that holds engine/, model/ …")
-    _search_path_plugin().folders = [folder for folder in folders if folder.is_dir()]
-    Plugins.instance().register(_search_path_plugin())
+    schema.register()
+    plugin, hydra = _search_path_plugin(), GlobalHydra.instance()
+    Plugins.instance().register(plugin)
+    before = hydra.hydra, plugin.folders
+    hydra.hydra, plugin.folders = None, [folder for folder in folders if folder.is_dir()]
+    try:
+        yield
+    finally:
+        hydra.hydra, plugin.folders = before
 
 
 @cache

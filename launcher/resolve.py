@@ -129,7 +129,7 @@ def _device(config: LaunchConfig, to_launch: bool) -> Device:
     plugin = registry.device(conf.kind)
     found = () if conf.assume else plugin.detect()
     if to_launch and not found:
-        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {conf.kind} device found"
+        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
         raise ResourceError(
             f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
         )

@@ -20,6 +20,7 @@ from engines.base import (
     Vector,
 )
 from launcher import plans, probes
+from launcher.compose import normalized
 from launcher.control import News, Supervised
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
@@ -42,7 +43,7 @@ def launch(*overrides: str, config_dir: str | None = None, progress: Progress | 
 
     Raises `ConfigError` or `PlanError` at once where the overrides are wrong.
     """
-    return ServingEngine(settle(overrides, config_dir), progress or Progress(quiet=True))
+    return ServingEngine(settle(normalized(overrides), config_dir), progress or Progress(quiet=True))
 
 
 class ServingEngine:

@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 from engines.base import RmLaunchError
 from launcher.oneshot import measure
 from launcher.progress import Progress
-from launcher.serving import ServingEngine, launch
+from launcher.resolve import settle
+from launcher.serving import ServingEngine
 
 _ROW = "row.json"
 _PROMPT = "What is the capital of France?"
@@ -48,7 +49,7 @@ def measure_launch(overrides: Sequence[str], config_dir: str | None) -> dict[str
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"ok": False, "overrides": " ".join(overrides)}
     try:
-        engine = launch(*overrides, config_dir=config_dir, progress=Progress())
+        engine = ServingEngine(settle(overrides, config_dir), Progress())
         row |= {"engine": engine.engine_type, "device": engine.config.device.kind, "model": engine.config.model.id}
         with engine:
             answer = measure(engine, engine.config.prompt or _PROMPT)

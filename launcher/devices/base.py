@@ -22,6 +22,7 @@ class Resource:
 
 class DevicePlugin(ABC):
     kind: ClassVar[str]
+    label: ClassVar[str]  #: what people call one of them
     looked_for: ClassVar[str]  #: what detect() looks at, in words for an error message
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: what a plan describes when nothing was found or said

@@ -10,6 +10,7 @@ from launcher.devices.base import DevicePlugin, Resource
 
 class Cpu(DevicePlugin):
     kind = "cpu"
+    label = "processor"
     looked_for: ClassVar[str] = "the processor"
 
     def detect(self) -> tuple[Resource, ...]:

@@ -10,6 +10,7 @@ from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
 
 class Furiosa(DevicePlugin):
     kind = "furiosa"
+    label = "Furiosa NPU"
     looked_for: ClassVar[str] = "device nodes /dev/rngd/npu0mgmt, /dev/rngd/npu1mgmt, …"
     products: ClassVar[Mapping[str, int]] = {"RNGD": 48 * GIB}
     assumed_product = "RNGD"

@@ -11,6 +11,7 @@ from launcher.devices.base import GIB, DevicePlugin, Resource
 
 class Gpu(DevicePlugin):
     kind = "gpu"
+    label = "NVIDIA GPU"
     looked_for: ClassVar[str] = "NVIDIA's driver (/proc/driver/nvidia) and NVML (nvidia-ml-py)"
     products: ClassVar[Mapping[str, int]] = {
         "NVIDIA L4": 24 * GIB,

@@ -9,6 +9,7 @@ from launcher.devices.base import DevicePlugin, Resource, indexed_nodes
 
 class Pim(DevicePlugin):
     kind = "pim"
+    label = "PIM device"
     looked_for: ClassVar[str] = "UPMEM ranks /dev/dpu_rank0, /dev/dpu_rank1, …"
 
     def detect(self) -> tuple[Resource, ...]:

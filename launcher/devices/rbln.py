@@ -13,6 +13,7 @@ from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
 
 class Rbln(DevicePlugin):
     kind = "rbln"
+    label = "RBLN NPU"
     looked_for: ClassVar[str] = "device nodes /dev/rbln0, /dev/rbln1, …"
     products: ClassVar[Mapping[str, int]] = {
         "RBLN-CA12": 16 * GIB,

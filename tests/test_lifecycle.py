@@ -1,0 +1,142 @@
+"""The lifecycle as a table: what each event makes of each phase, and what is to be done."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from launcher.lifecycle import (
+    Action,
+    BackoffOver,
+    Begin,
+    Crashed,
+    Ended,
+    Event,
+    GraceOver,
+    Missed,
+    Phase,
+    Policy,
+    Proved,
+    Recovered,
+    RestartAfter,
+    Stable,
+    StartEngine,
+    State,
+    StopAsked,
+    Sweep,
+    Terminate,
+    TimedOut,
+    WatchLiveness,
+    step,
+)
+
+POLICY = Policy(max_crashes=4, backoff_s=1.0, backoff_max_s=60.0)
+EVENTS: tuple[Event, ...] = (
+    Begin(), Proved(), Crashed("boom"), TimedOut("slow"), Missed(), Recovered(), Stable(), BackoffOver(), StopAsked(),
+    GraceOver(), Ended(),
+)  # fmt: skip
+
+#: from a state with one crash behind it: (phase, event) → (state, actions); what is not here changes nothing
+ONE = State(crashes=1, reason="before")
+TABLE: dict[tuple[Phase, Event], tuple[State, tuple[Action, ...]]] = {
+    (Phase.PENDING, Begin()): (State(Phase.STARTING, 1, "before"), (StartEngine(),)),
+    (Phase.PENDING, StopAsked()): (State(Phase.STOPPED, 1, "before"), ()),
+    (Phase.STARTING, Proved()): (State(Phase.READY, 1, "before"), (WatchLiveness(),)),
+    (Phase.STARTING, TimedOut("slow")): (State(Phase.FAILED, 1, "slow", timed_out=True), (Sweep(),)),
+    (Phase.STARTING, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
+    (Phase.STARTING, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),
+    (Phase.READY, Missed()): (State(Phase.DEGRADED, 1, "before"), ()),
+    (Phase.READY, Stable()): (State(Phase.READY, 0, "before"), ()),
+    (Phase.READY, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
+    (Phase.READY, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),
+    (Phase.DEGRADED, Recovered()): (State(Phase.READY, 1, "before"), ()),
+    (Phase.DEGRADED, Stable()): (State(Phase.DEGRADED, 0, "before"), ()),
+    (Phase.DEGRADED, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
+    (Phase.DEGRADED, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),
+    (Phase.BACKOFF, BackoffOver()): (State(Phase.STARTING, 1, "before"), (StartEngine(),)),
+    (Phase.BACKOFF, StopAsked()): (State(Phase.STOPPED, 1, "before"), ()),
+    (Phase.STOPPING, StopAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.STOPPING, GraceOver()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.STOPPING, Ended()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.STOPPING, Crashed("boom")): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+}
+
+
+@pytest.mark.parametrize(("phase", "event"), list(itertools.product(Phase, EVENTS)), ids=str)
+def test_every_event_in_every_phase(phase: Phase, event: Event) -> None:
+    state = State(phase, ONE.crashes, ONE.reason)
+
+    assert step(state, event, POLICY) == TABLE.get((phase, event), (state, ()))
+
+
+def test_a_verdict_is_final() -> None:
+    finals = [phase for phase in Phase if phase.final]
+
+    assert finals == [Phase.STOPPED, Phase.FAILED]
+    assert all(step(State(phase), event, POLICY) == (State(phase), ()) for phase in finals for event in EVENTS)
+
+
+def test_the_first_restart_is_immediate_and_after_the_sweep() -> None:
+    assert step(State(Phase.READY), Crashed("boom"), POLICY) == (
+        State(Phase.STARTING, 1, "boom"),
+        (Sweep(), StartEngine()),
+    )
+
+
+def crash_until_failed(policy: Policy) -> tuple[list[float], State]:
+    """The waits before the restarts, the immediate one as 0, and the verdict."""
+    state, waits = State(Phase.READY), []
+    while not state.phase.final:
+        state, actions = step(state, Crashed("boom"), policy)
+        waits += [action.seconds for action in actions if isinstance(action, RestartAfter)]
+        waits += [0.0 for action in actions if isinstance(action, StartEngine)]
+        if state.phase is Phase.BACKOFF:
+            state, _ = step(state, BackoffOver(), policy)
+    return waits, state
+
+
+def test_waits_double_up_to_the_cap() -> None:
+    waits, _ = crash_until_failed(Policy(max_crashes=8, backoff_s=0.5, backoff_max_s=6.0))
+
+    assert waits == [0.0, 0.5, 1.0, 2.0, 4.0, 6.0, 6.0]
+
+
+@pytest.mark.parametrize(("max_crashes", "restarts"), [(0, 0), (1, 0), (2, 1), (3, 2), (5, 4)])
+def test_crash_number_max_crashes_is_the_verdict(max_crashes: int, restarts: int) -> None:
+    waits, verdict = crash_until_failed(Policy(max_crashes, 1.0, 60.0))
+
+    assert len(waits) == restarts
+    assert verdict == State(Phase.FAILED, max(1, max_crashes), "boom")
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY, Phase.DEGRADED])
+def test_a_crash_that_a_restart_cannot_mend_is_the_verdict_at_once(phase: Phase) -> None:
+    assert step(State(phase), Crashed("no such file", permanent=True), POLICY) == (
+        State(Phase.FAILED, 1, "no such file"),
+        (Sweep(),),
+    )
+
+
+def test_serving_for_long_forgets_earlier_crashes() -> None:
+    crashed = State(Phase.READY, crashes=3, reason="boom")
+    stable, _ = step(crashed, Stable(), POLICY)
+
+    assert step(crashed, Crashed("again"), POLICY)[0].phase is Phase.FAILED
+    assert step(stable, Crashed("again"), POLICY)[0] == State(Phase.STARTING, 1, "again")
+
+
+def test_becoming_ready_alone_does_not_forget_crashes() -> None:
+    assert step(State(Phase.STARTING, 2, "boom"), Proved(), POLICY)[0] == State(Phase.READY, 2, "boom")
+
+
+@pytest.mark.xfail(reason="lifecycle.py: 2.0 ** 1024 is an OverflowError, which ends the supervisor")
+def test_crash_two_thousand_is_like_any_other() -> None:
+    assert step(State(Phase.READY, crashes=2000), Crashed("boom"), Policy(10**6, 1.0, 60.0)) == (
+        State(Phase.BACKOFF, 2001, "boom"),
+        (Sweep(), RestartAfter(60.0)),
+    )
+
+
+def test_running_says_whether_the_program_is_there() -> None:
+    assert [phase for phase in Phase if phase.running] == [Phase.STARTING, Phase.READY, Phase.DEGRADED]

@@ -1,0 +1,69 @@
+"""What `auto` means, and the reason that is given for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from engines.base import Capabilities, PlanError
+from launcher.policy import choose_device, choose_engine
+
+LLAMACPP = Capabilities(formats={"cpu": ("gguf",), "gpu": ("gguf",)})
+TRITON = Capabilities(formats={"cpu": ("safetensors",), "gpu": ("safetensors",), "rbln": ("rbln",)})
+BOTH = {"llamacpp": LLAMACPP, "triton": TRITON}
+
+
+@pytest.mark.parametrize(
+    ("found", "chosen"),
+    [
+        (["cpu"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
+        (["cpu", "gpu"], ("gpu", "device=auto → gpu (no rbln, furiosa that llamacpp or triton can use)")),
+        (["cpu", "gpu", "rbln"], ("rbln", "device=auto → rbln")),
+        (["cpu", "pim", "furiosa"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
+    ],
+)  # fmt: skip
+def test_the_best_device_that_is_there_and_can_be_used(found: list[str], chosen: tuple[str, str]) -> None:
+    assert choose_device(found, BOTH) == chosen
+
+
+def test_a_device_that_the_engine_cannot_use_is_passed_over() -> None:
+    assert choose_device(["rbln", "gpu", "cpu"], {"llamacpp": LLAMACPP}) == (
+        "gpu",
+        "device=auto → gpu (no rbln, furiosa that llamacpp can use)",
+    )
+
+
+def test_no_usable_device_is_an_error_that_says_what_was_found() -> None:
+    npu_only = {"furiosa-llm": Capabilities(formats={"furiosa": ("fxb",)})}
+
+    with pytest.raises(PlanError) as caught:
+        choose_device(["gpu", "cpu"], npu_only)
+
+    assert str(caught.value) == "no device of this machine (gpu, cpu) can be used by engine furiosa-llm"
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_format", "chosen"),
+    [
+        ("cpu", "gguf", ("llamacpp", "engine=auto → llamacpp (reads gguf on cpu)")),
+        ("cpu", "safetensors", ("triton", "engine=auto → triton (reads safetensors on cpu)")),
+        ("rbln", "safetensors",
+         ("triton", "engine=auto → triton (no engine reads safetensors on rbln; it reads rbln)")),
+        ("cpu", "onnx", ("llamacpp", "engine=auto → llamacpp (no engine reads onnx on cpu; it reads gguf)")),
+    ],
+)  # fmt: skip
+def test_the_engine_that_reads_the_format_as_it_is(kind: str, model_format: str, chosen: tuple[str, str]) -> None:
+    assert choose_engine(kind, model_format, BOTH) == chosen
+
+
+def test_the_order_of_preference_does_not_depend_on_the_order_of_discovery() -> None:
+    alike = {"zeta": LLAMACPP, "triton": LLAMACPP, "llamacpp": LLAMACPP}
+
+    assert choose_engine("cpu", "gguf", alike)[0] == "llamacpp"
+    assert choose_engine("cpu", "gguf", {"zeta": LLAMACPP, "triton": LLAMACPP})[0] == "triton"
+
+
+def test_a_device_that_no_engine_can_use_is_an_error_that_lists_the_engines() -> None:
+    with pytest.raises(PlanError) as caught:
+        choose_engine("pim", "gguf", BOTH)
+
+    assert str(caught.value) == "no engine can use device=pim; engines: llamacpp, triton"

@@ -1,0 +1,69 @@
+"""Plugins are found by name, ours and those of other packages alike."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.base import ConfigError
+from launcher import registry
+from launcher.compose import options
+from launcher.policy import DEVICE_ORDER
+
+
+@pytest.mark.parametrize("name", registry.names("engine"))
+def test_an_engine_has_the_name_that_it_is_found_by(name: str) -> None:
+    assert registry.engine(name).name == name
+
+
+@pytest.mark.parametrize("kind", registry.names("device"))
+def test_a_device_has_the_kind_that_it_is_found_by(kind: str) -> None:
+    assert registry.device(kind).kind == kind
+
+
+@pytest.mark.parametrize("name", registry.names("runtime"))
+def test_a_runtime_has_the_name_that_it_is_found_by(name: str) -> None:
+    assert registry.runtime(name).name == name
+
+
+@pytest.mark.parametrize("group", ["engine", "device", "runtime"])
+def test_plugins_and_config_files_are_the_same_names(group: str) -> None:
+    assert registry.names(group) == [name for name in options(group) if name != "auto"]
+
+
+def test_engines_use_devices_that_exist() -> None:
+    used = {kind for name in registry.names("engine") for kind in registry.engine(name).capabilities.devices}
+
+    assert used <= set(registry.names("device"))
+
+
+def test_every_device_has_its_place_in_the_order_of_preference() -> None:
+    assert sorted(DEVICE_ORDER) == registry.names("device")
+
+
+def test_each_call_gives_an_engine_of_its_own() -> None:
+    assert registry.engine("llamacpp") is not registry.engine("llamacpp")
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(ConfigError) as caught:
+        registry.engine("tritn")
+
+    known = ", ".join(registry.names("engine"))
+    assert str(caught.value) == f"engine 'tritn' not found; did you mean 'triton'? available: {known}"
+
+
+def test_another_package_adds_an_engine_with_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere.py").write_text("from engines.llamacpp import LlamaCpp\n\nclass Mine(LlamaCpp): name = 'mine'\n")
+    info = tmp_path / "elsewhere-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rmlaunch.engines]\nmine = elsewhere:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert "mine" in registry.names("engine")
+        assert registry.engine("mine").name == "mine"
+    finally:
+        sys.modules.pop("elsewhere", None)
