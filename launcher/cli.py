@@ -12,8 +12,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from engines.base import ConfigError, RmLaunchError
+
+if TYPE_CHECKING:
+    from launcher.spawn import Spawned
 
 _USAGE = """\
 rmlaunch: plan, start, prove and stop model servers
@@ -95,11 +99,23 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {"plan": _plan}
 
 
 def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
+    from launcher.spawn import Spawned
+
+    spawned = Spawned()  # first of all, because it takes a while
+    try:
+        return _launch_with(spawned, overrides, config_dir)
+    finally:
+        spawned.close()
+
+
+def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | None) -> int:
+    from launcher.compose import normalized
     from launcher.lifecycle import Phase
     from launcher.progress import Progress
-    from launcher.serving import launch
+    from launcher.resolve import settle
+    from launcher.serving import ServingEngine
 
-    engine = launch(*overrides, config_dir=config_dir, progress=Progress())
+    engine = ServingEngine(settle(normalized(overrides), config_dir), Progress(), spawned)
     _say_reasons(engine.reasons)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout
-from launcher import plans
+from launcher import plans, registry
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase
 from launcher.schema import SuperviseConf
+from launcher.spawn import Spawned
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,7 @@ class Supervised:
 
     def __init__(
         self,
+        spawned: Spawned,
         plan: LaunchPlan,
         claim: Claim,
         supervise: SuperviseConf,
@@ -60,19 +59,10 @@ class Supervised:
         self._changed = threading.Condition()
         self._closed = False
         self._since = time.time()
-        self._control, theirs = socket.socketpair()
-        with (claim.folder / "supervisor.log").open("ab") as errors, theirs:
-            descriptors = (theirs.fileno(), claim.lock.fileno())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.supervisor", *map(str, descriptors)],
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-                stdout=errors,
-                stderr=errors,
-                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
-            )
+        self._spawned = spawned
         orders = {
             "plan": plans.whole(plan),
+            "runtime": registry.place("runtime", plan.runtime),
             "folder": str(claim.folder),
             "policy": {
                 "max_crashes": supervise.max_crashes,
@@ -83,7 +73,8 @@ class Supervised:
             "stable_s": supervise.stable_s,
             "api_key": api_key,
         }
-        self._send(orders)
+        with (claim.folder / "supervisor.log").open("ab") as output:
+            spawned.give(json.dumps(orders).encode(), claim.lock, output.fileno())
         threading.Thread(target=self._listen, name="supervisor news", daemon=True).start()
 
     def wait_ready(self) -> News:
@@ -100,22 +91,15 @@ class Supervised:
     def stop(self) -> None:
         """Ask for a drain and a stop; a second call kills. Does not wait; asking one that has ended does nothing."""
         with contextlib.suppress(OSError):
-            self._send({"op": "stop"})
+            self._spawned.control.sendall(b'{"op": "stop"}\n')
 
     def close(self) -> None:
         """Let go: a supervisor that still runs kills its engine now. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)
-        try:
-            self._process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(timeout=5)
+        self._spawned.close()
         self._sweep_if_orphaned()
-        self._control.close()
         self._claim.release()
 
     def failure(self) -> DeploymentError:
@@ -142,11 +126,8 @@ class Supervised:
                 self._changed.wait(min(left, 0.5))  # short, so that a signal is handled in between
         return self.news
 
-    def _send(self, message: Mapping[str, Any]) -> None:
-        self._control.sendall(json.dumps(message).encode() + b"\n")
-
     def _listen(self) -> None:
-        with self._control.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
+        with self._spawned.control.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
             for line in lines:
                 self._take(News.read(line))
         if not self.news.phase.final:
@@ -161,7 +142,7 @@ class Supervised:
 
     def _sweep_if_orphaned(self) -> None:
         """A supervisor that was killed took the engine's leader along; its workers are ours to end."""
-        if self._process.returncode == 0:
+        if self._spawned.process.returncode == 0:
             return
         from launcher.runtimes.process import kill_marked, remove_leftovers
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator
+from typing import Any
 
 from engines.base import BuildStep, Environment, LaunchPlan, Probes
 from launcher.masking import mask_argv, mask_env, mask_url
@@ -80,27 +80,6 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
 def whole(plan: LaunchPlan) -> dict[str, Any]:
     """Everything, secrets too: for a pipe between our own processes, never for a file or a screen."""
     return dataclasses.asdict(plan)
-
-
-def load(data: Mapping[str, Any]) -> LaunchPlan:
-    """The plan that `whole` took apart. Raises `TypeError` or `KeyError` for anything else."""
-    plan = _build_value(LaunchPlan, data)
-    assert isinstance(plan, LaunchPlan)
-    return plan
-
-
-def _build_value(kind: Any, value: Any) -> Any:
-    """`value` from JSON as the type `kind`: dataclasses, tuples, mappings and optionals of them."""
-    if value is None:
-        return None
-    if get_origin(kind) in (Union, type(int | None)):
-        kind = next(part for part in get_args(kind) if part is not type(None))
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _build_value(hints[name], item) for name, item in value.items()})
-    if get_origin(kind) is tuple:
-        return tuple(_build_value(get_args(kind)[0], item) for item in value)
-    return value
 
 
 def _environment(environment: Environment) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import threading
@@ -20,6 +19,8 @@ _CHECK_TIMEOUT_S = 5.0
 
 def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str | None = None) -> str:
     """Do `probe` once. Returns "" where it passed, else what came instead. Reads the whole body."""
+    import http.client  # not at the top: it would keep the engine's first start waiting
+
     headers = {"Content-Type": "application/json"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
 from engines.base import ConfigError, Engine
 from launcher.devices.base import DevicePlugin
-from launcher.runtimes.base import Runtime
 from launcher.suggest import unknown
 
 
@@ -21,8 +21,9 @@ def device(kind: str) -> DevicePlugin:
     return cast(DevicePlugin, _load("device", kind)())
 
 
-def runtime(name: str) -> Runtime:
-    return cast(Runtime, _load("runtime", name)())
+def place(group: str, name: str) -> str:
+    """Where the plugin is, as `module:class`: for a process that has no time to look for it."""
+    return _point(group, name).value
 
 
 def names(group: str) -> Sequence[str]:
@@ -30,11 +31,16 @@ def names(group: str) -> Sequence[str]:
 
 
 def _load(group: str, name: str) -> type:
+    return cast(type, _point(group, name).load())
+
+
+def _point(group: str, name: str) -> EntryPoint:
     points = _points(group)
     if name not in points:
         raise ConfigError(unknown(group, name, sorted(points)))
-    return cast(type, points[name].load())
+    return points[name]
 
 
+@cache
 def _points(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"rmlaunch.{group}s")}

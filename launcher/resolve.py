@@ -22,7 +22,7 @@ from engines.base import (
     ServeSpec,
 )
 from launcher import builds, environments, models, policy, registry
-from launcher.compose import compose
+from launcher.composed import compose
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped

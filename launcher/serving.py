@@ -29,6 +29,7 @@ from launcher.prepare import prepare
 from launcher.progress import Progress
 from launcher.resolve import Request as Settled
 from launcher.resolve import resolve, settle
+from launcher.spawn import Spawned
 
 if TYPE_CHECKING:
     import numpy
@@ -53,10 +54,11 @@ class ServingEngine:
     `InferenceError` with the server's own words.
     """
 
-    def __init__(self, settled: Settled, progress: Progress) -> None:
+    def __init__(self, settled: Settled, progress: Progress, spawned: Spawned | None = None) -> None:
         self.reasons = settled.reasons
         self.config = settled.config
         self.progress = progress
+        self._spawned = spawned
         self._engine: Engine | None = None
         self._plan: LaunchPlan | None = None
         self._target: Target | None = None
@@ -72,6 +74,22 @@ class ServingEngine:
         """
         if self._supervised is not None:
             return self
+        spawned = self._spawned or Spawned()
+        try:
+            self._supervised = self._hand_over(spawned)
+        except BaseException:
+            spawned.close()
+            raise
+        try:
+            with self.progress.stage("start", f"{self.name} at {self.plan.endpoints.http.url}"):
+                self._supervised.wait_ready()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _hand_over(self, spawned: Spawned) -> Supervised:
+        """Resolve, plan, claim and prepare; the supervisor has its orders when this returns."""
         ledger = Ledger(state_root())
         with ledger.exclusive():
             self._engine, spec = resolve(self.config, ledger, to_launch=True)
@@ -84,14 +102,7 @@ class ServingEngine:
             raise
         options = dataclasses.asdict(self.config.engine)
         self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key)
-        self._supervised = Supervised(plan, claim, self.config.supervise, self.config.api_key, self._tell)
-        try:
-            with self.progress.stage("start", f"{plan.name} at {plan.endpoints.http.url}"):
-                self._supervised.wait_ready()
-        except BaseException:
-            self.close()
-            raise
-        return self
+        return Supervised(spawned, plan, claim, self.config.supervise, self.config.api_key, self._tell)
 
     def stop(self) -> News | None:
         """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""

@@ -1,9 +1,10 @@
 """The process that owns one deployment: it starts the engine, proves it, restarts it, and leaves nothing of it.
 
-    python -m launcher.supervisor CONTROL_FD LOCK_FD
+    python -m launcher.supervisor CONTROL_FD
 
-Its owner (`launcher.control`) sends it one line of JSON with its orders, then `{"op": "stop"}` lines; it answers with
-a line for each change of state. When the owner is gone, so is the engine. It imports neither Hydra nor an engine.
+Its owner (`launcher.control`) sends it the deployment's lock and one line of JSON with its orders, then
+`{"op": "stop"}` lines; it answers with a line for each change of state. When the owner is gone, so is the engine. It
+imports neither Hydra nor an engine.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher import plans, registry
+from launcher import structs
 from launcher.atomic import write_text
 from launcher.diagnosis import explain
 from launcher.lifecycle import (
@@ -64,6 +66,7 @@ class Orders:
     """What the owner asks for."""
 
     plan: LaunchPlan
+    runtime: str  #: `module:class`; looking through entry points would cost a fifth of the start
     folder: Path  #: of the deployment
     policy: Policy
     stop_grace_s: float
@@ -73,7 +76,8 @@ class Orders:
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Orders:
         return cls(
-            plan=plans.load(data["plan"]),
+            plan=structs.load(LaunchPlan, data["plan"]),
+            runtime=data["runtime"],
             folder=Path(data["folder"]),
             policy=Policy(**data["policy"]),
             stop_grace_s=data["stop_grace_s"],
@@ -256,15 +260,23 @@ def _next_log(folder: Path) -> Path:
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
+    if not descriptors:
+        return  # the owner ended before it gave orders
     # The lock's descriptor stays open until this process ends; the engine does not inherit it.
-    os.set_inheritable(int(sys.argv[2]), False)
-    os.set_inheritable(control.fileno(), False)
+    _lock, output = descriptors
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+    os.close(output)
     with control.makefile("rb", buffering=0) as lines:
         first = lines.readline()
-    if not first:
-        return  # the owner died before it gave orders
+    if not first.endswith(b"\n"):
+        return
     orders = Orders.load(json.loads(first))
-    Supervisor(orders, registry.runtime(orders.plan.runtime), control).run()
+    module, _, name = orders.runtime.partition(":")
+    runtime: Runtime = getattr(import_module(module), name)()
+    Supervisor(orders, runtime, control).run()
 
 
 if __name__ == "__main__":

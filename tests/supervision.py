@@ -16,6 +16,7 @@ from launcher.control import Supervised
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import render_files
 from launcher.schema import SuperviseConf
+from launcher.spawn import Spawned
 
 FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
 
@@ -75,7 +76,7 @@ def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s
         liveness_timeout_s=0,
         liveness_failures=0,
     )
-    owner = Supervised(plan, claimed(plan, state), conf, None)
+    owner = Supervised(Spawned(), plan, claimed(plan, state), conf, None)
     try:
         yield owner
     finally:

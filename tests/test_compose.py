@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from engines.base import ConfigError
-from launcher.compose import compose, options
+from launcher.compose import compose, normalized, options
 from launcher.schema import DeviceConf, LaunchConfig, ModelConf, TritonConf
 
 MINE = """\
@@ -134,7 +134,7 @@ def test_a_sweep_where_one_value_is_wanted_is_refused() -> None:
 
 def test_a_new_key_of_a_free_form_mapping_needs_no_plus() -> None:
     free = ["engine.args.x=1", "engine.env.MY_VAR=on", "engine.images.cpu=me/mine", "model.build.rbln.a=2"]
-    config = compose(["engine=llamacpp", *free])
+    config = compose(normalized(["engine=llamacpp", *free]))
 
     assert config.engine.args == {**compose(["engine=llamacpp"]).engine.args, "x": 1}
     assert config.engine.env["MY_VAR"] == "on"
@@ -143,7 +143,7 @@ def test_a_new_key_of_a_free_form_mapping_needs_no_plus() -> None:
 
 
 def test_the_requirements_of_an_environment_can_be_replaced() -> None:
-    config = compose(["engine=llamacpp", "engine.environments.cpu.requirements=['mine==1']"])
+    config = compose(normalized(["engine=llamacpp", "engine.environments.cpu.requirements=['mine==1']"]))
 
     assert config.engine.environments["cpu"].requirements == ["mine==1"]
 

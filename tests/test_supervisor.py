@@ -165,7 +165,7 @@ def test_a_killed_supervisor_takes_engine_and_grandchild_with_it(tmp_path: Path)
     with supervised(plan, tmp_path) as owner:
         owner.wait_ready()
         wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()))
-        owner._process.kill()
+        owner._spawned.process.kill()
         news = owner.wait_final(10)
 
     assert (news.phase, news.reason) == (Phase.FAILED, "its supervisor was killed")

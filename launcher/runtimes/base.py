@@ -15,7 +15,7 @@ class Handle:
     """One start of the engine's program. Its pid alone names nobody: pids are reused, and a reboot starts over."""
 
     pid: int
-    started: float  #: seconds since the epoch, as the kernel tells
+    started: int  #: clock ticks from boot to its start
     boot_id: str
     version: int = 1
 

