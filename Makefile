@@ -10,11 +10,15 @@ QUESTION ?= What is the capital of France?
 .PHONY: setup run test check bench clean
 setup: $(VENV)/.done
 
+# What a bare Debian lacks: venv, and Python as a shared library, which Triton's stub embeds.
+APT = apt-get update -q && apt-get install -y -q --no-install-recommends
+LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
+
 $(VENV)/.done: pyproject.toml
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; }
-	@# Triton's stub embeds Python; Debian has the shared library in a package of its own.
-	@$(PYTHON) -c 'import ctypes, sysconfig as s; v = s.get_config_var; ctypes.CDLL(f"libpython{v(\"py_version_short\")}.so.1.0") if v("LIBDIR") in ("/usr/lib", None) else None' 2>/dev/null || \
-		{ apt-get update -q && apt-get install -y -q --no-install-recommends "libpython$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(APT) python3-venv; }
+	@$(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(name)' 2>/dev/null \
+		|| $(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(sysconfig.get_config_var("LIBDIR") + "/" + name)' 2>/dev/null \
+		|| { $(APT) libpython$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check "uv>=0.9"
 	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV)/bin/python -e '.[dev]'

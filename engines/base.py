@@ -333,6 +333,7 @@ class GenerateRequest:
     messages: tuple[Mapping[str, str], ...] | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stream: bool = False
+    usage: bool = False  #: say why the text ended and how many tokens it took
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class OpenAIClient:
 def _generation(target: Target, request: GenerateRequest) -> tuple[str, dict[str, Any]]:
     body: dict[str, Any] = {"model": target.model_id, **request.sampling.as_json()}
     if request.stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= {"stream": True, "stream_options": {"include_usage": request.usage}}
     if request.messages is not None:
         return "/v1/chat/completions", {**body, "messages": [dict(message) for message in request.messages]}
     return "/v1/completions", {**body, "prompt": request.prompt}

@@ -75,17 +75,19 @@ class _Stream:
     """One bidirectional gRPC stream, used for one request at a time."""
 
     def __init__(self, address: str) -> None:
+        import numpy
         import tritonclient.grpc as triton
 
+        self._numpy, self._new_input = numpy, triton.InferInput
+        self._flags: dict[str, Any] = {}  #: tensors that say True; they never change, so each is made once
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._client = triton.InferenceServerClient(address)
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
     def ask(self, target: Target, tensors: Mapping[str, Any]) -> Iterator[Chunk]:
+        inputs = [self._flag(name) if value is True else self._text(name, value) for name, value in tensors.items()]
         # An empty answer closes the request where the last text could not be known to be the last.
-        self._client.async_stream_infer(
-            target.model_id, [_input(name, value) for name, value in tensors.items()], enable_empty_final_response=True
-        )
+        self._client.async_stream_infer(target.model_id, inputs, enable_empty_final_response=True)
         while True:
             try:
                 result, error = self._answers.get(timeout=target.timeout_s)
@@ -95,25 +97,35 @@ class _Stream:
                 raise InferenceError(str(error.message()), error.status())
             response = result.get_response()
             if response.outputs:
-                yield _chunk({tensor.name: _first(result, tensor.name) for tensor in response.outputs})
+                yield _chunk(_values(response))
             if response.parameters["triton_final_response"].bool_param:
                 return
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a dead server is no reason to fail a close
             self._client.stop_stream(cancel_requests=True)
         self._client.close()
+
+    def _text(self, name: str, value: str) -> Any:
+        tensor = self._new_input(name, [1], "BYTES")
+        return tensor.set_data_from_numpy(self._numpy.array([value.encode()], dtype=object))
+
+    def _flag(self, name: str) -> Any:
+        if name not in self._flags:
+            tensor = self._new_input(name, [1], "BOOL")
+            self._flags[name] = tensor.set_data_from_numpy(self._numpy.array([True]))
+        return self._flags[name]
 
 
 def _tensors(request: GenerateRequest) -> dict[str, Any]:
     tensors: dict[str, Any] = {
-        "stream": request.stream,
         "sampling_parameters": json.dumps(request.sampling.as_json()),
         "exclude_input_in_output": True,
-        "return_finish_reason": True,
-        "return_num_input_tokens": True,
-        "return_num_output_tokens": True,
     }
+    if request.stream:
+        tensors["stream"] = True
+    if request.usage:
+        tensors |= {"return_finish_reason": True, "return_num_input_tokens": True, "return_num_output_tokens": True}
     if request.messages is not None:
         tensors["messages"] = json.dumps([dict(message) for message in request.messages])
     else:
@@ -121,22 +133,13 @@ def _tensors(request: GenerateRequest) -> dict[str, Any]:
     return tensors
 
 
-def _input(name: str, value: str | bool) -> Any:
-    import numpy
-    import tritonclient.grpc as triton
-
-    if isinstance(value, bool):
-        tensor = triton.InferInput(name, [1], "BOOL")
-        tensor.set_data_from_numpy(numpy.array([value]))
-    else:
-        tensor = triton.InferInput(name, [1], "BYTES")
-        tensor.set_data_from_numpy(numpy.array([value.encode()], dtype=object))
-    return tensor
-
-
-def _first(result: Any, name: str) -> Any:
-    value = result.as_numpy(name).reshape(-1)[0]
-    return value.decode() if isinstance(value, bytes) else int(value)
+def _values(response: Any) -> dict[str, Any]:
+    """The one value of each output tensor, straight from KServe's binary form: arrays of one element cost more."""
+    values: dict[str, Any] = {}
+    for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        # A BYTES element is its length in 4 bytes and itself; the others are UINT32.
+        values[tensor.name] = raw[4:].decode() if tensor.datatype == "BYTES" else int.from_bytes(raw, "little")
+    return values
 
 
 def _chunk(outputs: Mapping[str, Any]) -> Chunk:

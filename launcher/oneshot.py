@@ -28,10 +28,14 @@ def measure(engine: ServingEngine, prompt: str) -> Answer:
     """Ask `prompt`, as a chat where the model knows chats, with the config's sampling, streaming."""
     conf = engine.config.sampling
     sampling = Sampling(conf.max_tokens, conf.temperature, conf.top_p, conf.top_k, tuple(conf.stop), conf.seed)
-    if engine.plan.model.chat:
-        request = GenerateRequest(messages=({"role": "user", "content": prompt},), sampling=sampling, stream=True)
-    else:
-        request = GenerateRequest(prompt=prompt, sampling=sampling, stream=True)
+    chat = engine.plan.model.chat
+    request = GenerateRequest(
+        prompt=None if chat else prompt,
+        messages=({"role": "user", "content": prompt},) if chat else None,
+        sampling=sampling,
+        stream=True,
+        usage=True,
+    )
     began = time.monotonic()
     first: float | None = None
     text, counts = "", []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, str]
 
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(Sampling))
 _NOT_RUNNING = "the deployment is not running; enter it or call start()"
 
 
@@ -57,6 +58,7 @@ class ServingEngine:
     def __init__(self, settled: Settled, progress: Progress, spawned: Spawned | None = None) -> None:
         self.reasons = settled.reasons
         self.config = settled.config
+        self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
         self._spawned = spawned
         self._engine: Engine | None = None
@@ -233,6 +235,7 @@ class ServingEngine:
 
     def _tell(self, news: News) -> None:
         """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
+        self.on_news(news)
         if news.phase in (Phase.DEGRADED, Phase.BACKOFF) or (news.phase is Phase.STARTING and news.crashes):
             self.progress.note(
                 f"{self.name}: {news.phase.value}, crash {news.crashes}: {news.reason or 'not answering'}"
@@ -240,11 +243,10 @@ class ServingEngine:
 
 
 def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, Any], stream: bool) -> GenerateRequest:
-    known = {field.name for field in dataclasses.fields(Sampling)}
-    if unknown := sorted(set(sampling) - known):
-        raise InferenceError(f"unknown sampling option {unknown[0]!r}; options: {', '.join(sorted(known))}")
-    stop = sampling.get("stop", ())
-    decoding = Sampling(**{**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())})
+    if unknown := sorted(sampling.keys() - _SAMPLING):
+        raise InferenceError(f"unknown sampling option {unknown[0]!r}; options: {', '.join(sorted(_SAMPLING))}")
+    stop = sampling.get("stop") or ()
+    decoding = Sampling(**{**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
     if isinstance(inputs, str):
         return GenerateRequest(prompt=inputs, sampling=decoding, stream=stream)
     if not inputs or not all(isinstance(item, Mapping) and {"role", "content"} <= set(item) for item in inputs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -109,10 +108,14 @@ def test_who_waits_takes_over_when_the_maker_is_killed(tmp_path: Path) -> None:
 def test_an_error_leaves_nothing_and_the_next_one_starts_over(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "target"
 
-    with pytest.raises(error), made_once(target) as folder:
-        assert folder is not None
-        (folder / "half").touch()
-        raise error
+    def fail() -> None:
+        with made_once(target) as folder:
+            assert folder is not None
+            (folder / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        fail()
 
     assert [file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")] == []
     with made_once(target) as folder:
@@ -128,7 +131,7 @@ def test_a_target_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         assert folder is None
 
     assert files_in(tmp_path / "target") == {"mine": ""}
-    assert os.listdir(tmp_path) == ["target"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "target"]
 
 
 def test_a_text_is_replaced_in_one_step(tmp_path: Path) -> None:

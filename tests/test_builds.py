@@ -113,9 +113,10 @@ def test_the_place_of_the_cache_does_not_change_the_key() -> None:
 
 
 def step_of(tmp_path: Path, code: str, name: str = "m-1.5b-made-1") -> BuildStep:
+    script = f"import os, sys; from pathlib import Path; out = Path(sys.argv[1])\n{code}"
     return BuildStep(
         name="made",
-        argv=(sys.executable, "-c", f"import os, sys; from pathlib import Path; out = Path(sys.argv[1])\n{code}", OUTPUT),
+        argv=(sys.executable, "-c", script, OUTPUT),
         output=str(tmp_path / "artifacts" / name),
         environment=Environment("current", sys.prefix, "3.11", managed=False),
         env={"GREETING": "hello"},

@@ -86,7 +86,8 @@ def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
 
 def opening(file: Path) -> str:
     """The comment that `file` opens with."""
-    return "".join(itertools.takewhile(lambda line: line.startswith("#"), (CONF / file).open()))
+    lines = (CONF / file).read_text().splitlines()
+    return "\n".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def commands(file: Path) -> list[str]:
@@ -105,14 +106,12 @@ def test_a_file_opens_with_what_it_is_and_a_command(file: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "command"), [(file, command) for file in FILES for command in commands(file)], ids=str
 )
-def test_the_command_in_the_first_comment_works(
-    file: Path, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_in_the_first_comment_works(file: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in shlex.split(command) if not word.startswith("prompt=")]
     planned = words if words[0] == "plan" else ["plan", *words]
     asked = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if asked.get("device") in UNUSABLE:
-        with pytest.raises(PlanError, match="^no engine can use device="):
+        with pytest.raises(PlanError, match=r"^no engine can use device="):
             cli.run(planned)
         return
 

@@ -200,7 +200,7 @@ def test_an_environment_that_cannot_be_made_names_its_packages_and_leaves_nothin
     assert message.startswith(
         "could not make environment x (linked==1, missing==2 from the default package index): uv exited 1:\n"
     )
-    assert "missing was not found" in message
+    assert "there is no version of missing==2" in message
     left = [path.name for path in (tmp_path / "environments").iterdir() if not path.name.endswith(".lock")]
     assert left == []
 
@@ -266,5 +266,5 @@ def test_an_index_of_the_environments_own_is_used(
 @pytest.mark.xfail(reason="environments.py: uv() lets out BrokenPipeError where uv ends before it has read its stdin")
 @pytest.mark.usefixtures("packages")
 def test_a_uv_that_reads_no_requirements_is_an_error_like_any_other() -> None:
-    with pytest.raises(PrepareError, match="^could not: uv exited 2:"):
+    with pytest.raises(PrepareError, match=r"^could not: uv exited 2:"):
         uv(["pip", "install", "--bogus", "-r", "-"], "could not", QUIET, stdin="x==1\n" * 100_000)

@@ -186,7 +186,7 @@ def test_a_port_whose_last_connections_have_just_ended_is_free(ledger: Ledger) -
 
 
 def test_an_address_that_is_not_ours_is_an_error_that_names_it(ledger: Ledger) -> None:
-    with pytest.raises(ResourceError, match="^host='192.0.2.1' port="):
+    with pytest.raises(ResourceError, match=r"^host='192\.0\.2\.1' port="):
         ledger.choose_ports("192.0.2.1", {"port": None})
 
 

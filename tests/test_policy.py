@@ -18,7 +18,8 @@ BOTH = {"llamacpp": LLAMACPP, "triton": TRITON}
         (["cpu"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
         (["cpu", "gpu"], ("gpu", "device=auto → gpu (no rbln, furiosa that llamacpp or triton can use)")),
         (["cpu", "gpu", "rbln"], ("rbln", "device=auto → rbln")),
-        (["cpu", "pim", "furiosa"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
+        (["cpu", "pim", "furiosa"],
+         ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
     ],
 )  # fmt: skip
 def test_the_best_device_that_is_there_and_can_be_used(found: list[str], chosen: tuple[str, str]) -> None:

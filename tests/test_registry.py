@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +28,9 @@ def test_a_device_has_the_kind_that_it_is_found_by(kind: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("runtime"))
 def test_a_runtime_has_the_name_that_it_is_found_by(name: str) -> None:
-    assert registry.runtime(name).name == name
+    module, _, runtime = registry.place("runtime", name).partition(":")
+
+    assert getattr(import_module(module), runtime).name == name
 
 
 @pytest.mark.parametrize("group", ["engine", "device", "runtime"])
@@ -55,15 +60,17 @@ def test_an_unknown_name_says_what_there_is() -> None:
     assert str(caught.value) == f"engine 'tritn' not found; did you mean 'triton'? available: {known}"
 
 
-def test_another_package_adds_an_engine_with_an_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "elsewhere.py").write_text("from engines.llamacpp import LlamaCpp\n\nclass Mine(LlamaCpp): name = 'mine'\n")
+def test_another_package_adds_an_engine_with_an_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(
+        "from engines.llamacpp import LlamaCpp\nclass Mine(LlamaCpp): name = 'mine'\n"
+    )
     info = tmp_path / "elsewhere-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[rmlaunch.engines]\nmine = elsewhere:Mine\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    try:
-        assert "mine" in registry.names("engine")
-        assert registry.engine("mine").name == "mine"
-    finally:
-        sys.modules.pop("elsewhere", None)
+    code = "from launcher import registry; print(*registry.names('engine'), registry.engine('mine').name)"
+
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == [*sorted([*registry.names("engine"), "mine"]), "mine"]

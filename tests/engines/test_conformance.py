@@ -63,7 +63,9 @@ def test_a_stream_is_the_same_text_in_pieces(engine: ServingEngine) -> None:
 
 def test_the_answer_says_why_it_ended_and_what_it_cost(engine: ServingEngine) -> None:
     def ask(max_tokens: int, stream: bool) -> tuple[str | None, int]:
-        request = GenerateRequest(prompt="One, two,", sampling=Sampling(max_tokens=max_tokens), stream=stream)
+        request = GenerateRequest(
+            prompt="One, two,", sampling=Sampling(max_tokens=max_tokens), stream=stream, usage=True
+        )
         chunks = list(engine.chunks(request))
         return chunks[-1].finish_reason, sum(chunk.completion_tokens or 0 for chunk in chunks)
 

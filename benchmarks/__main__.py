@@ -1,0 +1,15 @@
+"""`make bench`: every number beside its peer, in one run, as Markdown on stdout."""
+
+from __future__ import annotations
+
+from benchmarks import infer_overhead, launch_overhead, ready_latency
+
+
+def main() -> None:
+    launch_overhead.main()
+    infer_overhead.main()
+    ready_latency.main()
+
+
+if __name__ == "__main__":
+    main()

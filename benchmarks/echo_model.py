@@ -1,0 +1,19 @@
+"""A trivial Triton model with the tensors of our language models: it answers the prompt itself, so that a benchmark
+measures the client and not a decoding loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args: Mapping[str, str]) -> None:
+        pass
+
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> None:
+        for request in requests:
+            text = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy()
+            answer = pb_utils.InferenceResponse([pb_utils.Tensor("text_output", text)])
+            request.get_response_sender().send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
