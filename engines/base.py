@@ -26,7 +26,8 @@ class RmLaunchError(Exception):
     ├── PrepareError         an environment, a download or a build failed; exit code 1
     ├── DeploymentError      the engine's program failed; exit code 1
     │   ├── ExitedBeforeReady
-    │   └── ReadyTimeout
+    │   ├── ReadyTimeout
+    │   └── StoppedBeforeReady    as asked; exit code 130, the shell's for a Ctrl-C
     └── InferenceError       a running server refused or failed a request, in the server's own words; exit code 1
     """
 
@@ -65,6 +66,12 @@ class ExitedBeforeReady(DeploymentError):
 
 class ReadyTimeout(DeploymentError):
     """The engine's program ran but did not serve a request in time."""
+
+
+class StoppedBeforeReady(DeploymentError):
+    """Somebody asked it to stop while it was starting."""
+
+    exit_code = 130
 
 
 class InferenceError(RmLaunchError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout
+from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
 from launcher import plans, registry
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase
@@ -78,7 +78,7 @@ class Supervised:
         threading.Thread(target=self._listen, name="supervisor news", daemon=True).start()
 
     def wait_ready(self) -> News:
-        """Block until the engine serves. Raises `ExitedBeforeReady` or `ReadyTimeout` with cause and last lines."""
+        """Block until the engine serves. Raises the `DeploymentError` that fits, with cause and last lines."""
         news = self._wait(lambda news: news.phase is Phase.READY or news.phase.final, None)
         if news.phase is not Phase.READY:
             raise self.failure()
@@ -108,6 +108,8 @@ class Supervised:
         tail = "".join(f"\n  | {line}" for line in news.tail)
         where = f"\n  log: {news.log}" if news.log else ""
         text = f"{self.plan.name}: {news.reason or news.phase.value}{tail}{where}"
+        if news.phase is Phase.STOPPED and not self._was_ready:
+            return StoppedBeforeReady(f"{self.plan.name}: stopped before it was ready")
         if news.timed_out:
             return ReadyTimeout(text)
         if not self._was_ready:

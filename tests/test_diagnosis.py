@@ -18,6 +18,8 @@ LINES = [
     ("OSError: [Errno 12] Cannot allocate memory", "the machine's memory is full", True),
     ("OSError: [Errno 28] No space left on device: '/x'", "a disk is full", True),
     ("tritonserver: error while loading shared libraries: libdcgm.so.3: cannot", "a shared library is missing", True),
+    ("stub: error while loading shared libraries: libpython3.11.so.1.0: cannot open shared object file",
+     "Python's shared library, which Triton embeds, is missing", True),
     ("ModuleNotFoundError: No module named 'torch'", "a Python package is missing in its environment", True),
     ("server.py: error: unrecognized arguments: --bogus", "it does not know one of its flags", True),
     ("error: invalid argument: --bogus", "it does not know one of its flags", True),

