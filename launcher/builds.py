@@ -51,6 +51,15 @@ def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop
     return "", ()
 
 
+def reachable(source_format: str) -> frozenset[str]:
+    """The formats that conversions lead to from `source_format`, itself included."""
+    reached = {source_format}
+    for start, end in _CONVERSIONS:
+        if start in reached:
+            reached.add(end)
+    return frozenset(reached)
+
+
 def run(step: BuildStep, progress: Progress) -> None:
     """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines."""
     output = Path(step.output)

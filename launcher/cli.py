@@ -56,9 +56,12 @@ def run(words: Sequence[str]) -> int:
     """Do what `words` ask for; returns the exit code. Raises `RmLaunchError`."""
     if "--help" in words or "-h" in words:
         return _help()
-    if any(word.split("=")[0] in _HYDRA_FLAGS for word in words):
-        return _hydra(words)
     verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    hydras = [word.partition("=")[0] for word in words if word.partition("=")[0] in _HYDRA_FLAGS]
+    if verb and hydras:
+        raise ConfigError(f"{verb} is rmlaunch's and {hydras[0]} is Hydra's; they do not go together")
+    if hydras:
+        return _hydra(words)
     if verb is None:
         return _launch(*_split(words))
     if verb not in _VERBS:
@@ -168,6 +171,8 @@ def _split(words: Sequence[str]) -> tuple[list[str], str | None]:
         flag, equals, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
             config_dir = value if equals else next(rest, "")
+            if not config_dir:
+                raise ConfigError(f"{flag} needs a folder: {flag} DIR")
         elif word.startswith("-") and flag not in _HYDRA_FLAGS:
             raise ConfigError(f"unknown flag {word!r}; see rmlaunch --help")
         else:

@@ -20,6 +20,8 @@ from launcher.suggest import did_you_mean, unknown
 
 HYDRA_VERSION_BASE = "1.3"
 
+_IDENTITIES = ("engine.name", "device.kind", "runtime.name")
+
 #: mappings whose keys are not ours to know
 FREE_FORM = (
     "engine.args.",
@@ -37,14 +39,25 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchCo
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
+    chosen = any(item.startswith("engine=") and item != "engine=auto" for item in overrides)
     with (
-        readable_errors(),
+        readable_errors("" if chosen else "with engine=auto only these can be set, so choose engine=…"),
         hydra_of_our_own(config_dir),
         initialize_config_dir(str(shipped("conf")), version_base=HYDRA_VERSION_BASE),
     ):
+        for item in overrides:
+            _refuse_identity(item)
         composed = hydra_compose("config", list(overrides))
         _refuse_added_keys(composed, "")
         return cast(LaunchConfig, OmegaConf.to_object(composed))
+
+
+def _refuse_identity(override: str) -> None:
+    """`engine.name=triton` would change the name and leave everything else as it was."""
+    key, _, value = override.lstrip("+").partition("=")
+    if key in _IDENTITIES:
+        group = key.partition(".")[0]
+        raise ConfigError(f"{key} follows from the option that is chosen; write {group}={value}")
 
 
 def normalized(overrides: Sequence[str]) -> list[str]:
@@ -87,14 +100,15 @@ def hydra_of_our_own(config_dir: str | None = None) -> Iterator[None]:
     if config_dir and not folders[0].is_dir():
         raise ConfigError(f"--config-dir {config_dir!r} is not a folder; give the folder that holds engine/, model/ …")
     schema.register()
-    plugin, hydra = _search_path_plugin(), GlobalHydra.instance()
+    plugin = _search_path_plugin()
     Plugins.instance().register(plugin)
-    before = hydra.hydra, plugin.folders
-    hydra.hydra, plugin.folders = None, [folder for folder in folders if folder.is_dir()]
+    before = GlobalHydra.instance().hydra, plugin.folders
+    GlobalHydra.instance().hydra, plugin.folders = None, [folder for folder in folders if folder.is_dir()]
     try:
         yield
     finally:
-        hydra.hydra, plugin.folders = before
+        # Asked for anew: Hydra's own clean-up puts another instance in its place.
+        GlobalHydra.instance().hydra, plugin.folders = before
 
 
 @cache
@@ -117,8 +131,11 @@ def _search_path_plugin() -> Any:
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise for a user's mistake into one `ConfigError` that names the way out."""
+def readable_errors(engine_hint: str = "") -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise for a user's mistake into one `ConfigError` that names the way out.
+
+    `engine_hint` is added where a key of the engine is not known.
+    """
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -127,7 +144,8 @@ def readable_errors() -> Iterator[None]:
     except MissingConfigException as exc:
         raise ConfigError(_unknown_option(exc.missing_cfg_file, exc.options) or _first_line(exc)) from exc
     except (HydraException, OmegaConfBaseException) as exc:
-        raise ConfigError(_explain(exc)) from exc
+        text = _explain(exc)
+        raise ConfigError(f"{text}; {engine_hint}" if engine_hint and "unknown key 'engine." in text else text) from exc
 
 
 def _unknown_option(missing: str | None, listed: Sequence[str] | None) -> str | None:
@@ -144,28 +162,31 @@ def _explain(exc: Exception) -> str:
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
     if isinstance(exc, OverrideParseException):
-        return f"cannot read {exc.override!s:.100}; an override is written key=value ({_second_line(exc)})"
+        shown = str(exc.override).removeprefix("++")
+        return f"cannot read {shown[:100]!r}; an override is written key=value ({_detail(exc)})"
     inner: BaseException = exc
-    while inner.__cause__ is not None:
-        inner = inner.__cause__
+    deeper = exc.__cause__ or exc.__context__
+    while deeper is not None:
+        if isinstance(deeper, OmegaConfBaseException) and deeper.full_key:  # one without is still unformatted
+            inner = deeper
+        deeper = deeper.__cause__ or deeper.__context__
     no_group = re.search(r"Could not override '([^'@]+)(?:@[^']*)?'\.", str(exc))
-    if isinstance(inner, OmegaConfBaseException):
-        key = inner.full_key or ""
-        if isinstance(inner, ConfigKeyError) or (no_group and "not in" in str(inner)):
-            return _unknown_key(
-                key or (no_group.group(1) if no_group else ""), _fields(getattr(inner, "parent_node", None))
-            )
-        return f"{key}: {_first_line(inner)}" if key else _first_line(inner)
-    if no_group:
-        return _unknown_key(no_group.group(1), [])
-    return _first_line(exc)
+    named = no_group.group(1) if no_group else ""
+    if not isinstance(inner, OmegaConfBaseException):
+        return _unknown_key(named, []) if named and "@" not in str(exc) else _first_line(exc)
+    key = inner.full_key or named
+    if isinstance(inner, ConfigKeyError) or (no_group and "not in" in str(inner)):
+        return _unknown_key(key, _fields(getattr(inner, "parent_node", None)))
+    return f"{key}: {_first_line(inner)}" if key else _first_line(inner)
 
 
 def _unknown_key(key: str, siblings: Sequence[str]) -> str:
     parent, _, leaf = key.rpartition(".")
-    fields = siblings or sorted(LaunchConfig.__dataclass_fields__)
-    hint = did_you_mean(leaf, fields, prefix=f"{parent}." if parent else "")
-    return f"unknown key {key!r}; {hint}keys{' of ' + parent if parent else ''}: {', '.join(fields)}"
+    known = [
+        name for name in siblings or ([] if parent else sorted(LaunchConfig.__dataclass_fields__)) if name != "hydra"
+    ]
+    where = f"keys{' of ' + parent if parent else ''}: {', '.join(known) or 'none'}"
+    return f"unknown key {key!r}; {did_you_mean(leaf, known, prefix=f'{parent}.' if parent else '')}{where}"
 
 
 def _refuse_added_keys(node: object, path: str) -> None:
@@ -188,8 +209,10 @@ def _fields(node: object) -> list[str]:
     return sorted(str(key) for key in node) if isinstance(node, DictConfig) else []
 
 
-def _second_line(exc: BaseException) -> str:
-    return next(iter(str(exc).splitlines()[1:2]), "").strip()
+def _detail(exc: BaseException) -> str:
+    """What Hydra says of an override that it cannot read, without its repetition of it and its link."""
+    lines = (line.strip() for line in str(exc).splitlines())
+    return next((line for line in lines if line and not line.startswith(("Error parsing override", "See "))), "")
 
 
 def _first_line(exc: BaseException) -> str:

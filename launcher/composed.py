@@ -11,14 +11,13 @@ import dataclasses
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from launcher import schema, structs
-from launcher.masking import mask_env
+from launcher import structs
+from launcher.masking import is_secret, mask_url
 from launcher.paths import cache_root, shipped, user_config
 from launcher.schema import LaunchConfig
 
@@ -34,8 +33,8 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchCo
 
         return compose.compose(overrides, config_dir)
 
-    if any(_RESOLVER.search(item) for item in overrides):
-        return anew()
+    if any(_RESOLVER.search(item) or item.startswith(("hydra.", "hydra/", "+hydra")) for item in overrides):
+        return anew()  # it looks outside, or may look in other folders
     folders = [shipped("conf"), user_config(), *([Path(config_dir).absolute()] if config_dir else [])]
     return _kept(_key(overrides, folders), folders[1:], anew)
 
@@ -69,15 +68,15 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 
 def _our_version() -> list[int]:
     """Changes with the code that decides what a config means."""
-    return [Path(module.__file__ or "").stat().st_mtime_ns for module in (schema, structs, sys.modules[__name__])]
+    folder = Path(__file__).parent
+    return [(folder / f"{name}.py").stat().st_mtime_ns for name in ("compose", "composed", "schema", "structs")]
 
 
 def _load(data: Any) -> LaunchConfig:
-    config = structs.load(LaunchConfig, data["config"])
     # The field says EngineConf; which of its subclasses it was, only the file knows.
     module, _, name = data["engine"].rpartition(".")
-    config.engine = structs.load(getattr(import_module(module), name), data["config"]["engine"])
-    return config
+    engine = structs.load(getattr(import_module(module), name), data["config"]["engine"])
+    return dataclasses.replace(structs.load(LaunchConfig, {**data["config"], "engine": None}), engine=engine)
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:
@@ -100,5 +99,12 @@ def _looks_outside(folders: Iterable[Path]) -> bool:
     return any(_RESOLVER.search(file.read_text(errors="replace")) for file in files)
 
 
-def _has_secrets(config: LaunchConfig) -> bool:
-    return bool(config.api_key) or mask_env(config.engine.env) != config.engine.env
+def _has_secrets(node: object) -> bool:
+    """Whether any key is named like a secret and set, or any text has the password of a URL in it."""
+    if dataclasses.is_dataclass(node) and not isinstance(node, type):
+        node = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+    if isinstance(node, dict):
+        return any((is_secret(key) and value is not None) or _has_secrets(value) for key, value in node.items())
+    if isinstance(node, list):
+        return any(_has_secrets(item) for item in node)
+    return isinstance(node, str) and mask_url(node) != node

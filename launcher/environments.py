@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -77,11 +78,12 @@ def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "")
     ) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        process.stdin.write(stdin)
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it ended already; its exit code and last lines tell why
+            process.stdin.write(stdin)
+            process.stdin.close()
         for line in process.stderr:
             if line.strip():
-                tail.append(line.rstrip())
+                tail.append(mask_url(line.rstrip()))
                 if line.startswith(("Resolved", "Prepared", "Installed", "Downloading", "Building")):
                     progress.detail(line)
     if process.returncode:
@@ -105,21 +107,22 @@ def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
 
 
 def _wanted(environment: Environment) -> str:
-    indexes = ", ".join(mask_url(index) for index in environment.indexes)
-    return f"{', '.join(environment.requirements)} from the default package index{' and ' + indexes if indexes else ''}"
+    packages, indexes = ", ".join(environment.requirements), ", ".join(environment.indexes)
+    return mask_url(f"{packages} from the default package index{' and ' + indexes if indexes else ''}")
 
 
 def _owned(name: str, path: Path) -> Environment:
     """An environment of the user's own: `path` is its folder or its Python."""
     folder = path.parent.parent if path.is_file() else path
-    found = sorted(folder.glob("lib/python3.*"))
-    match = re.fullmatch(r"python(3\.\d+)", found[-1].name) if found else None
-    if match is None:
+    found = [match for place in folder.glob("lib/python3.*") if (match := re.fullmatch(r"python3\.(\d+)", place.name))]
+    if not found:
         raise ConfigError(
             f"engine.environment={str(path)!r} is neither a Python environment nor its python; "
             "give managed, current, or the folder that has bin/python and lib/python3.x"
         )
-    return Environment(name, str(folder), match.group(1), managed=False)
+    newest = max(found, key=lambda match: int(match[1]))
+    named = re.fullmatch(r"python(3\.\d+)", path.name)
+    return Environment(name, str(folder), named[1] if named else f"3.{newest[1]}", managed=False)
 
 
 def _running_python() -> str:

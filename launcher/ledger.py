@@ -10,9 +10,10 @@ A lock dies with its last holder, so a deployment whose owner was killed is seen
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
-import os
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from typing import TextIO
 
 from engines.base import ResourceError
 from launcher.atomic import write_text
+from launcher.masking import mask_argv
 
 FIRST_PORT = 8000
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
@@ -57,10 +59,6 @@ class Ledger:
     def free_name(self, wanted: str | None, derived: str) -> str:
         """`wanted` if it is free; else `derived`, with a number where that is taken. Raises `ResourceError`."""
         if wanted:
-            if not wanted.replace("-", "").replace("_", "").replace(".", "").isalnum() or len(wanted) > _NAME_LIMIT:
-                raise ResourceError(
-                    f"name={wanted!r} cannot be used: up to {_NAME_LIMIT} letters, digits, '.', '_' and '-'"
-                )
             if self.is_live(wanted):
                 raise ResourceError(f"name={wanted!r} is taken by a running deployment; choose another or stop it")
             return wanted
@@ -85,18 +83,20 @@ class Ledger:
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(folder / "run", ignore_errors=True)
         write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         return Claim(folder, lock)
 
-    def held_ports(self) -> set[int]:
-        """The ports of running deployments, whether their engines listen yet or not."""
-        held: set[int] = set()
+    def held_ports(self) -> dict[int, str]:
+        """The ports of running deployments and whose they are, whether their engines listen yet or not."""
+        held: dict[int, str] = {}
         for record in self.deployments.glob("*/plan.json"):
-            if self.is_live(record.parent.name):
+            name = record.parent.name
+            if self.is_live(name):
                 with contextlib.suppress(OSError, ValueError, KeyError):
-                    held.update(json.loads(record.read_text())["ports"])
+                    held |= dict.fromkeys(json.loads(record.read_text())["ports"], name)
         return held
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
@@ -107,7 +107,8 @@ class Ledger:
         held = self.held_ports()
         for key, port in wanted.items():
             if port is not None and (port in held or not _is_free(host, port)):
-                raise ResourceError(f"{key}={port} is in use by {_holder(port)}; choose another or leave {key} out")
+                holder = f"deployment {held[port]!r}" if port in held else _holder(port)
+                raise ResourceError(f"{key}={port} is in use by {holder}; choose another or leave {key} out")
         given = {port for port in wanted.values() if port is not None}
         chosen: list[int] = []
         candidate = FIRST_PORT
@@ -128,7 +129,7 @@ def _is_free(host: str, port: int) -> bool:
         try:
             probe.bind((host, port))
         except OSError as exc:
-            if exc.errno == 98:  # EADDRINUSE
+            if exc.errno == errno.EADDRINUSE:
                 return False
             raise ResourceError(f"host={host!r} port={port}: {exc.strerror or exc}") from exc
     return True
@@ -141,8 +142,8 @@ def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-                command = " ".join(psutil.Process(connection.pid).cmdline())
+                command = shlex.join(mask_argv(tuple(psutil.Process(connection.pid).cmdline())))
                 return f"pid {connection.pid} ({command[:80] or 'unknown command'})"
     except psutil.Error:
         pass
-    return "a process that this user may not see" if os.geteuid() else "another deployment"
+    return "a process that this user may not see"

@@ -181,5 +181,6 @@ def _after_crash(state: State, permanent: bool, policy: Policy) -> tuple[State, 
         return replace(state, phase=Phase.FAILED), (Sweep(),)
     if state.crashes == 1:
         return replace(state, phase=Phase.STARTING), (Sweep(), StartEngine())
-    wait = min(policy.backoff_s * 2.0 ** (state.crashes - 2), policy.backoff_max_s)
+    doublings = min(state.crashes - 2, 62)  # the longest wait was reached long before, and floats end
+    wait = min(policy.backoff_s * 2.0**doublings, policy.backoff_max_s)
     return replace(state, phase=Phase.BACKOFF), (Sweep(), RestartAfter(wait))

@@ -34,15 +34,17 @@ class Source:
             case "pypi":
                 return cache / "models/pypi" / f"{self.name}-{self.version}" / self.file
             case "hf":
-                return cache / "models/hf" / self.name.replace("/", "--") / self.version / self.file
+                # Single files apart: that they were fetched does not mean that the whole was.
+                folder = f"{self.version}.files" if self.file else self.version
+                return cache / "models/hf" / self.name.replace("/", "--") / folder / self.file
             case _:
                 return Path(self.name)
 
     def format(self) -> str:
         """The model's format: by the file's ending, and a folder by what is in it. Looks only at `file:` sources."""
         ending = Path(self.file or (self.name if self.kind == "file" else "")).suffix
-        if ending in _SUFFIXES:
-            return _SUFFIXES[ending]
+        if ending.lower() in _SUFFIXES:
+            return _SUFFIXES[ending.lower()]
         if self.kind == "file" and (Path(self.name) / "rbln_config.json").exists():
             return "rbln"
         return "safetensors"
@@ -105,7 +107,10 @@ def _fetch_pypi(source: Source, path: Path, progress: Progress) -> None:
 
 
 def _fetch_hf(source: Source, path: Path, progress: Progress) -> None:
-    """Through the hub's own cache, so that what other tools have downloaded is used and not kept twice."""
+    """Through the hub's own cache, so that what other tools have downloaded is used and not kept twice.
+
+    A branch such as `main` is looked up once: what it was then stays ours until the cache is cleared.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -127,7 +132,7 @@ def _fetch_hf(source: Source, path: Path, progress: Progress) -> None:
             ) from exc
         except (HfHubHTTPError, OSError) as exc:
             raise PrepareError(f"{what}: {exc}") from exc
-    link = path.parent if source.file else path
+    link = Path(str(path).removesuffix(source.file).rstrip("/"))
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
         link.unlink(missing_ok=True)  # a dangling one: the hub's cache was cleared

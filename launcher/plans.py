@@ -88,8 +88,8 @@ def _environment(environment: Environment) -> dict[str, Any]:
         "path": environment.path,
         "managed": environment.managed,
         "python": environment.python,
-        "requirements": list(environment.requirements),
-        "overrides": list(environment.overrides),
+        "requirements": [mask_url(item) for item in environment.requirements],
+        "overrides": [mask_url(item) for item in environment.overrides],
         "indexes": [mask_url(index) for index in environment.indexes],
     }
 

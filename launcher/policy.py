@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from engines.base import Capabilities, PlanError
 
@@ -23,17 +23,22 @@ def choose_device(found: Sequence[str], engines: Mapping[str, Capabilities]) -> 
     raise PlanError(f"no device of this machine ({', '.join(found)}) can be used by engine {_or(engines)}")
 
 
-def choose_engine(kind: str, model_format: str, engines: Mapping[str, Capabilities]) -> tuple[str, str]:
-    """The engine and why: one that reads the format as it is, before one that needs a conversion."""
+def choose_engine(
+    kind: str, model_format: str, engines: Mapping[str, Capabilities], leads_to: Collection[str] = ()
+) -> tuple[str, str]:
+    """The engine and why: one that reads the format as it is, before one that reads what it `leads_to`."""
     order = sorted(engines, key=lambda name: ENGINE_ORDER.index(name) if name in ENGINE_ORDER else len(ENGINE_ORDER))
     able = [name for name in order if kind in engines[name].devices]
+    if not able:
+        raise PlanError(f"no engine can use device={kind}; engines: {', '.join(engines)}")
     for name in able:
         if model_format in engines[name].formats[kind]:
             return name, f"engine=auto → {name} (reads {model_format} on {kind})"
-    if able:
-        formats = ", ".join(engines[able[0]].formats[kind])
-        return able[0], f"engine=auto → {able[0]} (no engine reads {model_format} on {kind}; it reads {formats})"
-    raise PlanError(f"no engine can use device={kind}; engines: {', '.join(engines)}")
+    for name in able:
+        for reached in engines[name].formats[kind]:
+            if reached in leads_to:
+                return name, f"engine=auto → {name} (reads {reached} on {kind}, which {model_format} is converted to)"
+    raise PlanError(f"no engine reads {model_format} on device={kind}, nor what it can be converted to")
 
 
 def _or(engines: Mapping[str, Capabilities]) -> str:

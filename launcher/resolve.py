@@ -27,6 +27,7 @@ from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
 from launcher.schema import EngineConf, LaunchConfig
+from launcher.validate import check
 
 #: config keys that mean the same for every engine; what an engine's schema adds to them are its own options
 _COMMON_KEYS = frozenset(field.name for field in dataclasses.fields(EngineConf))
@@ -43,9 +44,19 @@ class Request:
 def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
     """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
     config = compose(overrides, config_dir)
+    check(config)
     reasons: list[str] = []
-    if "auto" not in (config.engine.name, config.device.kind):
-        return Request(config, ())
+    if "auto" in (config.engine.name, config.device.kind):
+        config, reasons = _decide(config, overrides, config_dir)
+    wanted = config.model.engine_args.get(config.engine.name, {})
+    said = {item.lstrip("+").partition("=")[0] for item in overrides}
+    # What the model wants beats the engine's defaults, and what the user says beats both.
+    config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
+    return Request(config, tuple(reasons))
+
+
+def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | None) -> tuple[LaunchConfig, list[str]]:
+    reasons: list[str] = []
     names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
     able = {name: registry.engine(name).capabilities for name in names}
     kind = config.device.kind
@@ -54,12 +65,13 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
         kind, why = policy.choose_device(found, able)
         reasons.append(why)
     if config.engine.name == "auto":
-        name, why = policy.choose_engine(kind, _source_format(config), able)
+        given = _source_format(config)
+        name, why = policy.choose_engine(kind, given, able, builds.reachable(given))
         reasons.append(why)
         others = [item for item in overrides if not item.startswith("engine=")]
         config = compose([*others, f"engine={name}"], config_dir)
     config.device.kind = kind
-    return Request(config, tuple(reasons))
+    return config, reasons
 
 
 def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
@@ -83,6 +95,9 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
     keys = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
+    for key in wanted.keys() - set(keys):
+        if wanted[key] is not None:
+            raise PlanError(f"{key}={wanted[key]}, but engine={engine.name} has no such port; leave it out")
     return engine, ServeSpec(
         name=name,
         engine=engine.name,
@@ -94,7 +109,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         ports=ledger.choose_ports(config.host, {key: wanted[key] for key in keys}),
         run_dir=str(ledger.deployments / name / "run"),
         options=options,
-        args={**config.engine.args, **config.model.engine_args.get(engine.name, {})},
+        args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
         templates=_templates(engine.name, options.get("handler")),
         builds=steps,
@@ -133,8 +148,9 @@ def _device(config: LaunchConfig, to_launch: bool) -> Device:
         raise ResourceError(
             f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
         )
-    if conf.assume and plugin.products and conf.assume not in plugin.products:
-        raise ConfigError(f"device.assume={conf.assume!r} is not known; known: {', '.join(plugin.products)}")
+    if conf.assume and conf.assume not in plugin.products:
+        known = ", ".join(plugin.products) or "none; leave it out"
+        raise ConfigError(f"device.assume={conf.assume!r} is no {plugin.label} that is known; known: {known}")
     ids = _ids(config, plugin, found)
     by_id = {resource.id: resource.attributes for resource in found}
     first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
@@ -155,8 +171,6 @@ def _ids(config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource]) 
     conf = config.device
     published = config.model.build.get(conf.kind, {}).get("num_devices")
     count = conf.count or (len(conf.ids) if conf.ids else published) or 1
-    if conf.ids and conf.count and len(conf.ids) != conf.count:
-        raise ConfigError(f"device.count={conf.count}, but device.ids={conf.ids} are {len(conf.ids)}; give one of them")
     if not found:
         return tuple(conf.ids or range(count))
     have = [resource.id for resource in found]

@@ -106,7 +106,6 @@ def test_a_path_without_a_python_is_refused_with_the_choices(choice: str) -> Non
     )
 
 
-@pytest.mark.xfail(reason="environments.py: _owned sorts python3.9 after python3.12 as text")
 def test_the_newest_python_of_a_folder_is_found_by_number(tmp_path: Path) -> None:
     for version in ("3.9", "3.12"):
         (tmp_path / f"lib/python{version}").mkdir(parents=True)
@@ -263,7 +262,6 @@ def test_an_index_of_the_environments_own_is_used(
     assert installed(environment.path) == {"indexed"}
 
 
-@pytest.mark.xfail(reason="environments.py: uv() lets out BrokenPipeError where uv ends before it has read its stdin")
 @pytest.mark.usefixtures("packages")
 def test_a_uv_that_reads_no_requirements_is_an_error_like_any_other() -> None:
     with pytest.raises(PrepareError, match=r"^could not: uv exited 2:"):

@@ -67,11 +67,9 @@ def test_the_value_of_a_flag_that_is_named_like_a_secret_is_hidden(
     assert mask_argv(argv) == masked
 
 
-@pytest.mark.xfail(reason="masking.py: mask_argv takes a value that begins with '-' for the next flag and shows it")
 def test_a_secret_that_begins_with_a_dash_is_hidden_too() -> None:
     assert "-hunter2" not in mask_argv(("server", "--api-key", "-hunter2"))
 
 
-@pytest.mark.xfail(reason="masking.py: _USERINFO ends at the first '@', so the rest of such a password is shown")
 def test_a_password_with_an_at_sign_is_hidden_whole() -> None:
     assert mask_url("https://me:hun@ter2@host/simple") == "https://***@host/simple"

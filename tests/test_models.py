@@ -28,9 +28,9 @@ SHA = "0" * 40
         ("hf:org/name", ("hf", "org/name", "main", ""), "/cache/models/hf/org--name/main"),
         ("hf:org/na.me-1@v1.0", ("hf", "org/na.me-1", "v1.0", ""), "/cache/models/hf/org--na.me-1/v1.0"),
         ("hf:org/name@refs/pr/1", ("hf", "org/name", "refs/pr/1", ""), "/cache/models/hf/org--name/refs/pr/1"),
-        ("hf:org/name!a.gguf", ("hf", "org/name", "main", "a.gguf"), "/cache/models/hf/org--name/main/a.gguf"),
+        ("hf:org/name!a.gguf", ("hf", "org/name", "main", "a.gguf"), "/cache/models/hf/org--name/main.files/a.gguf"),
         ("hf:org/name@v1!sub/a.gguf",
-         ("hf", "org/name", "v1", "sub/a.gguf"), "/cache/models/hf/org--name/v1/sub/a.gguf"),
+         ("hf", "org/name", "v1", "sub/a.gguf"), "/cache/models/hf/org--name/v1.files/sub/a.gguf"),
         ("file:/m/a b.gguf", ("file", "/m/a b.gguf", "", ""), "/m/a b.gguf"),
     ],
 )  # fmt: skip
@@ -88,7 +88,6 @@ def test_a_folder_that_optimum_rbln_made_is_rbln(tmp_path: Path) -> None:
     assert (before, parse(f"file:{tmp_path}").format()) == ("safetensors", "rbln")
 
 
-@pytest.mark.xfail(reason="models.py: Source.format compares the ending case-sensitively")
 def test_the_case_of_an_ending_does_not_matter() -> None:
     assert parse("file:/m/A.GGUF").format() == "gguf"
 
@@ -261,7 +260,6 @@ def test_a_repository_without_the_file_is_said(tmp_path: Path) -> None:
         "a.gguf",
         pytest.param(
             "sub/a.gguf",
-            marks=pytest.mark.xfail(reason="models.py: _fetch_hf links path.parent, not the revision's folder"),
         ),
     ],
 )

@@ -107,7 +107,6 @@ def test_two_build_steps_are_listed_in_their_order(tmp_path: Path) -> None:
         pytest.param(
             ("engine.environments.cpu.requirements=['x @ https://me:hunter2@pypi.example/x-1.whl']",),
             "https://***@pypi.example/x-1.whl",
-            marks=pytest.mark.xfail(reason="plans.py: _environment masks indexes, but not requirements and overrides"),
         ),
     ],
 )  # fmt: skip

@@ -48,12 +48,16 @@ def test_no_usable_device_is_an_error_that_says_what_was_found() -> None:
         ("cpu", "gguf", ("llamacpp", "engine=auto → llamacpp (reads gguf on cpu)")),
         ("cpu", "safetensors", ("triton", "engine=auto → triton (reads safetensors on cpu)")),
         ("rbln", "safetensors",
-         ("triton", "engine=auto → triton (no engine reads safetensors on rbln; it reads rbln)")),
-        ("cpu", "onnx", ("llamacpp", "engine=auto → llamacpp (no engine reads onnx on cpu; it reads gguf)")),
+         ("triton", "engine=auto → triton (reads rbln on rbln, which safetensors is converted to)")),
     ],
 )  # fmt: skip
 def test_the_engine_that_reads_the_format_as_it_is(kind: str, model_format: str, chosen: tuple[str, str]) -> None:
-    assert choose_engine(kind, model_format, BOTH) == chosen
+    assert choose_engine(kind, model_format, BOTH, leads_to={"safetensors", "rbln"}) == chosen
+
+
+def test_a_format_that_nothing_reads_or_converts_is_an_error() -> None:
+    with pytest.raises(PlanError, match="no engine reads onnx on device=cpu, nor what it can be converted to"):
+        choose_engine("cpu", "onnx", BOTH, leads_to={"onnx"})
 
 
 def test_the_order_of_preference_does_not_depend_on_the_order_of_discovery() -> None:

@@ -206,8 +206,8 @@ def test_a_name_is_free_again_when_its_supervisor_has_ended(tmp_path: Path) -> N
     with supervised(plan, tmp_path) as owner:
         owner.wait_ready()
         assert ledger.is_live("fake")
-        assert ledger.held_ports() == {plan.endpoints.http.port}
+        assert set(ledger.held_ports()) == {plan.endpoints.http.port}
 
     assert not ledger.is_live("fake")
-    assert ledger.held_ports() == set()
+    assert set(ledger.held_ports()) == set()
     claimed(plan, tmp_path).release()

@@ -38,7 +38,9 @@ def test_the_wheel_plans_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     _run(find_uv_bin(), "venv", "--quiet", "--python", sys.executable, str(venv))
     _run(find_uv_bin(), "pip", "install", "--quiet", "--python", f"{venv}/bin/python", str(wheel))
 
-    printed = _run(f"{venv}/bin/rmlaunch", "plan", "engine=triton", "device=cpu", "model=smollm2", "--json", cwd=tmp_path)
+    printed = _run(
+        f"{venv}/bin/rmlaunch", "plan", "engine=triton", "device=cpu", "model=smollm2", "--json", cwd=tmp_path
+    )
     where = _run(f"{venv}/bin/python", "-c", "import launcher; print(launcher.__file__)", cwd=tmp_path)
 
     plan = json.loads(printed)
