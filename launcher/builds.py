@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.base import BuildStep, Environment, PrepareError
+from launcher import commands
 from launcher.atomic import made_once
 from launcher.environments import ensure
 from launcher.progress import Progress
@@ -75,16 +75,11 @@ def run(step: BuildStep, progress: Progress) -> None:
             return
         argv = [str(folder) if word == OUTPUT else word for word in step.argv]
         path = f"{step.environment.bin}:{os.environ.get('PATH', os.defpath)}"
-        with log.open("wb") as stream:
-            code = subprocess.call(
-                argv,
-                env={**os.environ, "PATH": path, **step.env},
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-            )
+        env = {**os.environ, "PATH": path, **step.env}
+        with log.open("w") as stream:
+            code, tail = commands.run(argv, env, progress.detail, log=stream)
         if code:
-            last = "\n  ".join(log.read_text(errors="replace").splitlines()[-8:])
+            last = "\n  ".join(tail)
             raise PrepareError(f"build step {step.name} exited {code} (log: {log}):\n  {last}")
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import sysconfig
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engines.base import ConfigError, Environment, PrepareError
 from launcher.atomic import made_once
+from launcher.commands import run
 from launcher.masking import mask_url
 from launcher.progress import Progress
 from launcher.schema import EnvironmentConf
@@ -71,23 +69,13 @@ def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "")
     """Run uv, showing what it says. Raises `PrepareError` that begins with `what` and ends with uv's last lines."""
     from uv import find_uv_bin
 
-    command = [find_uv_bin(), *arguments]
-    tail: deque[str] = deque(maxlen=6)
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_uv_env()
-    ) as process:
-        assert process.stdin is not None
-        assert process.stderr is not None
-        with contextlib.suppress(BrokenPipeError):  # it ended already; its exit code and last lines tell why
-            process.stdin.write(stdin)
-            process.stdin.close()
-        for line in process.stderr:
-            if line.strip():
-                tail.append(mask_url(line.rstrip()))
-                if line.startswith(("Resolved", "Prepared", "Installed", "Downloading", "Building")):
-                    progress.detail(line)
-    if process.returncode:
-        raise PrepareError(f"{what}: uv exited {process.returncode}:\n  " + "\n  ".join(tail))
+    def show(line: str) -> None:
+        if line.startswith(("Resolved", "Prepared", "Installed", "Downloading", "Building")):
+            progress.detail(line)
+
+    code, tail = run([find_uv_bin(), *arguments], _uv_env(), show, stdin)
+    if code:
+        raise PrepareError(f"{what}: uv exited {code}:\n  " + mask_url("\n  ".join(tail)))
 
 
 def _fill(folder: Path, environment: Environment, progress: Progress) -> None:

@@ -1,0 +1,45 @@
+"""Running a program that takes a while: its words are shown as they come and kept for the error."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TextIO
+
+_TAIL = 8
+
+
+def run(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    on_line: Callable[[str], None],
+    stdin: str = "",
+    log: TextIO | None = None,
+) -> tuple[int, list[str]]:
+    """Run `command` to its end; returns its exit code and its last lines, of both outputs together.
+
+    `on_line` gets each line that is not empty. An exception in between (a Ctrl-C) ends the program before it goes on.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL)
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        errors="replace",
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):  # it ended already; its code and last lines tell why
+                process.stdin.write(stdin)
+                process.stdin.close()
+            for line in process.stdout:
+                if log is not None:
+                    log.write(line)
+                if line.strip():
+                    tail.append(line.rstrip())
+                    on_line(line.rstrip())
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode, list(tail)

@@ -1,0 +1,81 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in blocks("sh")
+    for line in block.splitlines()
+    if line.startswith("rmlaunch ")
+]
+PLANS = [command for command in COMMANDS if command.startswith("rmlaunch plan ")]
+LAUNCHES = [command for command in COMMANDS if command not in PLANS]
+
+
+def test_the_first_screen_shows_one_command_and_its_output() -> None:
+    first = "\n".join(README.splitlines()[:25])
+
+    assert "$ make run" in first
+    assert "The capital of France is Paris." in first
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_a_plan_prints(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("command", LAUNCHES)
+def test_a_launch_answers(command: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert "The capital of France is Paris." in done.stdout
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Paris") >= 2
+
+
+def test_the_example_of_a_users_model_composes(tmp_path: Path) -> None:
+    (example,) = blocks("yaml")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text(example)
+
+    assert run(["plan", "--config-dir", str(tmp_path), "model=mine", "engine=triton", "device=cpu"]) == 0
+
+
+def test_every_file_that_it_links_is_there() -> None:
+    root = Path(__file__).parent.parent
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+
+    assert links
+    assert [link for link in links if not link.startswith("http") and not (root / link).exists()] == []
