@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,9 +27,11 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
         if target.exists():
             yield None
             return
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        for stale in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        # A name of its own: a program that outlives its killed launcher may still be writing to the stale one.
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        partial.chmod(0o755)
         try:
             yield partial
             partial.rename(target)
@@ -38,7 +42,7 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; readers see the old text or the new one."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w") as stream:
         stream.write(text)
         stream.flush()

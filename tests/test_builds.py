@@ -130,7 +130,7 @@ def test_a_step_fills_its_folder_once(tmp_path: Path) -> None:
     run(dataclasses.replace(step, argv=("/does/not/exist",)), QUIET)
 
     # Not made under its own name: what has that name is whole.
-    assert (Path(step.output) / "weights").read_text() == "hello.m-1.5b-made-1.partial"
+    assert (Path(step.output) / "weights").read_text().startswith("hello.m-1.5b-made-1.partial-")
 
 
 def test_a_step_that_fails_leaves_its_log_and_nothing_else(tmp_path: Path) -> None:
