@@ -9,6 +9,7 @@ imports neither Hydra nor an engine.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import json
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,7 @@ log = logging.getLogger(__name__)
 
 _LOGS_KEPT = 10
 _TAIL_BYTES = 8192
+_OWNER_TIMEOUT_S = 2.0  #: an owner that does not read must not keep us from supervising
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Supervisor:
         self._orders = orders
         self._runtime = runtime
         self._control = control
+        self._control.settimeout(_OWNER_TIMEOUT_S)
         self._incoming = b""
         self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, int, Event]] = []  # due, tie-break, start, event
@@ -124,7 +128,6 @@ class Supervisor:
                 self._feed_of(start, event)
             while not self._events.empty():
                 self._feed_of(*self._events.get())
-        shutil.rmtree(self._orders.plan.run_dir, ignore_errors=True)
         return self.state
 
     # -------------------------------------------------------------------------------------------------- events in
@@ -159,10 +162,11 @@ class Supervisor:
         verdict = explain(code, self._tail())
         self._feed(Crashed(verdict.sentence, verdict.permanent))
 
-    def _post(self, event: Event) -> None:
-        """Hand over an event from another thread or a signal handler."""
-        self._events.put((self._start, event))
-        self._wake_out.send(b"\0")
+    def _post(self, event: Event, start: int | None = None) -> None:
+        """Hand over an event of one start (None: of whichever runs) from another thread or a signal handler."""
+        self._events.put((self._start if start is None else start, event))
+        with contextlib.suppress(BlockingIOError):  # so full that it is about to wake anyway
+            self._wake_out.send(b"\0")
 
     def _after(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ties), self._start, event))
@@ -176,6 +180,8 @@ class Supervisor:
         self.state, actions = step(before, event, self._orders.policy)
         for action in actions:
             self._perform(action)
+        if self.state.phase.final:  # before it is said: nothing is left by then
+            shutil.rmtree(self._orders.plan.run_dir, ignore_errors=True)
         if (self.state, actions) != (before, ()):
             self._announce()
 
@@ -207,12 +213,7 @@ class Supervisor:
         except DeploymentError as exc:
             self._post(Crashed(str(exc), permanent=True))
             return
-        start, plan = self._start, self._orders.plan
-
-        def report(event: Event) -> None:
-            self._events.put((start, event))
-            self._wake_out.send(b"\0")
-
+        plan, report = self._orders.plan, partial(self._post, start=self._start)
         self._watch = Watch(plan.endpoints.http, plan.probes, self._orders.api_key, report)
 
     def _cancel_watch(self) -> None:

@@ -51,6 +51,7 @@ class ProcessRuntime(Runtime):
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         temporary = Path(plan.run_dir) / "tmp"  # goes with the rest of the folder, whatever is left in it
         temporary.mkdir(mode=0o700, exist_ok=True)
+        self._exits.clear()  # a pid of the last start may come again
         with log.open("ab") as output:
             try:
                 process = subprocess.Popen(
