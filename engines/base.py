@@ -69,7 +69,7 @@ class ReadyTimeout(DeploymentError):
 
 
 class StoppedBeforeReady(DeploymentError):
-    """Somebody asked it to stop while it was starting."""
+    """Somebody asked it to stop before it had done what it was started for."""
 
     exit_code = 130
 
@@ -271,6 +271,7 @@ class LaunchPlan:
     leftovers: tuple[str, ...] = ()  #: glob patterns of files outside `run_dir` that a killed engine leaves behind
     builds: tuple[BuildStep, ...] = ()
     container: Container | None = None
+    chat: bool = True  #: model and server take messages, not only text to continue
 
     @classmethod
     def of(
@@ -284,6 +285,7 @@ class LaunchPlan:
         files: Mapping[str, str] | None = None,
         links: Mapping[str, str] | None = None,
         leftovers: Sequence[str] = (),
+        chat: bool = True,
         shm_size: str | None = None,
     ) -> LaunchPlan:
         """The plan of `spec`: what the engine decided, and the rest as the spec has it.
@@ -308,6 +310,7 @@ class LaunchPlan:
             leftovers=tuple(leftovers),
             builds=spec.builds,
             container=container,
+            chat=chat and spec.model.chat,
         )
 
 
@@ -386,7 +389,6 @@ class Capabilities:
     formats: Mapping[str, tuple[str, ...]]  #: device kind → model formats, the preferred one first
     tasks: frozenset[str] = frozenset({"generate"})
     api_key: bool = False  #: the server itself can demand a key
-    chat: bool = True
 
     @property
     def devices(self) -> tuple[str, ...]:

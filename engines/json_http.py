@@ -23,22 +23,29 @@ class JsonHttp:
     def post(self, target: Target, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that the server answers."""
         with self._open(target, path, body, stream=False) as response:
-            return _object(response.content)
+            answer = _object(response.content)
+        if "error" in answer:
+            raise InferenceError(_words(answer), response.status_code)
+        return answer
 
     def events(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON object of each server-sent event, as it arrives; closing the iterator closes the connection."""
         import requests
 
         with self._open(target, path, body, stream=True) as response:
+            came = False
             try:
                 for line in response.iter_lines(chunk_size=None):
                     if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
                         event = _object(data)
                         if "error" in event:
                             raise InferenceError(_words(event))
+                        came = True
                         yield event
             except requests.RequestException as exc:
                 raise InferenceError(f"the stream broke off: {exc}") from exc
+            if not came:
+                raise InferenceError(f"the server answered {path} without a single event")
 
     def close(self) -> None:
         if self._session is not None:
@@ -48,20 +55,31 @@ class JsonHttp:
     def _open(self, target: Target, path: str, body: Mapping[str, Any], stream: bool) -> requests.Response:
         import requests
 
-        if self._session is None:
-            self._session = requests.Session()
-            self._session.trust_env = False  # a proxy has no place between us and a server that we started
+        session = self._session  # `close` may come from another thread
+        if session is None:
+            session = self._session = requests.Session()
+            session.trust_env = False  # a proxy has no place between us and a server that we started
         headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
         url = f"{target.endpoints.http.url}{path}"
         timeouts = (_CONNECT_TIMEOUT_S, target.timeout_s)
         try:
-            response = self._session.post(url, json=body, headers=headers, stream=stream, timeout=timeouts)
+            response = session.post(url, json=body, headers=headers, stream=stream, timeout=timeouts)
         except requests.RequestException as exc:
             raise InferenceError(f"no answer from {url}: {exc}") from exc
         if response.status_code != 200:
-            with response:
-                raise InferenceError(_words(_object(response.content)), response.status_code)
+            raise InferenceError(_words(_object(_rest(response))), response.status_code)
         return response
+
+
+def _rest(response: requests.Response) -> bytes:
+    """The body of a refusal, as much of it as comes."""
+    import requests
+
+    with response:
+        try:
+            return response.content
+        except requests.RequestException:
+            return b""
 
 
 def _object(content: bytes) -> dict[str, Any]:

@@ -72,10 +72,10 @@ def _probes(spec: ServeSpec) -> Probes:
     health = HttpCheck("/health")
     if spec.model.task == "embed":
         body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
-        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding.0")
+        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding")
     else:
         body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
-        canary = HttpCheck("/v1/completions", "POST", body, expect="choices.0.text")
+        canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
     return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
 
 

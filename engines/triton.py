@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any, ClassVar
 
 from engines.base import (
@@ -58,6 +59,7 @@ class Triton(Engine):
             links=model.links,
             # Its places are fixed: shared memory that a killed stub leaves, and an empty folder of every start.
             leftovers=(f"/dev/shm/{_shm_prefix(spec)}*", "/tmp/python_env_??????"),  # noqa: S108
+            chat=backend == "python",  # Triton's vLLM backend takes a prompt, and applies no template
             shm_size="1g",
         )
 
@@ -122,7 +124,8 @@ def _flags(spec: ServeSpec) -> list[str]:
 
 
 def _shm_prefix(spec: ServeSpec) -> str:
-    return f"rmlaunch-{spec.name}-"
+    # Not the name: that of one deployment can be the beginning of another's.
+    return f"rmlaunch-{sha256(spec.run_dir.encode()).hexdigest()[:12]}-"
 
 
 def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
@@ -143,7 +146,8 @@ def _probes(spec: ServeSpec) -> Probes:
         "text_input": "a",
         "stream": False,
         "exclude_input_in_output": True,
+        "return_num_output_tokens": True,
         "sampling_parameters": json.dumps({"max_tokens": 1, "temperature": 0}),
     }
-    canary = HttpCheck(f"/v2/models/{spec.model.id}/generate", "POST", body, expect="text_output")
+    canary = HttpCheck(f"/v2/models/{spec.model.id}/generate", "POST", body, expect="num_output_tokens")
     return Probes(startup=ready, readiness=canary, liveness=ready, settings=spec.probes)

@@ -29,8 +29,6 @@ class TritonClient:
         """As `Engine.infer`."""
         if isinstance(request, EmbedRequest):
             raise InferenceError("engine=triton serves model.task=generate; it has no embeddings yet")
-        if request.messages is not None and target.options.get("backend") == "vllm":
-            raise InferenceError("Triton's vLLM backend takes a prompt, no chat messages; use engine.backend=python")
         if target.options.get("protocol") == "http":
             return self._over_http(target, request)
         return self._over_grpc(target, request)
@@ -52,10 +50,11 @@ class TritonClient:
             yield _chunk(self._http.post(target, url, tensors))
 
     def _over_grpc(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
-        stream = self._take(target)
+        tensors = _tensors(request)
+        stream = self._sent(target, tensors)
         finished = False
         try:
-            yield from stream.ask(target, _tensors(request))
+            yield from stream.answers(target)
             finished = True
         finally:
             if finished:
@@ -64,11 +63,24 @@ class TritonClient:
             else:
                 stream.close()  # cancels what still runs on it
 
-    def _take(self, target: Target) -> _Stream:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return _Stream(str(target.endpoints.grpc))
+    def _sent(self, target: Target, tensors: Mapping[str, Any]) -> _Stream:
+        """A stream that has taken the request: an idle one that still lives, else a new one."""
+        while True:
+            with self._lock:
+                stream = self._idle.pop() if self._idle else None
+            if stream is None:
+                break
+            if stream.alive():
+                try:
+                    stream.send(target, tensors)
+                except InferenceError:
+                    pass
+                else:
+                    return stream
+            stream.close()  # the server was restarted since
+        stream = _Stream(str(target.endpoints.grpc))
+        stream.send(target, tensors)
+        return stream
 
 
 class _Stream:
@@ -77,17 +89,28 @@ class _Stream:
     def __init__(self, address: str) -> None:
         import numpy
         import tritonclient.grpc as triton
+        from tritonclient.utils import InferenceServerException
 
-        self._numpy, self._new_input = numpy, triton.InferInput
+        self._numpy, self._new_input, self._failure = numpy, triton.InferInput, InferenceServerException
         self._flags: dict[str, Any] = {}  #: tensors that say True; they never change, so each is made once
         self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._client = triton.InferenceServerClient(address)
+        # A proxy has no place between us and a server that we started.
+        self._client = triton.InferenceServerClient(address, channel_args=[("grpc.enable_http_proxy", 0)])
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
-    def ask(self, target: Target, tensors: Mapping[str, Any]) -> Iterator[Chunk]:
+    def alive(self) -> bool:
+        """Nothing has come since the last answer: what comes then is the end of the stream."""
+        return self._answers.empty()
+
+    def send(self, target: Target, tensors: Mapping[str, Any]) -> None:
         inputs = [self._flag(name) if value is True else self._text(name, value) for name, value in tensors.items()]
-        # An empty answer closes the request where the last text could not be known to be the last.
-        self._client.async_stream_infer(target.model_id, inputs, enable_empty_final_response=True)
+        try:
+            # An empty answer closes the request where the last text could not be known to be the last.
+            self._client.async_stream_infer(target.model_id, inputs, enable_empty_final_response=True)
+        except self._failure as exc:
+            raise InferenceError(str(exc.message()), exc.status()) from exc
+
+    def answers(self, target: Target) -> Iterator[Chunk]:
         while True:
             try:
                 result, error = self._answers.get(timeout=target.timeout_s)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildStep, Environment, PrepareError
+from engines.base import BuildStep, Environment, PlanError, PrepareError
 from launcher import commands
 from launcher.atomic import made_once
 from launcher.environments import ensure
@@ -28,6 +28,7 @@ class Workshop:
     model_id: str
     identity: str  #: of the weights
     context_length: int
+    dtype: str
     product: str | None  #: of the device
     device_count: int
     settings: Mapping[str, Any]  #: model.build.<device kind>
@@ -99,17 +100,33 @@ def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
     settings = {
         "batch_size": 1,
         "max_seq_len": shop.context_length,
+        **_attention(shop),
         **shop.settings,
         "num_devices": shop.device_count,
     }
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
-    target = ("--npu", shop.product) if shop.product else ()
+    flags += ["--hf-dtype", shop.dtype, *(("--npu", shop.product) if shop.product else ())]
     return BuildStep(
         name="optimum-rbln-compile",
-        argv=(f"{shop.serving.bin}/optimum-rbln-cli", "--model-id", source, "-o", OUTPUT, *flags, *target),
-        output=_artifact(shop, "rbln", [settings, shop.product, shop.serving.requirements]),
+        argv=(f"{shop.serving.bin}/optimum-rbln-cli", "--model-id", source, "-o", OUTPUT, *flags),
+        output=_artifact(shop, "rbln", [settings, shop.dtype, shop.product, shop.serving.requirements]),
         environment=shop.serving,
     )
+
+
+def _attention(shop: Workshop) -> Mapping[str, Any]:
+    """Up to a length that the chip sets, attention is eager; beyond it, flash attention, in partitions of it."""
+    rebel = (shop.product or "").startswith("RBLN-CR")
+    eager_limit, partition = (16384, 8192) if rebel else (32768, 16384)
+    if shop.context_length <= eager_limit or "attn_impl" in shop.settings:
+        return {}
+    if shop.context_length % partition:
+        raise PlanError(
+            f"model.context_length={shop.context_length} is beyond the {eager_limit} of eager attention on "
+            f"{shop.product or 'this NPU'}, and no multiple of {partition} as flash attention needs; change it, or set "
+            "model.build.rbln.attn_impl and kvcache_partition_len"
+        )
+    return {"attn_impl": "flash_attn", "kvcache_partition_len": partition}
 
 
 _CONVERSIONS = {

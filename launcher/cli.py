@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from engines.base import ConfigError, RmLaunchError
+from engines.base import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
 
 if TYPE_CHECKING:
     from launcher.spawn import Spawned
@@ -132,7 +132,12 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
         if engine.config.prompt is not None:
             from launcher.oneshot import ask
 
-            ask(engine, engine.config.prompt)
+            try:
+                ask(engine, engine.config.prompt)
+            except InferenceError as exc:
+                if engine.stop_asked:
+                    raise StoppedBeforeReady(f"{engine.name}: stopped before it had answered") from exc
+                raise
             stopped = engine.stop()
         else:
             engine.progress.note(f"ready: {engine.name} at {engine.plan.endpoints.http.url}; Ctrl-C stops it")
@@ -153,13 +158,24 @@ def _hydra(words: Sequence[str]) -> int:
     from launcher.paths import shipped
     from launcher.sweep import job
 
-    _, config_dir = _split(words)
+    overrides, config_dir = _split(words)
+    _refuse_written_secrets(overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     sys.argv = [sys.argv[0], *normalized(words)]
     decorate = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     with readable_errors(), hydra_of_our_own():  # it reads --config-dir itself
         decorate(job(config_dir))()
     return 0
+
+
+def _refuse_written_secrets(overrides: Sequence[str]) -> None:
+    """Hydra writes the words of a multirun into its folders."""
+    from launcher.masking import is_secret, mask_url
+
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if (is_secret(key.rpartition(".")[2]) and not value.startswith("${oc.env:")) or mask_url(value) != value:
+            raise ConfigError(f"{key}: Hydra would write it to its folder; give it as {key}='${{oc.env:NAME}}'")
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], str | None]:

@@ -22,6 +22,7 @@ from launcher.paths import cache_root, shipped, user_config
 from launcher.schema import LaunchConfig
 
 _KEPT = 64
+_NEVER_KEPT = ("hydra.", "hydra/", "prompt=", "api_key=", "engine.env")
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
@@ -33,8 +34,9 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchCo
 
         return compose.compose(overrides, config_dir)
 
-    if any(_RESOLVER.search(item) or item.startswith(("hydra.", "hydra/", "+hydra")) for item in overrides):
-        return anew()  # it looks outside, or may look in other folders
+    # They look outside, may look in other folders, or are nobody's but the user's.
+    if any(_RESOLVER.search(item) or item.lstrip("+").startswith(_NEVER_KEPT) for item in overrides):
+        return anew()
     folders = [shipped("conf"), user_config(), *([Path(config_dir).absolute()] if config_dir else [])]
     return _kept(_key(overrides, folders), folders[1:], anew)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from launcher.ledger import Claim
 from launcher.lifecycle import Phase
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class Supervised:
 
     def wait_ready(self) -> News:
         """Block until the engine serves. Raises the `DeploymentError` that fits, with cause and last lines."""
-        news = self._wait(lambda news: news.phase is Phase.READY or news.phase.final, None)
-        if news.phase is not Phase.READY:
+        news = self._wait(lambda news: self._was_ready or news.phase.final, None)
+        if news.phase.final:
             raise self.failure()
         return news
 
@@ -129,7 +132,7 @@ class Supervised:
         return self.news
 
     def _listen(self) -> None:
-        with self._spawned.control.makefile("rb") as lines, contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), self._spawned.control.makefile("rb") as lines:
             for line in lines:
                 self._take(News.read(line))
         if not self.news.phase.final:
@@ -140,7 +143,10 @@ class Supervised:
             self.news = news
             self._was_ready = self._was_ready or news.phase is Phase.READY
             self._changed.notify_all()
-        self._on_news(news)
+        try:
+            self._on_news(news)
+        except Exception:  # what a listener does wrong must not look like a failure of the engine
+            log.exception("%s: a listener failed", self.plan.name)
 
     def _sweep_if_orphaned(self) -> None:
         """A supervisor that was killed took the engine's leader along; its workers are ours to end."""
@@ -149,4 +155,4 @@ class Supervised:
         from launcher.runtimes.process import kill_marked, remove_leftovers
 
         kill_marked(self.plan.run_dir, 5.0)
-        remove_leftovers(self.plan.leftovers, self._since)
+        remove_leftovers(self.plan, self._since)

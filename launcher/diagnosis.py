@@ -22,7 +22,9 @@ class Diagnosis:
     permanent: bool
 
 
-#: the first that matches wins, so the specific ones stand first
+_LINES = 60  #: from the end of the log
+
+#: among those that match a line the first wins, so the specific ones stand first
 SIGNATURES = (
     Signature(
         r"address already in use|failed to start HTTP service: Unavailable|couldn't bind.*server socket",
@@ -40,7 +42,7 @@ SIGNATURES = (
               "install it (Debian: apt-get install libpython3.11, of the environment's version)"),
     Signature(r"error while loading shared libraries: (\S+)",
               "a shared library is missing", "install it, or use a managed environment"),
-    Signature(r"No module named '?([\w.]+)'?",
+    Signature(r"ModuleNotFoundError: No module named",
               "a Python package is missing in its environment", "add it to engine.environments.<device>.requirements"),
     Signature(r"unrecognized arguments?:|error: invalid argument:|unknown argument:|unrecognized option",
               "it does not know one of its flags", "check engine.args"),
@@ -52,23 +54,27 @@ _SIGNALS = {
     signal.SIGKILL: ("it was killed (SIGKILL), as the kernel does when memory runs out", False),
     signal.SIGILL: ("it used an instruction that this processor lacks (SIGILL); use a build for this processor", True),
     signal.SIGSEGV: ("it crashed (SIGSEGV)", False),
-    signal.SIGABRT: ("it aborted (SIGABRT)", False),
     signal.SIGTERM: ("somebody ended it (SIGTERM)", False),
 }
 
 
-def explain(exit_code: int, log: Sequence[str]) -> Diagnosis:
-    """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines)."""
+def explain(exit_code: int, log: Sequence[str], starting: bool = True) -> Diagnosis:
+    """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines).
+
+    A cause is permanent only where it was found while `starting`: an engine that has served once can serve again, and
+    what it logs meanwhile may be a client's words. Nor does its log say why somebody else's signal ended it.
+    """
     ended = _ended(exit_code)
-    for known in SIGNATURES:
-        for line in log:
-            if re.search(known.pattern, line, re.IGNORECASE):
-                return Diagnosis(f"{ended}: {known.cause} ({line.strip()[:200]}); {known.remedy}", known.permanent)
     if exit_code < 0 and -exit_code in _SIGNALS:
         sentence, permanent = _SIGNALS[signal.Signals(-exit_code)]
-        return Diagnosis(sentence, permanent)
+        return Diagnosis(sentence, permanent and starting)
+    for line in reversed(log[-_LINES:]):
+        for known in SIGNATURES:
+            if re.search(known.pattern, line, re.IGNORECASE):
+                sentence = f"{ended}: {known.cause} ({line.strip()[:200]}); {known.remedy}"
+                return Diagnosis(sentence, known.permanent and starting)
     return Diagnosis(ended, False)
 
 
 def _ended(exit_code: int) -> str:
-    return f"ended by signal {-exit_code}" if exit_code < 0 else f"exited {exit_code}"
+    return f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited {exit_code}"

@@ -65,15 +65,18 @@ def ensure(environment: Environment, progress: Progress) -> None:
             _fill(folder, environment, progress)
 
 
-def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "") -> None:
-    """Run uv, showing what it says. Raises `PrepareError` that begins with `what` and ends with uv's last lines."""
+def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "", indexes: Sequence[str] = ()) -> None:
+    """Run uv, showing what it says. Raises `PrepareError` that begins with `what` and ends with uv's last lines.
+
+    `indexes` go into its environment: they may hold passwords, and everybody may read a command line.
+    """
     from uv import find_uv_bin
 
     def show(line: str) -> None:
         if line.startswith(("Resolved", "Prepared", "Installed", "Downloading", "Building")):
             progress.detail(line)
 
-    code, tail = run([find_uv_bin(), *arguments], _uv_env(), show, stdin)
+    code, tail = run([find_uv_bin(), *arguments], _uv_env(indexes), show, stdin)
     if code:
         raise PrepareError(f"{what}: uv exited {code}:\n  " + mask_url("\n  ".join(tail)))
 
@@ -85,12 +88,12 @@ def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
        wanted, progress)  # fmt: skip
     overrides = folder / "overrides.txt"
     overrides.write_text("\n".join(environment.overrides) + "\n")
-    indexes = [part for index in environment.indexes for part in ("--index", index)]
     uv(
-        ["pip", "install", "--python", str(folder / "bin/python"), "--overrides", str(overrides), *indexes, "-r", "-"],
+        ["pip", "install", "--python", str(folder / "bin/python"), "--overrides", str(overrides), "-r", "-"],
         wanted,
         progress,
         stdin="\n".join(environment.requirements) + "\n",
+        indexes=environment.indexes,
     )
 
 
@@ -128,10 +131,12 @@ def _interpreter(version: str) -> str:
     return str(base) if base.exists() else version
 
 
-def _uv_env() -> Mapping[str, str]:
+def _uv_env(indexes: Sequence[str]) -> Mapping[str, str]:
     env = dict(os.environ)
     for pip, name in _PIP_TO_UV.items():
         if pip in env and name not in env:
             separator = "," if name == "UV_FIND_LINKS" else " "
             env[name] = separator.join(env[pip].split())
+    if indexes:
+        env["UV_INDEX"] = " ".join([*indexes, env.get("UV_INDEX", "")]).strip()
     return env

@@ -27,6 +27,7 @@ from launcher.atomic import write_text
 from launcher.masking import mask_argv
 
 FIRST_PORT = 8000
+_LAST_PORT = 65535
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
 
@@ -85,9 +86,16 @@ class Ledger:
         lock = (folder / "lock").open("w")
         # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(folder / "run", ignore_errors=True)
+        self._sweep_dead()
+        _sweep(folder / "run")
         write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         return Claim(folder, lock)
+
+    def _sweep_dead(self) -> None:
+        """End what deployments left whose launcher and supervisor were both killed."""
+        for run in self.deployments.glob("*/run"):
+            if not self.is_live(run.parent.name):
+                _sweep(run)
 
     def held_ports(self) -> dict[int, str]:
         """The ports of running deployments and whose they are, whether their engines listen yet or not."""
@@ -116,9 +124,20 @@ class Ledger:
             if port is None:
                 while candidate in held or candidate in given or not _is_free(host, candidate):
                     candidate += 1
+                    if candidate > _LAST_PORT:
+                        raise ResourceError(f"no port from {FIRST_PORT} to {_LAST_PORT} is free on {host}")
                 port, candidate = candidate, candidate + 1
             chosen.append(port)
         return tuple(chosen)
+
+
+def _sweep(run: Path) -> None:
+    """End every process that still carries the mark of this folder, and remove the folder."""
+    if run.exists():
+        from launcher.runtimes.process import kill_marked
+
+        kill_marked(str(run), 5.0)
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -83,6 +83,8 @@ class TimedOut:
 class Missed:
     """A liveness check failed, but not yet often enough."""
 
+    reason: str
+
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
@@ -156,10 +158,10 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
             return replace(state, phase=Phase.READY), (WatchLiveness(),)
         case Phase.STARTING, TimedOut(reason):
             return State(Phase.FAILED, state.crashes, reason, timed_out=True), (Sweep(),)
-        case Phase.READY, Missed():
-            return replace(state, phase=Phase.DEGRADED), ()
+        case Phase.READY, Missed(reason):
+            return replace(state, phase=Phase.DEGRADED, reason=reason), ()
         case Phase.DEGRADED, Recovered():
-            return replace(state, phase=Phase.READY), ()
+            return replace(state, phase=Phase.READY, reason=""), ()
         case ((Phase.READY | Phase.DEGRADED), Stable()):
             return replace(state, crashes=0), ()
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), Crashed(reason, permanent)):

@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 
 MASK = "***"
+#: parts of a name, in capitals and between underscores, that make what it names a secret
 _SECRET = re.compile(
-    # TOKEN, but not MAX_TOKENS or TOKENIZER: words that are counted or named are no secrets.
-    r"TOKEN(?!S|IZ)|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|COOKIE|AUTHORIZATION|(API|ACCESS|PRIVATE)_?KEY",
-    re.IGNORECASE,
+    r"(^|_)(KEY|KEYS|APIKEY|TOKEN|PAT|AUTH|AUTHORIZATION|BEARER|COOKIE|SIGNATURE|CREDENTIALS?|HEADERS?)(_|$)"
+    r"|SECRET|PASSW|PASSPHRASE|(^|_)PASS(_|$)|(HF|ACCESS|AUTH|API)_?TOKENS?"
 )
+#: what ends like a secret and is none
+_HARMLESS = re.compile(r"_(FILE|PATH|DIR|NAME)$")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
-_QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password)[\w-]*=)[^&\s]+")
+_QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^&\s]+")
 
 
 def mask_env(env: Mapping[str, str]) -> dict[str, str]:
@@ -22,7 +24,8 @@ def mask_env(env: Mapping[str, str]) -> dict[str, str]:
 
 def is_secret(name: str) -> bool:
     """Whether a variable, a flag or a key of this name holds a secret."""
-    return bool(_SECRET.search(name.replace("-", "_")))
+    word = name.lstrip("-").replace("-", "_").upper()
+    return bool(_SECRET.search(word)) and not _HARMLESS.search(word)
 
 
 def mask_url(text: str) -> str:
@@ -36,7 +39,7 @@ def mask_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
     hide_next = False
     for word in argv:
         flag, equals, _ = word.partition("=")
-        secret = flag.startswith("-") and is_secret(flag) and not flag.endswith("-file")
+        secret = flag.startswith("-") and is_secret(flag)
         if hide_next:
             masked.append(MASK)
         elif secret and equals:

@@ -28,7 +28,7 @@ def measure(engine: ServingEngine, prompt: str) -> Answer:
     """Ask `prompt`, as a chat where the model knows chats, with the config's sampling, streaming."""
     conf = engine.config.sampling
     sampling = Sampling(conf.max_tokens, conf.temperature, conf.top_p, conf.top_k, tuple(conf.stop), conf.seed)
-    chat = engine.plan.model.chat
+    chat = engine.plan.chat
     request = GenerateRequest(
         prompt=None if chat else prompt,
         messages=({"role": "user", "content": prompt},) if chat else None,

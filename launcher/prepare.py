@@ -13,13 +13,17 @@ from launcher.progress import Progress
 
 def prepare(plan: LaunchPlan, progress: Progress) -> None:
     """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
+    inside = plan.argv[0].startswith(f"{plan.environment.path}/")
+    if not inside:
+        _check_program(plan)  # before hours of downloads and builds
     environments.ensure(plan.environment, progress)
     if not Path(plan.model.path).exists():
         models.fetch(models.parse(plan.model.source), cache_root(), progress)
         for step in plan.builds:
             builds.run(step, progress)
     render_files(plan)
-    _check_program(plan)
+    if inside:
+        _check_program(plan)
 
 
 def render_files(plan: LaunchPlan) -> None:

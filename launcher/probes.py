@@ -7,18 +7,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.base import Endpoint, HttpCheck, Probes
 from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
 
+if TYPE_CHECKING:
+    import http.client
+
 #: between two looks at a server that is starting; it bounds how late READY is said
 _STARTING_PERIOD_S = 0.01
+_PATIENCE_S = 10.0
 _CHECK_TIMEOUT_S = 5.0
+_BODY_LIMIT = 1 << 20
 
 
 def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str | None = None) -> str:
-    """Do `probe` once. Returns "" where it passed, else what came instead. Reads the whole body."""
+    """Do `probe` once, in `timeout_s` in all. Returns "" where it passed, else what came instead."""
+    deadline = time.monotonic() + timeout_s
     import http.client  # not at the top: it would keep the engine's first start waiting
 
     headers = {"Content-Type": "application/json"}
@@ -29,7 +35,7 @@ def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str |
     try:
         connection.request(probe.method, probe.path, body, headers)
         response = connection.getresponse()
-        answer = response.read()
+        answer = _read(connection, response, deadline)
     except (OSError, http.client.HTTPException) as exc:
         return f"{type(exc).__name__} from {probe.path}: {exc}"
     finally:
@@ -41,10 +47,23 @@ def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str |
     return ""
 
 
+def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The whole body. A socket's timeout is for each read: a server that trickles would never run into it."""
+    parts: list[bytes] = []
+    while part := response.read1(65536):
+        parts.append(part)
+        left = deadline - time.monotonic()
+        if left <= 0 or sum(map(len, parts)) > _BODY_LIMIT:
+            raise TimeoutError("its answer did not end in time")
+        if connection.sock is not None:
+            connection.sock.settimeout(left)
+    return b"".join(parts)
+
+
 class Watch:
     """The probes of one start of the engine, in a thread of their own.
 
-    `report` is called from that thread with an event; after `cancel` it is called no more.
+    `report` is called from that thread with an event; one that is on its way when `cancel` is called may still arrive.
     """
 
     def __init__(
@@ -55,6 +74,7 @@ class Watch:
         self._api_key = api_key
         self._report = report
         self._cancelled = threading.Event()
+        self._began = time.monotonic()
         self.timings: dict[str, float] = {}  #: seconds, of the start-up's parts
         threading.Thread(target=self._run, name="probes", daemon=True).start()
 
@@ -73,7 +93,7 @@ class Watch:
 
     def _until_ready(self) -> str:
         """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
-        began = time.monotonic()
+        began = self._began = time.monotonic()
         deadline = began + self._probes.settings.startup_timeout_s
         missing = self._repeat(self._listening, deadline)
         if not missing:
@@ -91,7 +111,9 @@ class Watch:
             missing = attempt()
             if not missing or time.monotonic() > deadline:
                 return missing
-            self._cancelled.wait(_STARTING_PERIOD_S)
+            # Short loads are noticed at once; minutes of looking cost less, and stay below 50 ms.
+            waited = time.monotonic() - self._began
+            self._cancelled.wait(_STARTING_PERIOD_S if waited < _PATIENCE_S else 4 * _STARTING_PERIOD_S)
         return ""
 
     def _listening(self) -> str:
@@ -114,7 +136,7 @@ class Watch:
                 self._say(Crashed(f"{failures} liveness checks in a row failed: {missing}"))
                 return
             if failures:
-                self._say(Missed())
+                self._say(Missed(missing))
 
     def _try(self, probe: HttpCheck, timeout_s: float) -> str:
         return check(self._endpoint, probe, max(timeout_s, 0.1), self._api_key)
@@ -131,4 +153,4 @@ def _leads_somewhere(answer: bytes, path: str) -> bool:
             value = value[int(part)] if isinstance(value, list) else value[part]
     except (ValueError, KeyError, IndexError, TypeError):
         return False
-    return value is not None
+    return bool(value)  # 0 tokens and an empty text are no answer

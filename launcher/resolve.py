@@ -162,7 +162,7 @@ def _device(config: LaunchConfig, to_launch: bool) -> Device:
         product=product,
         memory_bytes=memory,
         assumed=not found,
-        env=plugin.visible_env(ids),
+        env=plugin.visible_env(ids, found),
         nodes=plugin.nodes(ids),
     )
 
@@ -208,6 +208,7 @@ def _model(
         model_id=conf.id,
         identity=source.identity(),
         context_length=conf.context_length,
+        dtype=conf.dtype,
         product=device.product,
         device_count=device.count,
         settings=conf.build.get(device.kind, {}),

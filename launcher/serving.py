@@ -60,6 +60,7 @@ class ServingEngine:
         self.config = settled.config
         self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
+        self.stop_asked = False
         self._spawned = spawned
         self._engine: Engine | None = None
         self._plan: LaunchPlan | None = None
@@ -99,12 +100,12 @@ class ServingEngine:
             claim = ledger.claim(plan.name, spec.ports, plans.public(plan))
         try:
             prepare(plan, self.progress)
+            options = dataclasses.asdict(self.config.engine)
+            self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key)
+            return Supervised(spawned, plan, claim, self.config.supervise, self.config.api_key, self._tell)
         except BaseException:
             claim.release()
             raise
-        options = dataclasses.asdict(self.config.engine)
-        self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key)
-        return Supervised(spawned, plan, claim, self.config.supervise, self.config.api_key, self._tell)
 
     def stop(self) -> News | None:
         """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""
@@ -112,9 +113,11 @@ class ServingEngine:
             return self._stopped
         if self._engine is not None:
             self._engine.close()  # servers wait for connections that are kept open, idle ones too
-        with self.progress.stage("stop", f"{self.name}"):
-            self._supervised.stop()
-            self._stopped = self._supervised.wait_final(self.config.supervise.stop_grace_s + 10)
+        try:
+            with self.progress.stage("stop", f"{self.name}"):
+                self._supervised.stop()
+                self._stopped = self._supervised.wait_final(self.config.supervise.stop_grace_s + 10)
+        finally:
             self.close()
         return self._stopped
 
@@ -122,6 +125,7 @@ class ServingEngine:
         """Ask for a drain and a stop without waiting; a second call kills. False where there is nothing to stop."""
         if self._supervised is None:
             return False
+        self.stop_asked = True
         self._supervised.stop()
         return True
 
@@ -231,15 +235,16 @@ class ServingEngine:
     def _ask(self, request: Request) -> Iterator[Chunk | Vector]:
         if self._supervised is None or self._engine is None or self._target is None:
             raise InferenceError(_NOT_RUNNING)
+        if isinstance(request, GenerateRequest) and request.messages is not None and not self.plan.chat:
+            raise InferenceError(f"{self.name} takes a text to continue, no chat messages")
         return self._engine.infer(self._target, request)
 
     def _tell(self, news: News) -> None:
         """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
         self.on_news(news)
         if news.phase in (Phase.DEGRADED, Phase.BACKOFF) or (news.phase is Phase.STARTING and news.crashes):
-            self.progress.note(
-                f"{self.name}: {news.phase.value}, crash {news.crashes}: {news.reason or 'not answering'}"
-            )
+            crash = "" if news.phase is Phase.DEGRADED else f", crash {news.crashes}"
+            self.progress.note(f"{self.name}: {news.phase.value}{crash}: {news.reason}")
 
 
 def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, Any], stream: bool) -> GenerateRequest:

@@ -6,10 +6,16 @@ Starting Python and importing takes it as long as planning takes us, so it is st
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 from typing import TextIO
+
+from engines.base import DeploymentError
+
+#: not `-m`: that would import from whatever folder the user stands in
+_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.supervisor import main; main()"
 
 
 class Spawned:
@@ -19,7 +25,7 @@ class Spawned:
         self.control, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.supervisor", str(theirs.fileno())],
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
@@ -27,8 +33,13 @@ class Spawned:
 
     def give(self, orders: bytes, lock: TextIO, output: int) -> None:
         """Hand over one line of orders, the deployment's lock, and where its own words go from now on."""
-        socket.send_fds(self.control, [b"\n"], [lock.fileno(), output])
-        self.control.sendall(orders + b"\n")
+        try:
+            socket.send_fds(self.control, [b"\n"], [lock.fileno(), output])
+            self.control.sendall(orders + b"\n")
+        except OSError as exc:
+            raise DeploymentError(
+                f"the supervisor ended before it had its orders (exit {self.process.poll()})"
+            ) from exc
 
     def close(self) -> None:
         """Let go, and wait until it has ended: at once without orders, after a sweep with them."""

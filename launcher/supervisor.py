@@ -1,6 +1,6 @@
 """The process that owns one deployment: it starts the engine, proves it, restarts it, and leaves nothing of it.
 
-    python -m launcher.supervisor CONTROL_FD
+    python -c "from launcher.supervisor import main; main()" CONTROL_FD OWNER_PID
 
 Its owner (`launcher.control`) sends it the deployment's lock and one line of JSON with its orders, then
 `{"op": "stop"}` lines; it answers with a line for each change of state. When the owner is gone, so is the engine. It
@@ -61,7 +61,8 @@ log = logging.getLogger(__name__)
 
 _LOGS_KEPT = 10
 _TAIL_BYTES = 8192
-_OWNER_TIMEOUT_S = 2.0  #: an owner that does not read must not keep us from supervising
+_LINE_LIMIT = 400
+_OWNER_TIMEOUT_S = 2.0  #: for the last word to an owner that does not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,16 @@ class Orders:
 class Supervisor:
     """One thread owns the state: it takes events from the probes, the kernel, the clock and the owner, in turn."""
 
-    def __init__(self, orders: Orders, runtime: Runtime, control: socket.socket) -> None:
+    def __init__(self, orders: Orders, runtime: Runtime, control: socket.socket, owner: int | None = None) -> None:
         self.state = State()
         self._orders = orders
         self._runtime = runtime
         self._control = control
-        self._control.settimeout(_OWNER_TIMEOUT_S)
+        self._control.setblocking(False)
         self._incoming = b""
-        self._events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+        self._sending = b""  #: the rest of a line that is on its way to the owner
+        self._unsent: bytes | None = None  #: the newest line after it; older ones no longer matter
+        self._events: queue.SimpleQueue[tuple[int | None, Event]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, int, Event]] = []  # due, tie-break, start, event
         self._ties = itertools.count()
         self._start = 0  #: how many times the engine was started; events of an earlier start are stale
@@ -113,44 +116,75 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
+        self._owner = owner
+        if owner is not None:  # a process that it forked may keep its end of the socket open
+            self._selector.register(owner, selectors.EVENT_READ)
 
     def run(self) -> State:
         """Supervise until the verdict, which is returned; by then nothing of the engine is left."""
+        try:
+            return self._run()
+        except BaseException:
+            self._runtime.sweep(self._orders.plan)  # a bug of ours is no reason to leave processes
+            raise
+
+    def _run(self) -> State:
         signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self._post(StopAsked()))
+        signal.signal(signal.SIGTERM, lambda *_: self._post(StopAsked(), None))
         self._feed(Begin())
         while not self.state.phase.final:
             self._wait()
+            # Before the exit is noticed: who asks us to stop has often asked the engine too.
+            while not self._events.empty():
+                self._feed_of(*self._events.get())
             self._notice_exit()
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _, _, start, event = heapq.heappop(self._timers)
                 self._feed_of(start, event)
-            while not self._events.empty():
-                self._feed_of(*self._events.get())
+        self._control.settimeout(_OWNER_TIMEOUT_S)
+        with contextlib.suppress(OSError):
+            self._control.sendall(self._sending + (self._unsent or b""))
         return self.state
 
     # -------------------------------------------------------------------------------------------------- events in
 
     def _wait(self) -> None:
         timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._control:
+        for key, ready in self._selector.select(timeout):
+            if key.fileobj is self._wake_in:
+                self._wake_in.recv(4096)
+            elif key.fileobj is not self._control:
+                self._lose_owner()
+            elif ready & selectors.EVENT_READ:
                 self._hear_owner()
             else:
-                self._wake_in.recv(4096)
+                self._flush()
 
     def _hear_owner(self) -> None:
-        data = self._control.recv(65536)
-        if not data:  # the owner is gone: do not wait for a drain that nobody asked for
-            self._selector.unregister(self._control)
-            self._feed(StopAsked())
-            self._feed(StopAsked())
+        try:
+            data = self._control.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:  # reset: it was killed before it had read everything
+            data = b""
+        if not data:
+            self._lose_owner()
             return
         *lines, self._incoming = (self._incoming + data).split(b"\n")
         for line in lines:
             if json.loads(line)["op"] == "stop":
                 self._feed(StopAsked())
+
+    def _lose_owner(self) -> None:
+        """The owner is gone: do not wait for a drain that nobody asked for."""
+        for source in (self._control, self._owner):
+            if source is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(source)
+        self._sending, self._unsent = b"", None
+        self._feed(StopAsked())
+        self._feed(StopAsked())
 
     def _notice_exit(self) -> None:
         if self._handle is None or (code := self._runtime.poll(self._handle)) is None:
@@ -159,20 +193,20 @@ class Supervisor:
         if self.state.phase is Phase.STOPPING:
             self._feed(Ended())
             return
-        verdict = explain(code, self._tail())
+        verdict = explain(code, self._tail(), starting=self.state.phase is Phase.STARTING)
         self._feed(Crashed(verdict.sentence, verdict.permanent))
 
-    def _post(self, event: Event, start: int | None = None) -> None:
-        """Hand over an event of one start (None: of whichever runs) from another thread or a signal handler."""
-        self._events.put((self._start if start is None else start, event))
+    def _post(self, event: Event, start: int | None) -> None:
+        """Hand over an event of one start (None: of all of them) from another thread or a signal handler."""
+        self._events.put((start, event))
         with contextlib.suppress(BlockingIOError):  # so full that it is about to wake anyway
             self._wake_out.send(b"\0")
 
     def _after(self, seconds: float, event: Event) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ties), self._start, event))
 
-    def _feed_of(self, start: int, event: Event) -> None:
-        if start == self._start:
+    def _feed_of(self, start: int | None, event: Event) -> None:
+        if start in (None, self._start):
             self._feed(event)
 
     def _feed(self, event: Event) -> None:
@@ -207,11 +241,11 @@ class Supervisor:
 
     def _start_engine(self) -> None:
         self._start += 1
-        self._log_file = _next_log(self._orders.folder / "logs")
         try:
+            self._log_file = _next_log(self._orders.folder / "logs")
             self._handle = self._runtime.start(self._orders.plan, self._log_file)
-        except DeploymentError as exc:
-            self._post(Crashed(str(exc), permanent=True))
+        except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
+            self._post(Crashed(str(exc), permanent=True), self._start)
             return
         plan, report = self._orders.plan, partial(self._post, start=self._start)
         self._watch = Watch(plan.endpoints.http, plan.probes, self._orders.api_key, report)
@@ -234,19 +268,36 @@ class Supervisor:
             "tail": self._tail()[-8:] if self.state.phase is Phase.FAILED else [],
         }
         text = json.dumps(news)
+        self._unsent = text.encode() + b"\n"
+        self._flush()
         try:
-            self._control.sendall(text.encode() + b"\n")
-        except OSError:
-            log.debug("%s: the owner no longer listens", self._orders.plan.name)
-        write_text(self._orders.folder / "state.json", text)
+            write_text(self._orders.folder / "state.json", text)
+        except OSError as exc:  # a full disk must not end a healthy engine
+            log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
+
+    def _flush(self) -> None:
+        """Send what the socket takes now; an owner that does not read must not keep us from supervising."""
+        with contextlib.suppress(OSError):  # gone: that is noticed where it is heard
+            while self._sending or self._unsent:
+                if not self._sending:
+                    self._sending, self._unsent = self._unsent or b"", None
+                try:
+                    self._sending = self._sending[self._control.send(self._sending) :]
+                except BlockingIOError:
+                    break
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._sending else 0)
+        with contextlib.suppress(KeyError):
+            self._selector.modify(self._control, events)
 
     def _tail(self) -> list[str]:
+        """The last lines of the engine's log, cut to what a person reads and a terminal can stand."""
         try:
             with self._log_file.open("rb") as stream:
                 stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                return stream.read().decode(errors="replace").splitlines()
+                lines = stream.read().decode(errors="replace").splitlines()
         except OSError:
             return []
+        return ["".join(c for c in line[-_LINE_LIMIT:] if c.isprintable()) for line in lines]
 
 
 def _next_log(folder: Path) -> Path:
@@ -270,14 +321,29 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(output, stream.fileno())
     os.close(output)
-    with control.makefile("rb", buffering=0) as lines:
-        first = lines.readline()
-    if not first.endswith(b"\n"):
-        return
+    first = b""
+    while not first.endswith(b"\n"):  # nothing follows it before it has been answered
+        received = control.recv(1 << 20)
+        if not received:
+            return
+        first += received
     orders = Orders.load(json.loads(first))
     module, _, name = orders.runtime.partition(":")
     runtime: Runtime = getattr(import_module(module), name)()
-    Supervisor(orders, runtime, control).run()
+    Supervisor(orders, runtime, control, _watch_owner(int(sys.argv[2]))).run()
+
+
+def _watch_owner(pid: int) -> int | None:
+    """A descriptor that becomes readable when the owner ends; None where the kernel has none (before Linux 5.3)."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        sys.exit(0)
+    except (OSError, AttributeError):
+        return None
+    if os.getppid() != pid:  # it ended before, and another has its pid
+        sys.exit(0)
+    return descriptor
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from launcher.oneshot import measure
 from launcher.progress import Progress
 from launcher.resolve import settle
 from launcher.serving import ServingEngine
+
+log = logging.getLogger(__name__)
 
 _ROW = "row.json"
 _PROMPT = "What is the capital of France?"
@@ -63,14 +66,20 @@ def measure_launch(overrides: Sequence[str], config_dir: str | None) -> dict[str
         row["ok"] = True
     except RmLaunchError as exc:
         row["error"] = str(exc)
+    except Exception as exc:  # one combination must not end the others
+        log.exception("%s", row["overrides"])
+        row["error"] = f"{type(exc).__name__}: {exc}"
     return row
 
 
-def peak_memory_mb(engine: ServingEngine) -> int:
-    """The most memory that each process of the engine ever had resident (VmHWM), added up, in MiB."""
+def peak_memory_mb(engine: ServingEngine) -> int | None:
+    """The most memory that each process of the engine ever had resident (VmHWM), added up, in MiB; None if gone."""
     import psutil
 
-    leader = psutil.Process(engine.news.pid)
+    try:
+        leader = psutil.Process(engine.news.pid or 0)
+    except psutil.NoSuchProcess:
+        return None
     return sum(_high_water_kib(process.pid) for process in (leader, *leader.children(recursive=True))) // 1024
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import BuildStep, Environment, PrepareError
+from engines.base import BuildStep, Environment, PlanError, PrepareError
 from launcher.builds import OUTPUT, Workshop, run, steps
 from launcher.progress import Progress
 
@@ -19,6 +19,7 @@ SHOP = Workshop(
     model_id="m-1.5b",
     identity="hf:org/m@v1",
     context_length=4096,
+    dtype="bfloat16",
     product="RBLN-CA25",
     device_count=4,
     settings={"batch_size": 2, "num_devices": 8},
@@ -53,12 +54,35 @@ def test_safetensors_is_compiled_for_rbln_with_the_vendors_command_in_the_servin
         name="optimum-rbln-compile",
         argv=(
             "/env/rbln/bin/optimum-rbln-cli", "--model-id", "/m", "-o", "{output}",
-            "--batch_size", "2", "--max_seq_len", "4096", "--num_devices", "4", "--npu", "RBLN-CA25",
+            "--batch_size", "2", "--max_seq_len", "4096", "--num_devices", "4",
+            "--hf-dtype", "bfloat16", "--npu", "RBLN-CA25",
         ),
         output=step.output,
         environment=SHOP.serving,
     )  # fmt: skip
     assert step.output.startswith("/cache/artifacts/m-1.5b-rbln-")
+
+
+@pytest.mark.parametrize(
+    ("product", "length", "attention"),
+    [
+        ("RBLN-CA25", 32768, []),
+        ("RBLN-CA25", 131072, ["--attn_impl", "flash_attn", "--kvcache_partition_len", "16384"]),
+        ("RBLN-CR03", 16384, []),
+        ("RBLN-CR03", 32768, ["--attn_impl", "flash_attn", "--kvcache_partition_len", "8192"]),
+    ],
+)
+def test_beyond_what_the_chip_does_eagerly_attention_is_flash(product: str, length: int, attention: list[str]) -> None:
+    shop = dataclasses.replace(SHOP, product=product, context_length=length)
+
+    _, (step,) = steps("safetensors", ("rbln",), "/m", shop)
+
+    assert [word for word in step.argv[9:13] if attention] == attention
+
+
+def test_a_length_that_no_attention_can_do_is_refused_with_the_limit() -> None:
+    with pytest.raises(PlanError, match=r"model.context_length=40000 is beyond the 32768 of eager attention"):
+        steps("safetensors", ("rbln",), "/m", dataclasses.replace(SHOP, context_length=40000))
 
 
 def test_without_a_product_the_compiler_chooses_one_itself() -> None:
@@ -92,6 +116,7 @@ def test_where_no_conversion_leads_is_an_empty_answer(source: str, wanted: str) 
         dataclasses.replace(SHOP, product="RBLN-CR03"),
         dataclasses.replace(SHOP, device_count=1),
         dataclasses.replace(SHOP, context_length=8192),
+        dataclasses.replace(SHOP, dtype="float32"),
         dataclasses.replace(SHOP, settings={"batch_size": 3}),
         dataclasses.replace(SHOP, serving=dataclasses.replace(SHOP.serving, requirements=("optimum-rbln==2",))),
     ],

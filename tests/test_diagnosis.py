@@ -67,11 +67,11 @@ def test_a_signal_is_named(number: signal.Signals, words: str, permanent: bool) 
 
 def test_a_known_line_says_more_than_the_signal() -> None:
     assert explain(-signal.SIGABRT, ["std::bad_alloc"]).sentence.startswith(
-        "ended by signal 6: the machine's memory is full (std::bad_alloc); "
+        "ended by SIGABRT: the machine's memory is full (std::bad_alloc); "
     )
 
 
-@pytest.mark.parametrize(("code", "sentence"), [(0, "exited 0"), (3, "exited 3"), (-10, "ended by signal 10")])
+@pytest.mark.parametrize(("code", "sentence"), [(0, "exited 0"), (3, "exited 3"), (-10, "ended by SIGUSR1")])
 def test_an_end_without_a_known_cause_is_only_said(code: int, sentence: str) -> None:
     assert explain(code, ["hello"]) == Diagnosis(sentence, permanent=False)
     assert explain(code, []) == Diagnosis(sentence, permanent=False)

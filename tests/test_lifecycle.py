@@ -33,7 +33,8 @@ from launcher.lifecycle import (
 
 POLICY = Policy(max_crashes=4, backoff_s=1.0, backoff_max_s=60.0)
 EVENTS: tuple[Event, ...] = (
-    Begin(), Proved(), Crashed("boom"), TimedOut("slow"), Missed(), Recovered(), Stable(), BackoffOver(), StopAsked(),
+    Begin(), Proved(), Crashed("boom"), TimedOut("slow"), Missed("slow"), Recovered(), Stable(), BackoffOver(),
+    StopAsked(),
     GraceOver(), Ended(),
 )  # fmt: skip
 
@@ -46,11 +47,11 @@ TABLE: dict[tuple[Phase, Event], tuple[State, tuple[Action, ...]]] = {
     (Phase.STARTING, TimedOut("slow")): (State(Phase.FAILED, 1, "slow", timed_out=True), (Sweep(),)),
     (Phase.STARTING, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
     (Phase.STARTING, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),
-    (Phase.READY, Missed()): (State(Phase.DEGRADED, 1, "before"), ()),
+    (Phase.READY, Missed("slow")): (State(Phase.DEGRADED, 1, "slow"), ()),
     (Phase.READY, Stable()): (State(Phase.READY, 0, "before"), ()),
     (Phase.READY, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
     (Phase.READY, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),
-    (Phase.DEGRADED, Recovered()): (State(Phase.READY, 1, "before"), ()),
+    (Phase.DEGRADED, Recovered()): (State(Phase.READY, 1), ()),
     (Phase.DEGRADED, Stable()): (State(Phase.DEGRADED, 0, "before"), ()),
     (Phase.DEGRADED, Crashed("boom")): (State(Phase.BACKOFF, 2, "boom"), (Sweep(), RestartAfter(1.0))),
     (Phase.DEGRADED, StopAsked()): (State(Phase.STOPPING, 1, "before"), (Terminate(),)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -31,8 +31,8 @@ class DevicePlugin(ABC):
     def detect(self) -> tuple[Resource, ...]:
         """Every device of this kind, lowest id first. Never raises, never hangs; () where there is none."""
 
-    def visible_env(self, ids: tuple[int, ...]) -> Mapping[str, str]:  # noqa: ARG002
-        """The variables that make an engine see only `ids`."""
+    def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:  # noqa: ARG002
+        """The variables that make an engine see only `ids`; `found` is what `detect` returned, () in a mere plan."""
         return {}
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -32,15 +33,30 @@ class Gpu(DevicePlugin):
         except pynvml.NVMLError:
             return ()  # a driver that is loaded but broken offers no device
         try:
-            return tuple(_resource(index) for index in range(pynvml.nvmlDeviceGetCount()))
+            found = [_resource(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            return allowed(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
         except pynvml.NVMLError:
             return ()
         finally:
             pynvml.nvmlShutdown()
 
-    def visible_env(self, ids: tuple[int, ...]) -> Mapping[str, str]:
-        # NVML counts in PCI order; CUDA does so only when told.
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, ids))}
+    def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
+        uuids = {resource.id: str(resource.attributes["uuid"]) for resource in found}
+        # By UUID where it is known; NVML counts in PCI order, and CUDA does so only when told.
+        shown = ",".join(uuids.get(number, str(number)) for number in ids)
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": shown}
+
+
+def allowed(found: Sequence[Resource], visible: str | None) -> tuple[Resource, ...]:
+    """Those of `found` that the caller's CUDA_VISIBLE_DEVICES leaves us (a scheduler's share); NVML shows them all."""
+    if visible is None:
+        return tuple(found)
+    words = [word.strip() for word in visible.split(",") if word.strip()]
+    return tuple(
+        resource
+        for resource in found
+        if any(word == str(resource.id) or str(resource.attributes["uuid"]).startswith(word) for word in words)
+    )
 
 
 def _resource(index: int) -> Resource:
@@ -48,5 +64,10 @@ def _resource(index: int) -> Resource:
 
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    attributes = {"product": pynvml.nvmlDeviceGetName(handle), "memory_bytes": memory.total, "used_bytes": memory.used}
+    attributes = {
+        "product": pynvml.nvmlDeviceGetName(handle),
+        "uuid": pynvml.nvmlDeviceGetUUID(handle),
+        "memory_bytes": memory.total,
+        "used_bytes": memory.used,
+    }
     return Resource(index, "gpu", attributes)

@@ -5,7 +5,7 @@ Nobody has run this against an NPU: names and sizes are those of the vendor's ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
@@ -27,10 +27,13 @@ class Rbln(DevicePlugin):
     def detect(self) -> tuple[Resource, ...]:
         return tuple(Resource(number, self.kind) for number in indexed_nodes("/dev", "rbln*"))
 
-    def visible_env(self, ids: tuple[int, ...]) -> Mapping[str, str]:
+    def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
+        # The SDK counts the nodes that are present: where rbln0 is missing, its 0 is rbln1.
+        present = [resource.id for resource in found]
+        positions = [present.index(number) if present else number for number in ids]
         # The name from SDK 0.12 on, which our environments pin. RBLN_DEVICES is the older one: the runtime prefers
         # it, so setting both risks that they differ.
-        return {"RBLN_VISIBLE_DEVICES": ",".join(map(str, ids))}
+        return {"RBLN_VISIBLE_DEVICES": ",".join(map(str, positions))}
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         # Without /dev/rsd0 the runtime counts no devices at all.

@@ -11,8 +11,10 @@ import contextlib
 import ctypes
 import glob
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +32,8 @@ MARKER = "RMLAUNCH_DEPLOYMENT"
 
 #: what would leak our own Python, or another engine's choices, into the engine's
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_VLLM_RBLN_RESOLVED_MODEL_IMPL")
+
+_START_WINDOW_S = 60.0
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -49,15 +53,15 @@ class ProcessRuntime(Runtime):
             raise RuntimeError("the process runtime starts programs from the main thread only")
         self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         env = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        temporary = Path(plan.run_dir) / "tmp"  # goes with the rest of the folder, whatever is left in it
-        temporary.mkdir(mode=0o700, exist_ok=True)
+        self._since = time.time()
+        temporary = _make_temporary(plan.run_dir)
         self._exits.clear()  # a pid of the last start may come again
         with log.open("ab") as output:
             try:
                 process = subprocess.Popen(
                     plan.argv,
                     cwd=plan.run_dir,
-                    env={**env, "TMPDIR": str(temporary), **plan.env, MARKER: plan.run_dir},
+                    env={**env, "TMPDIR": temporary, **plan.env, MARKER: plan.run_dir},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
@@ -95,7 +99,7 @@ class ProcessRuntime(Runtime):
             yield from _marked(plan.run_dir)
 
         left = _kill_until_gone(find, deadline_s)
-        remove_leftovers(plan.leftovers, self._since)
+        remove_leftovers(plan, self._since)
         return left
 
     def _reap(self) -> None:
@@ -110,7 +114,9 @@ class ProcessRuntime(Runtime):
 
 def kill_marked(run_dir: str, deadline_s: float) -> tuple[str, ...]:
     """KILL whoever carries the mark of `run_dir`; returns those that outlive `deadline_s`, in words."""
-    return _kill_until_gone(lambda: _marked(run_dir), deadline_s)
+    left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
+    _remove_temporary(run_dir)
+    return left
 
 
 def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: float) -> tuple[str, ...]:
@@ -128,18 +134,37 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
         time.sleep(0.005)
 
 
-def remove_leftovers(patterns: tuple[str, ...], since: float) -> None:
-    """Remove the files, and the folders that are empty, that match and were made after `since` (epoch seconds)."""
-    for pattern in patterns:
+def remove_leftovers(plan: LaunchPlan, since: float) -> None:
+    """Remove what an engine that was started at `since` (epoch seconds) left outside its `run_dir`.
+
+    Folders that match go only if they are empty and were made while it started: their names tell nobody's.
+    """
+    _remove_temporary(plan.run_dir)
+    for pattern in plan.leftovers:
         for name in glob.glob(pattern):  # noqa: PTH207  (absolute patterns)
             path = Path(name)
             with contextlib.suppress(OSError):  # gone already, in use, or not ours
-                if path.stat().st_ctime < since:
-                    continue
-                if path.is_dir():
-                    path.rmdir()
-                else:
+                if not path.is_dir():
                     path.unlink()
+                elif since - 1 <= path.stat().st_ctime <= since + _START_WINDOW_S:
+                    path.rmdir()
+
+
+def _make_temporary(run_dir: str) -> str:
+    """The engine's own TMPDIR. Short, because engines put Unix sockets there, whose paths end at 107 bytes; a link in
+    `run_dir` says where it is."""
+    folder = tempfile.mkdtemp(prefix="rml-")
+    link = Path(run_dir) / "tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder)
+    return folder
+
+
+def _remove_temporary(run_dir: str) -> None:
+    link = Path(run_dir) / "tmp"
+    with contextlib.suppress(OSError):
+        shutil.rmtree(link.readlink(), ignore_errors=True)
+        link.unlink()
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:

@@ -5,8 +5,8 @@
 It runs inside the engine's own environment, which holds xllamacpp and nothing else. The flags are
 llama-server's, so a launcher can put a `llama-server` binary in its place and change nothing else.
 xllamacpp carries llama.cpp's server but keeps its argument parser to itself, so the flags that
-its `CommonParams` can express are listed below; any other is refused by name. Environment
-variables (LLAMA_ARG_…) are not read.
+its `CommonParams` can express are listed below; any other is refused by name. Of llama-server's
+environment variables only LLAMA_API_KEY is read.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 the server could not start, 2 a bad command line.
 A signal that comes while the model loads ends the process at once, by that signal.
@@ -248,6 +248,8 @@ def parse(argv: Sequence[str]) -> dict[str, object]:
     found: dict[str, object] = vars(parser.parse_args(argv))
     if "model.path" not in found:
         parser.error("--model is required")
+    if "api_keys" not in found and (keys := os.environ.get("LLAMA_API_KEY")):  # as llama-server reads it
+        found["api_keys"] = _names(keys)
     if found.get("api_keys") == []:
         parser.error("--api-key: no key given")
     if found.pop("rerank", False):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from engines.base import GenerateRequest, InferenceError, Sampling
 from launcher import launch, registry
 from launcher.lifecycle import Phase
 from launcher.serving import ServingEngine
-from tests.supervision import marked_processes
+from tests.supervision import marked_processes, wait_for
 
 # The first start makes an environment and converts the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
@@ -102,11 +106,17 @@ def test_two_at_once_get_their_own_answers(engine: ServingEngine) -> None:
 
 
 def test_a_stream_that_is_dropped_leaves_the_server_free(engine: ServingEngine) -> None:
-    stream = engine.stream("Once upon a time", max_tokens=1000)
-    next(stream)
-    stream.close()  # type: ignore[attr-defined]  # a generator
+    # As many as the server decodes at once: if one of them went on, its slot would be taken for many seconds.
+    streams = [engine.stream("Once upon a time", max_tokens=1500) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:
+        stream.close()  # type: ignore[attr-defined]  # a generator
 
-    assert engine.infer("One, two, three,", max_tokens=2)
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(lambda _: engine.infer("One, two, three,", max_tokens=2), range(2)))
+    assert time.monotonic() - began < 6
 
 
 def test_what_the_server_refuses_is_told_in_its_words(engine: ServingEngine) -> None:
@@ -140,6 +150,26 @@ def test_embeddings_have_one_row_per_text_where_the_engine_is_able(engine: Servi
     assert rows.dtype == "float32"
     assert (rows[0] == rows[2]).all()
     assert (rows[0] != rows[1]).any()
+
+
+@pytest.mark.parametrize("name", ["llamacpp", "triton"])
+def test_a_client_goes_on_after_the_engine_was_killed_and_restarted(name: str) -> None:
+    with launch(f"engine={name}", "device=cpu", "model=smollm2") as serving:
+        before = serving.infer("One, two, three,", max_tokens=4)
+        pid = serving.news.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: serving.news.starts == 2 and serving.news.phase is Phase.READY, timeout_s=60)
+
+        assert serving.infer("One, two, three,", max_tokens=4) == before
+
+
+def test_a_key_is_demanded_by_the_server() -> None:
+    with launch("engine=llamacpp", "device=cpu", "model=smollm2", "api_key=sesame") as serving:
+        assert serving.infer("One, two,", max_tokens=2)
+        url = f"{serving.plan.endpoints.http.url}/v1/completions"
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            assert requests.post(url, json={"prompt": "a"}, headers=headers, timeout=10).status_code == 401
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "triton"])

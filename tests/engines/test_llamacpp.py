@@ -45,7 +45,7 @@ def test_an_embedding_model_is_proved_by_an_embedding() -> None:
     plan = LlamaCpp().plan(llamacpp_spec(model=Model("m", "file:/w.gguf", "gguf", "/w.gguf", task="embed")))
 
     assert "--embeddings" in plan.argv
-    assert (plan.probes.readiness.path, plan.probes.readiness.expect) == ("/v1/embeddings", "data.0.embedding.0")
+    assert (plan.probes.readiness.path, plan.probes.readiness.expect) == ("/v1/embeddings", "data.0.embedding")
 
 
 def test_a_wildcard_address_is_reached_over_loopback() -> None:

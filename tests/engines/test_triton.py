@@ -64,7 +64,7 @@ def test_the_command_line_listens_on_the_given_address_alone() -> None:
         "--http-address", "127.0.0.1", "--http-port", "8000",
         "--grpc-address", "127.0.0.1", "--grpc-port", "8001",
         "--metrics-address", "127.0.0.1", "--metrics-port", "8002",
-        "--backend-config", "python,shm-region-prefix-name=rmlaunch-t-",
+        "--backend-config", "python,shm-region-prefix-name=rmlaunch-b3d46fe883f3-",
     )  # fmt: skip
     assert plan.env["PATH"].startswith("/env/bin:")
     assert plan.env["LD_LIBRARY_PATH"] == "/lib/python"
