@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import ExitedBeforeReady, ReadyTimeout
+from engines.base import ExitedBeforeReady, LaunchPlan, ReadyTimeout
+from launcher import plans
+from launcher.ledger import Claim
 from launcher.lifecycle import Phase
+from launcher.spawn import Spawned
 from tests.supervision import claimed, fake_plan, is_alive, marked_processes, supervised, wait_for
 
 
@@ -211,3 +214,121 @@ def test_a_name_is_free_again_when_its_supervisor_has_ended(tmp_path: Path) -> N
     assert not ledger.is_live("fake")
     assert set(ledger.held_ports()) == set()
     claimed(plan, tmp_path).release()
+
+
+def orders(plan: LaunchPlan, claim: Claim) -> dict[str, object]:
+    """What an owner sends, for tests that have no owner's side."""
+    return {
+        "plan": plans.whole(plan),
+        "runtime": "launcher.runtimes.process:ProcessRuntime",
+        "folder": str(claim.folder),
+        "policy": {"max_crashes": 3, "backoff_s": 0.1, "backoff_max_s": 1.0},
+        "stop_grace_s": 5.0,
+        "stable_s": 60.0,
+        "api_key": None,
+    }
+
+
+def test_an_owner_that_is_gone_with_news_unread_is_gone_all_the_same(tmp_path: Path) -> None:
+    """The kernel then says ECONNRESET and not end-of-file."""
+    pid_file = tmp_path / "grandchild"
+    plan = fake_plan(tmp_path, "--setsid-child", str(pid_file))
+    spawned, claim = Spawned(), claimed(plan, tmp_path)
+    with (tmp_path / "words").open("ab") as output:
+        spawned.give(json.dumps(orders(plan, claim)).encode(), claim.lock, output.fileno())
+    claim.lock.close()
+    state = claim.folder / "state.json"
+    wait_for(lambda: state.exists() and json.loads(state.read_text())["state"] == "READY")
+
+    spawned.close()
+
+    assert spawned.process.returncode == 0, (tmp_path / "words").read_text()
+    assert marked_processes(plan.run_dir) == []
+    assert not Path(plan.run_dir).exists()
+
+
+def test_a_stop_in_the_moment_of_a_crash_is_not_lost(tmp_path: Path) -> None:
+    """As when a service manager ends everybody at once."""
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        engine = owner.wait_ready().pid
+        supervisor = owner._spawned.process.pid
+        assert engine is not None
+        os.kill(supervisor, signal.SIGSTOP)
+        os.kill(engine, signal.SIGKILL)
+        os.kill(supervisor, signal.SIGTERM)
+        os.kill(supervisor, signal.SIGCONT)
+        news = owner.wait_final(10)
+
+    assert (news.phase, news.starts) == (Phase.STOPPED, 1)
+
+
+def test_state_that_cannot_be_written_does_not_end_the_engine(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        pid = owner.wait_ready().pid
+        folder = tmp_path / "deployments/fake"
+        (folder / "state.json").unlink()
+        (folder / "state.json").mkdir()
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
+    assert pid is not None
+    assert not is_alive(pid)
+
+
+def test_what_both_killed_left_is_ended_by_the_next_claim(tmp_path: Path) -> None:
+    pid_file = tmp_path / "grandchild"
+    plan = fake_plan(tmp_path, "--setsid-child", str(pid_file))
+    spawned, claim = Spawned(), claimed(plan, tmp_path)
+    with (tmp_path / "words").open("ab") as output:
+        spawned.give(json.dumps(orders(plan, claim)).encode(), claim.lock, output.fileno())
+    wait_for(lambda: pid_file.exists() and bool(pid_file.read_text()))
+    grandchild = int(pid_file.read_text())
+    spawned.process.kill()
+    spawned.close()
+    claim.lock.close()
+    assert is_alive(grandchild)
+
+    claimed(plan, tmp_path).release()
+
+    wait_for(lambda: not is_alive(grandchild))
+
+
+def test_a_listener_that_fails_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        owner._on_news = lambda _: 1 / 0  # type: ignore[assignment]
+        assert owner.wait_ready().phase is Phase.READY
+        owner.stop()
+        assert owner.wait_final(10).phase is Phase.STOPPED
+
+    assert "a listener failed" in caplog.text
+
+
+def test_the_supervisor_imports_nothing_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "selectors.py").write_text("raise SystemExit('imported from the current folder')\n")
+    monkeypatch.chdir(tmp_path)
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        assert owner.wait_ready().phase is Phase.READY
+
+
+def test_the_engines_temporary_files_are_short_and_go_with_it(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path) as owner:
+        pid = owner.wait_ready().pid
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        (folder,) = [Path(text[7:].decode()) for text in variables if text.startswith(b"TMPDIR=")]
+        assert folder.is_dir()
+        assert len(str(folder)) < 40
+        owner.stop()
+        owner.wait_final(10)
+
+    assert not folder.exists()
