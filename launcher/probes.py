@@ -67,8 +67,14 @@ class Watch:
     """
 
     def __init__(
-        self, endpoint: Endpoint, probes: Probes, api_key: str | None, report: Callable[[Event], None]
+        self,
+        endpoint: Endpoint,
+        probes: Probes,
+        api_key: str | None,
+        is_ours: Callable[[], bool],
+        report: Callable[[Event], None],
     ) -> None:
+        self._is_ours = is_ours
         self._endpoint = endpoint
         self._probes = probes
         self._api_key = api_key
@@ -98,6 +104,8 @@ class Watch:
         missing = self._repeat(self._listening, deadline)
         if not missing:
             missing = self._repeat(lambda: self._try(self._probes.startup, _CHECK_TIMEOUT_S), deadline)
+        if not missing:
+            missing = self._repeat(self._answers_itself, deadline)
         self.timings["startup_s"] = time.monotonic() - began
         if not missing:
             asked = time.monotonic()
@@ -123,6 +131,10 @@ class Watch:
             probe.settimeout(_CHECK_TIMEOUT_S)
             refused = probe.connect_ex((self._endpoint.host, self._endpoint.port))
         return f"nothing listens on {self._endpoint}" if refused else ""
+
+    def _answers_itself(self) -> str:
+        """Some servers bind their port when the model is loaded; by then another may have it, and answer well."""
+        return "" if self._is_ours() else f"another process answers on {self._endpoint}"
 
     def _until_dead(self) -> None:
         settings = self._probes.settings

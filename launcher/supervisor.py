@@ -247,8 +247,14 @@ class Supervisor:
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
             self._post(Crashed(str(exc), permanent=True), self._start)
             return
-        plan, report = self._orders.plan, partial(self._post, start=self._start)
-        self._watch = Watch(plan.endpoints.http, plan.probes, self._orders.api_key, report)
+        http = self._orders.plan.endpoints.http
+        self._watch = Watch(
+            http,
+            self._orders.plan.probes,
+            self._orders.api_key,
+            is_ours=partial(self._runtime.listens, self._handle, http.port),
+            report=partial(self._post, start=self._start),
+        )
 
     def _cancel_watch(self) -> None:
         if self._watch is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -240,9 +241,9 @@ def test_an_owner_that_is_gone_with_news_unread_is_gone_all_the_same(tmp_path: P
     state = claim.folder / "state.json"
     wait_for(lambda: state.exists() and json.loads(state.read_text())["state"] == "READY")
 
-    spawned.close()
+    spawned.control.close()  # as the kernel does for a killed owner: no shutdown first
 
-    assert spawned.process.returncode == 0, (tmp_path / "words").read_text()
+    assert spawned.process.wait(10) == 0, (tmp_path / "words").read_text()
     assert marked_processes(plan.run_dir) == []
     assert not Path(plan.run_dir).exists()
 
@@ -332,3 +333,14 @@ def test_the_engines_temporary_files_are_short_and_go_with_it(tmp_path: Path) ->
         owner.wait_final(10)
 
     assert not folder.exists()
+
+
+def test_another_server_on_the_same_port_does_not_make_it_ready(tmp_path: Path) -> None:
+    """A server that binds late finds its port taken; meanwhile whoever took it answers every probe."""
+    plan = fake_plan(tmp_path, "--bind-nothing", startup_timeout_s=1.0)
+    with subprocess.Popen(plan.argv[:4]) as other:
+        try:
+            with supervised(plan, tmp_path) as owner, pytest.raises(ReadyTimeout, match="another process answers on"):
+                owner.wait_ready()
+        finally:
+            other.kill()

@@ -1,4 +1,4 @@
-"""The contract of a runtime: where the engine's program runs. Its methods are called by one supervisor thread only."""
+"""The contract of a runtime: where the engine's program runs. One supervisor thread calls it, but for `listens`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ class Runtime(ABC):
     @abstractmethod
     def poll(self, handle: Handle) -> int | None:
         """None while the program runs, then its exit code; -N where signal N ended it. Never blocks."""
+
+    @abstractmethod
+    def listens(self, handle: Handle, port: int) -> bool:
+        """Whether it is this program, or a worker of it, that listens on `port`. Called from the probes' thread."""
 
     @abstractmethod
     def terminate(self, handle: Handle) -> None:

@@ -86,6 +86,16 @@ class ProcessRuntime(Runtime):
         self._reap()
         return self._exits.get(handle.pid)
 
+    def listens(self, handle: Handle, port: int) -> bool:
+        import psutil
+
+        try:
+            leader = psutil.Process(handle.pid)
+            family = [leader, *leader.children(recursive=True)]
+        except psutil.Error:
+            return False
+        return any(_listens(process, port) for process in family)
+
     def terminate(self, handle: Handle) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(handle.pid, signal.SIGTERM)
@@ -174,6 +184,16 @@ def _marked(run_dir: str) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(MARKER) == run_dir:
                 yield process
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+                return True
+    return False
 
 
 def _is_alive(process: psutil.Process) -> bool:

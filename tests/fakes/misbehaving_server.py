@@ -36,6 +36,8 @@ def main() -> None:
         Path(options.leave_file).touch()
     if options.exit_after is not None:
         threading.Timer(options.exit_after, lambda: os._exit(options.exit_code)).start()
+    if options.bind_nothing:
+        threading.Event().wait(600)
     _serve(options.port, time.monotonic() + options.ready_after, options.empty_answers)
 
 
@@ -51,6 +53,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--setsid-child", help="start a grandchild in a session of its own; its pid goes to this file")
     parser.add_argument("--leave-file", help="make this file and never remove it")
     parser.add_argument("--starts-file", help="add a line to this file at each start")
+    parser.add_argument("--bind-nothing", action="store_true", help="run, but listen nowhere")
     parser.add_argument("--say", help="print this line at the start")
     return parser.parse_args()
 
