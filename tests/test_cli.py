@@ -86,6 +86,8 @@ def test_a_port_that_is_taken_names_who_has_it(tmp_path: Path) -> None:
          r"error: grpc_port=9000, but engine=llamacpp has no such port; leave it out"),
         (["plan", "engine.name=triton"],
          r"error: engine.name follows from the option that is chosen; write engine=triton"),
+        (["-m", "engine=llamacpp", "api_key=sesame"],
+         r"error: api_key: Hydra would write it to its folder; give it as api_key='\$\{oc.env:NAME\}'"),
         (["--cfg", "job", "engine=tritn"], r"error: engine 'tritn' not found; did you mean 'triton'\? .*"),
     ],
 )  # fmt: skip

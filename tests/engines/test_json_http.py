@@ -1,0 +1,79 @@
+"""What a server that fails in odd ways becomes: always an `InferenceError`, with its words where it has any."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from engines.base import EmbedRequest, Endpoint, Endpoints, GenerateRequest, InferenceError, Target
+from engines.openai_http import OpenAIClient
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[Target]:
+    """A server that gives the same answer to everything."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield Target(Endpoints(Endpoint("127.0.0.1", server.server_address[1])), "m", timeout_s=5)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, b'{"error": {"message": "too long"}}', "too long"),
+        (400, b'{"error": "bad tensor"}', "bad tensor"),
+        (503, b"<html>busy</html>", "busy"),
+        (500, b"", "an empty answer"),
+        (200, b'{"error": {"message": "inside a 200"}}', "inside a 200"),
+        (200, b"<html>hello</html>", "hello"),
+        (200, b"{}", "without choices"),
+    ],
+)
+def test_a_refusal_is_told_in_the_servers_words(status: int, body: bytes, words: str) -> None:
+    client = OpenAIClient()
+    with answering(status, body) as target, pytest.raises(InferenceError, match=words):
+        list(client.infer(target, GenerateRequest(prompt="a")))
+    client.close()
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"", b'data: {"error": {"message": "half-way"}}\n\n'])
+def test_a_stream_without_an_event_is_no_empty_answer(body: bytes) -> None:
+    client = OpenAIClient()
+    with answering(200, body) as target, pytest.raises(InferenceError, match=r"single event|half-way"):
+        list(client.infer(target, GenerateRequest(prompt="a", stream=True)))
+    client.close()
+
+
+def test_embeddings_that_are_refused_inside_a_200_are_an_error() -> None:
+    client = OpenAIClient()
+    with answering(200, b'{"error": "no embeddings"}') as target, pytest.raises(InferenceError, match="no embeddings"):
+        list(client.infer(target, EmbedRequest(("a",))))
+    client.close()
+
+
+def test_nobody_there_is_an_error_that_names_the_address() -> None:
+    client = OpenAIClient()
+    target = Target(Endpoints(Endpoint("127.0.0.1", 9)), "m", timeout_s=5)
+    with pytest.raises(InferenceError, match=r"no answer from http://127.0.0.1:9/v1/completions"):
+        list(client.infer(target, GenerateRequest(prompt="a")))
+    client.close()
