@@ -72,6 +72,8 @@ class ProcessRuntime(Runtime):
                 raise DeploymentError(f"{plan.name}: could not start {plan.argv[0]}: {exc}") from exc
         # We wait for children ourselves, adopted ones too; Popen must neither wait nor complain.
         process.returncode = 0
+        import psutil  # noqa: F401  (the engine runs by now; no probe and no sweep shall wait for this)
+
         return Handle(process.pid, _start_ticks(process.pid), _boot_id())
 
     def _die_with_supervisor(self, supervisor: int) -> Callable[[], None]:
@@ -89,12 +91,11 @@ class ProcessRuntime(Runtime):
     def listens(self, handle: Handle, port: int) -> bool:
         import psutil
 
-        try:
+        with contextlib.suppress(psutil.Error):
             leader = psutil.Process(handle.pid)
-            family = [leader, *leader.children(recursive=True)]
-        except psutil.Error:
-            return False
-        return any(_listens(process, port) for process in family)
+            # The leader first: looking for its workers reads all of /proc.
+            return _listens(leader, port) or any(_listens(worker, port) for worker in leader.children(recursive=True))
+        return False
 
     def terminate(self, handle: Handle) -> None:
         with contextlib.suppress(ProcessLookupError):
