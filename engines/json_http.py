@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engines.base import InferenceError, Target
@@ -62,13 +63,30 @@ class JsonHttp:
         headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
         url = f"{target.endpoints.http.url}{path}"
         timeouts = (_CONNECT_TIMEOUT_S, target.timeout_s)
+        send = partial(session.post, url, json=body, headers=headers, stream=stream, timeout=timeouts)
         try:
-            response = session.post(url, json=body, headers=headers, stream=stream, timeout=timeouts)
+            try:
+                response = send()
+            except requests.ConnectionError as exc:
+                if not _was_dropped(exc):
+                    raise
+                response = send()
         except requests.RequestException as exc:
             raise InferenceError(f"no answer from {url}: {exc}") from exc
         if response.status_code != 200:
             raise InferenceError(_words(_object(_rest(response))), response.status_code)
         return response
+
+
+def _was_dropped(error: BaseException) -> bool:
+    """Whether a kept connection was closed by the server as we sent: llama.cpp's closes them after 5 idle seconds, and
+    after 100 requests. It has then read nothing, so sending again does nothing twice."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (ConnectionResetError, BrokenPipeError)):  # RemoteDisconnected is the former
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _rest(response: requests.Response) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,33 @@ def test_nobody_there_is_an_error_that_names_the_address() -> None:
     with pytest.raises(InferenceError, match=r"no answer from http://127.0.0.1:9/v1/completions"):
         list(client.infer(target, GenerateRequest(prompt="a")))
     client.close()
+
+
+def test_a_kept_connection_that_the_server_drops_is_no_failure() -> None:
+    """Two connections: the first answers once and is closed as the second request arrives on it."""
+    answer = b'{"choices": [{"text": "hello"}]}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        first, _ = listener.accept()
+        with first:
+            first.recv(65536)
+            first.sendall(head + answer)
+            first.recv(1)  # the second request begins; the rest of it is never read
+        second, _ = listener.accept()
+        with second:
+            second.recv(65536)
+            second.sendall(head + answer)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    client = OpenAIClient()
+    target = Target(Endpoints(Endpoint("127.0.0.1", listener.getsockname()[1])), "m", timeout_s=5)
+
+    answers = [list(client.infer(target, GenerateRequest(prompt="a"))) for _ in range(2)]
+
+    thread.join(5)
+    listener.close()
+    client.close()
+    assert [chunk.text for chunks in answers for chunk in chunks] == ["hello", "hello"]
