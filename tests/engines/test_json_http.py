@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from engines.base import EmbedRequest, Endpoint, Endpoints, GenerateRequest, InferenceError, Target
+from engines.base import Chunk, EmbedRequest, Endpoint, Endpoints, GenerateRequest, InferenceError, Target
 from engines.openai_http import OpenAIClient
 
 
@@ -107,4 +107,4 @@ def test_a_kept_connection_that_the_server_drops_is_no_failure() -> None:
     thread.join(5)
     listener.close()
     client.close()
-    assert [chunk.text for chunks in answers for chunk in chunks] == ["hello", "hello"]
+    assert answers == [[Chunk("hello")], [Chunk("hello")]]
