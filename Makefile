@@ -10,12 +10,13 @@ QUESTION ?= What is the capital of France?
 .PHONY: setup run test check bench clean
 setup: $(VENV)/.done
 
-# What a bare Debian lacks: venv, and Python as a shared library, which Triton's stub embeds.
+# What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
 APT = apt-get update -q && apt-get install -y -q --no-install-recommends
 LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
 
 $(VENV)/.done: pyproject.toml
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(APT) python3-venv; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgomp.so.1")' 2>/dev/null || { $(APT) libgomp1; }
 	@$(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(name)' 2>/dev/null \
 		|| $(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(sysconfig.get_config_var("LIBDIR") + "/" + name)' 2>/dev/null \
 		|| { $(APT) libpython$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); }

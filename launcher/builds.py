@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,8 @@ def run(step: BuildStep, progress: Progress) -> None:
             return
         argv = [str(folder) if word == OUTPUT else word for word in step.argv]
         path = f"{step.environment.bin}:{os.environ.get('PATH', os.defpath)}"
-        env = {**os.environ, "PATH": path, **step.env}
-        with log.open("w") as stream:
+        with tempfile.TemporaryDirectory(prefix="rml-") as temporary, log.open("w") as stream:
+            env = {**os.environ, "PATH": path, "TMPDIR": temporary, **step.env}
             code, tail = commands.run(argv, env, progress.detail, log=stream)
         if code:
             last = "\n  ".join(tail)
