@@ -20,7 +20,7 @@ $(VENV)/.done: pyproject.toml
 	@$(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(name)' 2>/dev/null \
 		|| $(PYTHON) -c '$(LIBPYTHON); ctypes.CDLL(sysconfig.get_config_var("LIBDIR") + "/" + name)' 2>/dev/null \
 		|| { $(APT) libpython$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install -q --disable-pip-version-check "uv>=0.9"
 	$(VENV)/bin/uv pip install -q --compile-bytecode --python $(VENV)/bin/python -e '.[dev]'
 	$(VENV)/bin/python -m compileall -q launcher engines

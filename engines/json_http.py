@@ -61,6 +61,8 @@ class JsonHttp:
             session = self._session = requests.Session()
             session.trust_env = False  # a proxy has no place between us and a server that we started
         headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+        if stream:  # llama.cpp's server promises to keep the connection of a stream, and closes it
+            headers["Connection"] = "close"
         url = f"{target.endpoints.http.url}{path}"
         timeouts = (_CONNECT_TIMEOUT_S, target.timeout_s)
         send = partial(session.post, url, json=body, headers=headers, stream=stream, timeout=timeouts)

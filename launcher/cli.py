@@ -6,6 +6,7 @@ request was wrong.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -31,6 +32,11 @@ rmlaunch: plan, start, prove and stop model servers
   --cfg job, --info, --hydra-help, -m, --shell-completion   Hydra's own
 """
 
+#: what the folders of a user can be: full, not writable, not there, not folders
+_PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
+                 errno.ENOENT)  # fmt: skip
+_PLACES = "; RMLAUNCH_STATE and RMLAUNCH_CACHE name other folders"
+
 #: what makes Hydra itself run the application; without them composing is all that is needed of it
 _HYDRA_FLAGS = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--hydra-help",
                 "-p", "--package", "--resolve", "-r", "--run", "--experimental-rerun")  # fmt: skip
@@ -49,6 +55,11 @@ def main() -> None:
         # The reader of our output left (`| head`); Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as exc:
+        if exc.errno not in _PLACE_ERRORS:
+            raise
+        sys.stderr.write(f"error: {exc.filename or 'output'} cannot be used: {exc.strerror}{_PLACES}\n")
+        code = 1
     sys.exit(code)
 
 

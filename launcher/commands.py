@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
+import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 _TAIL = 8
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> Callable[[], None] | None:
+    """What a child does before its program starts, so that the kernel kills it when we are killed.
+
+    None in any thread but the main one: the signal comes when the *thread* that forked ends.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def set_up() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return set_up
 
 
 def run(
@@ -25,7 +47,7 @@ def run(
     tail: deque[str] = deque(maxlen=_TAIL)
     with subprocess.Popen(
         command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        errors="replace",
+        errors="replace", preexec_fn=die_with_parent(),
     ) as process:  # fmt: skip
         try:
             assert process.stdin is not None

@@ -145,7 +145,8 @@ def readable_errors(engine_hint: str = "") -> Iterator[None]:
         raise ConfigError(_unknown_option(exc.missing_cfg_file, exc.options) or _first_line(exc)) from exc
     except (HydraException, OmegaConfBaseException) as exc:
         text = _explain(exc)
-        raise ConfigError(f"{text}; {engine_hint}" if engine_hint and "unknown key 'engine." in text else text) from exc
+        about_engine = "unknown key 'engine." in text or "EnvironmentConf" in text
+        raise ConfigError(f"{text}; {engine_hint}" if engine_hint and about_engine else text) from exc
 
 
 def _unknown_option(missing: str | None, listed: Sequence[str] | None) -> str | None:

@@ -86,10 +86,13 @@ def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
     # Relocatable, because the folder is renamed when it is whole.
     uv(["venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(environment.python), str(folder)],
        wanted, progress)  # fmt: skip
-    overrides = folder / "overrides.txt"
-    overrides.write_text("\n".join(environment.overrides) + "\n")
+    overrides = []
+    if environment.overrides:
+        file = folder / "overrides.txt"
+        file.write_text("\n".join(environment.overrides) + "\n")
+        overrides = ["--overrides", str(file)]
     uv(
-        ["pip", "install", "--python", str(folder / "bin/python"), "--overrides", str(overrides), "-r", "-"],
+        ["pip", "install", "--python", str(folder / "bin/python"), *overrides, "-r", "-"],
         wanted,
         progress,
         stdin="\n".join(environment.requirements) + "\n",

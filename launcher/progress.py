@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ class Progress:
     def _show(self, text: str, end: str) -> None:
         if self._quiet:
             return
-        start = "\r\x1b[K" if self._live else ""
-        self._stream.write(f"{start}{self._stage:<12} {text}{end}")
+        line = f"{self._stage:<12} {text}"
+        if self._live:  # a line that wraps could not be cleared
+            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+        self._stream.write(f"{line}{end}")
         self._stream.flush()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
+from launcher.commands import die_with_parent
 from launcher.runtimes.base import Handle, Runtime
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_V
 
 _START_WINDOW_S = 60.0
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -66,7 +66,7 @@ class ProcessRuntime(Runtime):
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
-                    preexec_fn=self._die_with_supervisor(os.getpid()),
+                    preexec_fn=die_with_parent(),
                 )
             except (OSError, subprocess.SubprocessError) as exc:
                 raise DeploymentError(f"{plan.name}: could not start {plan.argv[0]}: {exc}") from exc
@@ -75,14 +75,6 @@ class ProcessRuntime(Runtime):
         import psutil  # noqa: F401  (the engine runs by now; no probe and no sweep shall wait for this)
 
         return Handle(process.pid, _start_ticks(process.pid), _boot_id())
-
-    def _die_with_supervisor(self, supervisor: int) -> Callable[[], None]:
-        def set_up() -> None:
-            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != supervisor:  # it died before the line above
-                os._exit(1)
-
-        return set_up
 
     def poll(self, handle: Handle) -> int | None:
         self._reap()
