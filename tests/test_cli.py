@@ -162,3 +162,18 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
         assert process.stderr.read() == ""
         assert process.wait(20) == 141
+
+
+@pytest.mark.parametrize("variable", ["RMLAUNCH_STATE", "RMLAUNCH_CACHE"])
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(variable, str(tmp_path / "file"))
+    command = [sys.executable, "-m", "launcher.cli", "engine=llamacpp", "device=cpu", "prompt=hi"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot be used" in done.stderr
+    assert "RMLAUNCH_STATE and RMLAUNCH_CACHE name other folders" in done.stderr

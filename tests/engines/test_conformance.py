@@ -65,6 +65,13 @@ def test_a_stream_is_the_same_text_in_pieces(engine: ServingEngine) -> None:
     assert "".join(pieces) == engine.infer("One, two, three,", max_tokens=12)
 
 
+def test_requests_between_streams_are_answered_every_time(engine: ServingEngine) -> None:
+    """A server may close the connection of a stream that it promised to keep."""
+    for _ in range(15):
+        assert list(engine.stream("One, two, three,", max_tokens=2))
+        assert engine.infer("One, two, three,", max_tokens=1)
+
+
 def test_the_answer_says_why_it_ended_and_what_it_cost(engine: ServingEngine) -> None:
     def ask(max_tokens: int, stream: bool) -> tuple[str | None, int]:
         request = GenerateRequest(
