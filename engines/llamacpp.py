@@ -48,8 +48,9 @@ class LlamaCpp(Engine):
             argv = [f"{spec.environment.bin}/python", f"{spec.run_dir}/server.py"]
         argv += ["--model", spec.model.path, "--alias", spec.model.id]
         argv += ["--host", spec.bind, "--port", str(port)]
-        if spec.model.task == "embed":
-            argv.append("--embeddings")
+        if spec.model.task == "embed" or not spec.program:
+            # Next to text, in the llama.cpp that we pin; many builds of llama-server refuse text with it.
+            argv += ["--embeddings", "--pooling", "mean"]
         argv += _flags({"n_gpu_layers": 999 if spec.device.kind == "gpu" else None, **spec.args})
         return LaunchPlan.of(
             spec,

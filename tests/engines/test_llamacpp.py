@@ -12,17 +12,18 @@ def test_the_plan_is_llama_servers_command_line_inside_the_environment() -> None
 
     assert plan.argv == (
         "/env/bin/python", "/run/server.py", "--model", "/w.gguf", "--alias", "m",
-        "--host", "127.0.0.1", "--port", "8000", "--ctx-size", "4096", "--kv-unified",
+        "--host", "127.0.0.1", "--port", "8000", "--embeddings", "--pooling", "mean",
+        "--ctx-size", "4096", "--kv-unified",
     )  # fmt: skip
     assert plan.files == {"server.py": "# server\n"}
     assert plan.env == {}
 
 
-def test_a_llama_server_of_the_users_own_gets_the_same_flags() -> None:
-    ours = LlamaCpp().plan(llamacpp_spec())
+def test_a_llama_server_of_the_users_own_gets_the_same_flags_but_for_embeddings() -> None:
+    ours = LlamaCpp().plan(llamacpp_spec()).argv
     theirs = LlamaCpp().plan(llamacpp_spec(program="/usr/bin/llama-server"))
 
-    assert theirs.argv == ("/usr/bin/llama-server", *ours.argv[2:])
+    assert theirs.argv == ("/usr/bin/llama-server", *ours[2 : ours.index("--embeddings")])
     assert theirs.files == {}
 
 
