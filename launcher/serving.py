@@ -77,7 +77,7 @@ class ServingEngine:
         """
         if self._supervised is not None:
             return self
-        spawned = self._spawned or Spawned()
+        spawned, self._spawned = self._spawned or Spawned(), None  # each serves one start
         try:
             self._supervised = self._hand_over(spawned)
         except BaseException:
