@@ -60,6 +60,7 @@ class Supervised:
         self._claim = claim
         self._on_news = on_news
         self._changed = threading.Condition()
+        self._was_ready = False
         self._closed = False
         self._since = time.time()
         self._spawned = spawned
@@ -118,8 +119,6 @@ class Supervised:
         if not self._was_ready:
             return ExitedBeforeReady(f"{text}\n  it ended {news.crashes or 1} × before it served")
         return DeploymentError(text)
-
-    _was_ready = False
 
     def _wait(self, done: Callable[[News], bool], timeout_s: float | None) -> News:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

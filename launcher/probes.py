@@ -99,14 +99,13 @@ class Watch:
 
     def _until_ready(self) -> str:
         """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
-        began = self._began = time.monotonic()
-        deadline = began + self._probes.settings.startup_timeout_s
+        deadline = self._began + self._probes.settings.startup_timeout_s
         missing = self._repeat(self._listening, deadline)
         if not missing:
             missing = self._repeat(lambda: self._try(self._probes.startup, _CHECK_TIMEOUT_S), deadline)
         if not missing:
             missing = self._repeat(self._answers_itself, deadline)
-        self.timings["startup_s"] = time.monotonic() - began
+        self.timings["startup_s"] = time.monotonic() - self._began
         if not missing:
             asked = time.monotonic()
             missing = self._repeat(lambda: self._try(self._probes.readiness, deadline - time.monotonic()), deadline)

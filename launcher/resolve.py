@@ -94,10 +94,10 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     model, steps = _model(config, engine, device, environment)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
-    keys = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
-    for key in wanted.keys() - set(keys):
-        if wanted[key] is not None:
-            raise PlanError(f"{key}={wanted[key]}, but engine={engine.name} has no such port; leave it out")
+    listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
+    for unused in wanted.keys() - set(listened):
+        if wanted[unused] is not None:
+            raise PlanError(f"{unused}={wanted[unused]}, but engine={engine.name} has no such port; leave it out")
     return engine, ServeSpec(
         name=name,
         engine=engine.name,
@@ -106,7 +106,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         runtime=config.runtime.name,
         environment=environment,
         bind=config.host,
-        ports=ledger.choose_ports(config.host, {key: wanted[key] for key in keys}),
+        ports=ledger.choose_ports(config.host, {port: wanted[port] for port in listened}),
         run_dir=str(ledger.deployments / name / "run"),
         options=options,
         args=config.engine.args,

@@ -147,3 +147,10 @@ def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
         structs.load(LaunchPlan, {})
     with pytest.raises(KeyError):
         structs.load(LaunchPlan, whole | {"bogus": 1})
+
+
+def test_the_image_is_the_one_of_the_device_for_an_engine_with_fewer_ports_too(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", "++engine.images.cpu=example/llama:1")
+
+    assert plan.container is not None
+    assert plan.container.image == "example/llama:1"

@@ -116,7 +116,7 @@ class ProcessRuntime(Runtime):
 
 
 def kill_marked(run_dir: str, deadline_s: float) -> tuple[str, ...]:
-    """KILL whoever carries the mark of `run_dir`; returns those that outlive `deadline_s`, in words."""
+    """KILL whoever carries the mark of `run_dir` and remove its TMPDIR; returns those that outlive `deadline_s`."""
     left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
     _remove_temporary(run_dir)
     return left
