@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from engines.base import (
+    Answer,
     Capabilities,
-    Chunk,
     Endpoint,
     Endpoints,
     Engine,
@@ -21,7 +21,6 @@ from engines.base import (
     Request,
     ServeSpec,
     Target,
-    Vector,
 )
 from engines.openai_http import OpenAIClient
 
@@ -29,8 +28,7 @@ from engines.openai_http import OpenAIClient
 class LlamaCpp(Engine):
     name: ClassVar[str] = "llamacpp"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        formats={"cpu": ("gguf",), "gpu": ("gguf",)},
-        tasks=frozenset({"generate", "embed"}),
+        formats={kind: {"generate": ("gguf",), "embed": ("gguf",)} for kind in ("cpu", "gpu")},
         api_key=True,
     )
 
@@ -48,20 +46,19 @@ class LlamaCpp(Engine):
             argv = [f"{spec.environment.bin}/python", f"{spec.run_dir}/server.py"]
         argv += ["--model", spec.model.path, "--alias", spec.model.id]
         argv += ["--host", spec.bind, "--port", str(port)]
-        if spec.model.task == "embed" or not spec.program:
-            # Next to text, in the llama.cpp that we pin; many builds of llama-server refuse text with it.
+        if spec.model.task == "embed":
             argv += ["--embeddings", "--pooling", "mean"]
         argv += _flags({"n_gpu_layers": 999 if spec.device.kind == "gpu" else None, **spec.args})
         return LaunchPlan.of(
             spec,
             argv=argv,
-            endpoints=Endpoints(http),
+            endpoints=Endpoints(http, metrics=f"{http.url}/metrics" if spec.args.get("metrics") else None),
             probes=_probes(spec),
             env={"LLAMA_API_KEY": spec.api_key} if spec.api_key else {},
             files=files,
         )
 
-    def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+    def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         return self._client.infer(target, request)
 
     def close(self) -> None:

@@ -12,14 +12,30 @@ if TYPE_CHECKING:
     from engines.base import RmLaunchError as RmLaunchError
     from launcher.serving import ServingEngine as ServingEngine
     from launcher.serving import launch as launch
+    from launcher.serving_config import DeviceTarget as DeviceTarget
+    from launcher.serving_config import ServingConfig as ServingConfig
+    from launcher.serving_config import ServingEngineType as ServingEngineType
+    from launcher.serving_config import create_serving_engine as create_serving_engine
 
-__all__ = ["InferenceError", "RmLaunchError", "ServingEngine", "launch"]
+__all__ = [
+    "DeviceTarget",
+    "InferenceError",
+    "RmLaunchError",
+    "ServingConfig",
+    "ServingEngine",
+    "ServingEngineType",
+    "create_serving_engine",
+    "launch",
+]
 
 _HOME = {
     "InferenceError": "engines.base",
     "RmLaunchError": "engines.base",
     "ServingEngine": "launcher.serving",
     "launch": "launcher.serving",
+    **dict.fromkeys(
+        ("DeviceTarget", "ServingConfig", "ServingEngineType", "create_serving_engine"), "launcher.serving_config"
+    ),
 }
 
 

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import BuildStep, Environment, PlanError, PrepareError
+from engines.base import FILES, OUTPUT, BuildStep, Environment, PlanError, PrepareError
 from launcher import commands
 from launcher.atomic import made_once
 from launcher.environments import ensure
 from launcher.progress import Progress
 
-OUTPUT = "{output}"  #: stands for the folder to fill, in a step's argv
+
+def artifacts(cache: Path) -> Path:
+    """The folder of everything that build steps make."""
+    return cache / "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +78,23 @@ def run(step: BuildStep, progress: Progress) -> None:
     ):
         if folder is None:
             return
-        argv = [str(folder) if word == OUTPUT else word for word in step.argv]
         path = f"{step.environment.bin}:{os.environ.get('PATH', os.defpath)}"
         with tempfile.TemporaryDirectory(prefix="rml-") as temporary, log.open("w") as stream:
+            given = Path(temporary, "files")
+            _write_files(step, given)
+            argv = [word.replace(OUTPUT, str(folder)).replace(FILES, str(given)) for word in step.argv]
             env = {**os.environ, "PATH": path, "TMPDIR": temporary, **step.env}
             code, tail = commands.run(argv, env, progress.detail, log=stream)
         if code:
             last = "\n  ".join(tail)
             raise PrepareError(f"build step {step.name} exited {code} (log: {log}):\n  {last}")
+
+
+def _write_files(step: BuildStep, folder: Path) -> None:
+    for name, text in step.files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:
@@ -138,4 +150,4 @@ _CONVERSIONS = {
 
 def _artifact(shop: Workshop, kind: str, profile: object) -> str:
     key = hashlib.sha256(json.dumps([shop.identity, profile], default=str).encode()).hexdigest()[:12]
-    return str(shop.cache / "artifacts" / f"{shop.model_id}-{kind}-{key}")
+    return str(artifacts(shop.cache) / f"{shop.model_id}-{kind}-{key}")

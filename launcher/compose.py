@@ -30,6 +30,7 @@ FREE_FORM = (
     "engine.environments.",
     "model.build.",
     "model.engine_args.",
+    "policy.engines.",
 )
 
 
@@ -74,11 +75,15 @@ def _for_hydra(item: str) -> str:
     if key.startswith(FREE_FORM):
         return f"++{item}"
     if key == "prompt" and value and value[0] not in "'\"" and value != "null":
-        # In Hydra's quoted strings a backslash counts only before a quote, or at the end.
-        quotable = re.sub(r"(\\*)'", r"\1\1\\'", value)
-        trailing = len(quotable) - len(quotable.rstrip("\\"))
-        return f"{key}{equals}'{quotable}{chr(92) * trailing}'"
+        return f"{key}{equals}{quoted(value)}"
     return item
+
+
+def quoted(text: str) -> str:
+    """`text` as a string in Hydra's grammar, where a backslash counts only before a quote, or at the end."""
+    quotable = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    trailing = len(quotable) - len(quotable.rstrip("\\"))
+    return f"'{quotable}{chr(92) * trailing}'"
 
 
 def options(group: str) -> list[str]:

@@ -12,14 +12,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from launcher import structs
 from launcher.masking import is_secret, mask_url
 from launcher.paths import cache_root, shipped, user_config
-from launcher.schema import LaunchConfig
+from launcher.schema import EngineConf, LaunchConfig, engine_conf
 
 _KEPT = 64
 _NEVER_KEPT = ("hydra.", "hydra/", "prompt=", "api_key=", "engine.env")
@@ -71,21 +70,23 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 def _our_version() -> list[int]:
     """Changes with the code that decides what a config means."""
     folder = Path(__file__).parent
-    return [(folder / f"{name}.py").stat().st_mtime_ns for name in ("compose", "composed", "schema", "structs")]
+    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "structs")]
+    engines = sorted((folder.parent / "engines").glob("*.py"))  # they declare keys of their own
+    return [file.stat().st_mtime_ns for file in (*ours, *engines)]
 
 
 def _load(data: Any) -> LaunchConfig:
     # The field says EngineConf; which of its subclasses it was, only the file knows.
-    module, _, name = data["engine"].rpartition(".")
-    engine = structs.load(getattr(import_module(module), name), data["config"]["engine"])
+    kind = engine_conf(data["engine"]) if data["engine"] else EngineConf
+    engine = structs.load(kind, data["config"]["engine"])
     return dataclasses.replace(structs.load(LaunchConfig, {**data["config"], "engine": None}), engine=engine)
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:
     from launcher.atomic import write_text
 
-    kind = type(config.engine)
-    data = {"engine": f"{kind.__module__}.{kind.__qualname__}", "config": dataclasses.asdict(config)}
+    own = "" if type(config.engine) is EngineConf else config.engine.name
+    data = {"engine": own, "config": dataclasses.asdict(config)}
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(file, json.dumps(data))

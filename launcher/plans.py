@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from engines.base import BuildStep, Environment, LaunchPlan, Probes
+from engines.base import BuildStep, Environment, HttpCheck, LaunchPlan, Probes
 from launcher.masking import mask_argv, mask_env, mask_url
 
 
@@ -99,6 +99,7 @@ def _build(step: BuildStep) -> dict[str, Any]:
         "name": step.name,
         "argv": list(mask_argv(step.argv)),
         "env": mask_env(step.env),
+        "files": dict(step.files),
         "output": step.output,
         "environment": _environment(step.environment),
     }
@@ -107,12 +108,23 @@ def _build(step: BuildStep) -> dict[str, Any]:
 def _probes(probes: Probes) -> dict[str, dict[str, Any]]:
     settings = probes.settings
     return {
-        "startup": {**dataclasses.asdict(probes.startup), "timeout_s": settings.startup_timeout_s},
-        "readiness": dataclasses.asdict(probes.readiness),
+        "startup": {**_check(probes.startup), "timeout_s": settings.startup_timeout_s},
+        "readiness": _check(probes.readiness),
         "liveness": {
-            **dataclasses.asdict(probes.liveness),
+            **_check(probes.liveness),
             "period_s": settings.liveness_period_s,
             "timeout_s": settings.liveness_timeout_s,
             "failures": settings.liveness_failures,
         },
     }
+
+
+def _check(check: HttpCheck) -> dict[str, Any]:
+    shown: dict[str, Any] = {"path": check.path, "method": check.method, "body": check.body, "expect": check.expect}
+    if check.among is not None:
+        shown["among"] = check.among
+    if check.endpoint:
+        shown["endpoint"] = check.endpoint.url
+    if check.key:
+        shown["key_file"] = f"{check.key.path}: {check.key.key}"
+    return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from engines.base import LaunchPlan, PrepareError
@@ -13,32 +14,43 @@ from launcher.progress import Progress
 
 def prepare(plan: LaunchPlan, progress: Progress) -> None:
     """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
-    inside = plan.argv[0].startswith(f"{plan.environment.path}/")
+    inside = plan.argv[:1] and plan.argv[0].startswith(f"{plan.environment.path}/")
     if not inside:
         _check_program(plan)  # before hours of downloads and builds
-    environments.ensure(plan.environment, progress)
-    if not Path(plan.model.path).exists():
-        models.fetch(models.parse(plan.model.source), cache_root(), progress)
-        for step in plan.builds:
-            builds.run(step, progress)
-    render_files(plan)
+    if plan.argv:
+        environments.ensure(plan.environment, progress)
+    prepare_model(plan, progress)
+    render_files(plan.files, plan.links, Path(plan.run_dir))
     if inside:
         _check_program(plan)
 
 
-def render_files(plan: LaunchPlan) -> None:
-    """Write the plan's files and links below its `run_dir`."""
-    root = Path(plan.run_dir)
+def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
+    """Fetch the model and run the build steps, as far as their results are not there."""
+    ends = [number for number, step in enumerate(plan.builds, 1) if step.output == plan.model.path]
+    conversions, others = plan.builds[: max(ends, default=0)], plan.builds[max(ends, default=0) :]
+    if not Path(plan.model.path).exists():
+        models.fetch(models.parse(plan.model.source), cache_root(), progress)
+        for step in conversions:
+            builds.run(step, progress)
+    for step in others:
+        builds.run(step, progress)
+
+
+def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path) -> None:
+    """Write `files` (path below `root` → text) and `links` (→ target)."""
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for name, text in plan.files.items():
+    for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    for name, target in plan.links.items():
+    for name, target in links.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(target)
 
 
 def _check_program(plan: LaunchPlan) -> None:
+    if not plan.argv:  # somebody else runs the server
+        return
     program = plan.argv[0]
     if shutil.which(program, path=plan.env.get("PATH")) is None:
         raise PrepareError(

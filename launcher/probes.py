@@ -6,10 +6,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.base import Endpoint, HttpCheck, Probes
+from engines.base import Endpoint, HttpCheck, InferenceError, KeyFile, Probes
 from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
 
 if TYPE_CHECKING:
@@ -22,28 +23,69 @@ _CHECK_TIMEOUT_S = 5.0
 _BODY_LIMIT = 1 << 20
 
 
-def check(endpoint: Endpoint, probe: HttpCheck, timeout_s: float, api_key: str | None = None) -> str:
-    """Do `probe` once, in `timeout_s` in all. Returns "" where it passed, else what came instead."""
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the checks of one server go, and with which key."""
+
+    endpoint: Endpoint
+    api_key: str | None = None
+    key: KeyFile | None = None  #: of a server that makes its own
+
+    def bearer(self, probe: HttpCheck) -> str | None:
+        key = probe.key or self.key
+        return key.read() if key else self.api_key
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """What came in place of what a check waits for."""
+
+    words: str
+    final: bool = False  #: waiting will not change it
+
+
+def check(door: Door, probe: HttpCheck, timeout_s: float) -> Missing | None:
+    """Do `probe` once, in `timeout_s` in all. Returns None where it passed, else what came instead."""
     deadline = time.monotonic() + timeout_s
     import http.client  # not at the top: it would keep the engine's first start waiting
 
-    headers = {"Content-Type": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
     body = json.dumps(probe.body) if probe.body is not None else None
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_s)
     try:
-        connection.request(probe.method, probe.path, body, headers)
-        response = connection.getresponse()
-        answer = _read(connection, response, deadline)
-    except (OSError, http.client.HTTPException) as exc:
-        return f"{type(exc).__name__} from {probe.path}: {exc}"
-    finally:
-        connection.close()
-    if response.status != 200:
-        return f"{response.status} from {probe.path}: {answer[:300].decode(errors='replace').strip()}"
-    if probe.expect and not _leads_somewhere(answer, probe.expect):
-        return f"200 from {probe.path}, but no {probe.expect!r} in {answer[:300].decode(errors='replace')!r}"
+        headers = {"Content-Type": "application/json"}
+        if bearer := door.bearer(probe):
+            headers["Authorization"] = f"Bearer {bearer}"
+        connection = _connection(probe.endpoint or door.endpoint, timeout_s)
+        try:
+            connection.request(probe.method, f"{(probe.endpoint or door.endpoint).path}{probe.path}", body, headers)
+            response = connection.getresponse()
+            answer = _read(connection, response, deadline)
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException, InferenceError) as exc:
+        return Missing(f"{type(exc).__name__} from {probe.path}: {exc}")
+    words = _judge(probe, response.status, answer)
+    return Missing(words, final=probe.final and response.status < 500) if words else None
+
+
+def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnection:
+    import http.client
+
+    kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
+    return kind(endpoint.host, endpoint.port, timeout=timeout_s)
+
+
+def _judge(probe: HttpCheck, status: int, answer: bytes) -> str:
+    shown = answer[:300].decode(errors="replace").strip()
+    if status != 200:
+        return f"{status} from {probe.path}: {shown}"
+    if not probe.expect:
+        return ""
+    values = _values(answer, probe.expect)
+    if probe.among is not None and probe.among not in values:
+        have = ", ".join(map(repr, values[:20])) or "nothing"
+        return f"{probe.path} has {have} at {probe.expect}, and not {probe.among!r}"
+    if not any(values):  # 0 tokens and an empty text are no answer
+        return f"200 from {probe.path}, but no {probe.expect!r} in {shown!r}"
     return ""
 
 
@@ -68,16 +110,14 @@ class Watch:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        door: Door,
         probes: Probes,
-        api_key: str | None,
         is_ours: Callable[[], bool],
         report: Callable[[Event], None],
     ) -> None:
         self._is_ours = is_ours
-        self._endpoint = endpoint
+        self._door = door
         self._probes = probes
-        self._api_key = api_key
         self._report = report
         self._cancelled = threading.Event()
         self._began = time.monotonic()
@@ -92,12 +132,14 @@ class Watch:
         if self._cancelled.is_set():
             return
         if failure:
-            self._say(TimedOut(failure))
+            limit = self._probes.settings.startup_timeout_s
+            late = TimedOut(f"not ready after {limit:g} s (supervise.startup_timeout_s): {failure.words}")
+            self._say(Crashed(failure.words, permanent=True) if failure.final else late)
             return
         self._say(Proved())
         self._until_dead()
 
-    def _until_ready(self) -> str:
+    def _until_ready(self) -> Missing | None:
         """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
         deadline = self._began + self._probes.settings.startup_timeout_s
         missing = self._repeat(self._listening, deadline)
@@ -110,30 +152,30 @@ class Watch:
             asked = time.monotonic()
             missing = self._repeat(lambda: self._try(self._probes.readiness, deadline - time.monotonic()), deadline)
             self.timings["readiness_s"] = time.monotonic() - asked
-        limit = self._probes.settings.startup_timeout_s
-        return f"not ready after {limit:g} s (supervise.startup_timeout_s): {missing}" if missing else ""
+        return missing
 
-    def _repeat(self, attempt: Callable[[], str], deadline: float) -> str:
+    def _repeat(self, attempt: Callable[[], Missing | None], deadline: float) -> Missing | None:
         while not self._cancelled.is_set():
             missing = attempt()
-            if not missing or time.monotonic() > deadline:
+            if not missing or missing.final or time.monotonic() > deadline:
                 return missing
             # Short loads are noticed at once; minutes of looking cost less, and stay below 50 ms.
             waited = time.monotonic() - self._began
             self._cancelled.wait(_STARTING_PERIOD_S if waited < _PATIENCE_S else 4 * _STARTING_PERIOD_S)
-        return ""
+        return None
 
-    def _listening(self) -> str:
+    def _listening(self) -> Missing | None:
         """A bare connect costs a tenth of an HTTP request, and loading can take minutes."""
-        family = socket.AF_INET6 if ":" in self._endpoint.host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.settimeout(_CHECK_TIMEOUT_S)
-            refused = probe.connect_ex((self._endpoint.host, self._endpoint.port))
-        return f"nothing listens on {self._endpoint}" if refused else ""
+        endpoint = self._door.endpoint
+        try:
+            socket.create_connection((endpoint.host, endpoint.port), _CHECK_TIMEOUT_S).close()
+        except OSError as exc:
+            return Missing(f"nothing listens on {endpoint}: {exc}")
+        return None
 
-    def _answers_itself(self) -> str:
+    def _answers_itself(self) -> Missing | None:
         """Some servers bind their port when the model is loaded; by then another may have it, and answer well."""
-        return "" if self._is_ours() else f"another process answers on {self._endpoint}"
+        return None if self._is_ours() else Missing(f"another process answers on {self._door.endpoint}")
 
     def _until_dead(self) -> None:
         settings = self._probes.settings
@@ -143,25 +185,29 @@ class Watch:
             if not missing and failures:
                 self._say(Recovered())
             failures = failures + 1 if missing else 0
-            if failures >= settings.liveness_failures:
-                self._say(Crashed(f"{failures} liveness checks in a row failed: {missing}"))
+            if missing and failures >= settings.liveness_failures:
+                self._say(Crashed(f"{failures} liveness checks in a row failed: {missing.words}"))
                 return
-            if failures:
-                self._say(Missed(missing))
+            if missing:
+                self._say(Missed(missing.words))
 
-    def _try(self, probe: HttpCheck, timeout_s: float) -> str:
-        return check(self._endpoint, probe, max(timeout_s, 0.1), self._api_key)
+    def _try(self, probe: HttpCheck, timeout_s: float) -> Missing | None:
+        return check(self._door, probe, max(timeout_s, 0.1))
 
     def _say(self, event: Event) -> None:
         if not self._cancelled.is_set():
             self._report(event)
 
 
-def _leads_somewhere(answer: bytes, path: str) -> bool:
+def _values(answer: bytes, path: str) -> Sequence[Any]:
+    """What the dotted `path` leads to in the JSON `answer`; `*` goes through a whole list."""
     try:
-        value: Any = json.loads(answer)
+        values: list[Any] = [json.loads(answer)]
         for part in path.split("."):
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            if part == "*":
+                values = [item for value in values for item in value]
+            else:
+                values = [value[int(part)] if isinstance(value, list) else value[part] for value in values]
     except (ValueError, KeyError, IndexError, TypeError):
-        return False
-    return bool(value)  # 0 tokens and an empty text are no answer
+        return []
+    return values

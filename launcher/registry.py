@@ -14,7 +14,11 @@ from launcher.suggest import unknown
 
 def engine(name: str) -> Engine:
     """A new instance of the engine plugin `name`; it keeps the client connections of one deployment."""
-    return cast(Engine, _load("engine", name)())
+    return engine_class(name)()
+
+
+def engine_class(name: str) -> type[Engine]:
+    return _load("engine", name)
 
 
 def device(kind: str) -> DevicePlugin:
@@ -31,7 +35,11 @@ def names(group: str) -> Sequence[str]:
 
 
 def _load(group: str, name: str) -> type:
-    return cast(type, _point(group, name).load())
+    point = _point(group, name)
+    try:
+        return cast(type, point.load())
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(f"{group} {name!r} is installed, but {point.value} cannot be imported: {exc}") from exc
 
 
 def _point(group: str, name: str) -> EntryPoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from engines.base import (
     ResourceError,
     ServeSpec,
 )
-from launcher import builds, environments, models, policy, registry
+from launcher import builds, environments, models, policy, registry, signatures
 from launcher.composed import compose
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
@@ -39,6 +40,8 @@ class Request:
 
     config: LaunchConfig
     reasons: tuple[str, ...]
+    overrides: tuple[str, ...] = ()  #: what it was composed from
+    config_dir: str | None = None
 
 
 def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
@@ -48,25 +51,42 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
     reasons: list[str] = []
     if "auto" in (config.engine.name, config.device.kind):
         config, reasons = _decide(config, overrides, config_dir)
+    able = registry.engine_class(config.engine.name).capabilities.runtimes
+    if config.runtime.name == "auto":
+        config.runtime.name = able[0]
+    elif config.runtime.name not in able:
+        raise PlanError(
+            f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
+        )
     wanted = config.model.engine_args.get(config.engine.name, {})
     said = {item.lstrip("+").partition("=")[0] for item in overrides}
     # What the model wants beats the engine's defaults, and what the user says beats both.
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
-    return Request(config, tuple(reasons))
+    config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
+    return Request(config, tuple(reasons), tuple(overrides), config_dir)
+
+
+def _key_from_environment(engine: EngineConf, asked: bool) -> str | None:
+    variable = engine.api_key_env
+    key = os.environ.get(variable) if variable else None
+    if asked and variable and not key:
+        raise ConfigError(f"engine.api_key_env={variable}, but that variable is not set; set it, or leave the key out")
+    return key
 
 
 def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | None) -> tuple[LaunchConfig, list[str]]:
     reasons: list[str] = []
     names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
-    able = {name: registry.engine(name).capabilities for name in names}
-    kind = config.device.kind
+    able = {name: registry.engine_class(name).capabilities for name in names}
+    kind, task = config.device.kind, config.model.task
     if kind == "auto":
-        found = [kind for kind in policy.DEVICE_ORDER if registry.device(kind).detect()]
-        kind, why = policy.choose_device(found, able)
+        found = [kind for kind in config.policy.devices if registry.device(kind).detect()]
+        kind, why = policy.choose_device(found, able, config.policy.devices, task)
         reasons.append(why)
     if config.engine.name == "auto":
         given = _source_format(config)
-        name, why = policy.choose_engine(kind, given, able, builds.reachable(given))
+        order = config.policy.engines.get(kind) or config.policy.engines["default"]
+        name, why = policy.choose_engine(kind, task, given, able, order, builds.reachable(given))
         reasons.append(why)
         others = [item for item in overrides if not item.startswith("engine=")]
         config = compose([*others, f"engine={name}"], config_dir)
@@ -86,18 +106,19 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         able = ", ".join(engine.capabilities.devices)
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
-    device = _device(config, to_launch)
+    device = _device(config, to_launch, engine.device_count(kind, options))
     key = engine.environment_key(kind, options)
     environment = environments.describe(
         f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
     )
-    model, steps = _model(config, engine, device, environment)
+    model, steps = _model(config, engine, device, environment, options)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
     listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
     for unused in wanted.keys() - set(listened):
         if wanted[unused] is not None:
             raise PlanError(f"{unused}={wanted[unused]}, but engine={engine.name} has no such port; leave it out")
+    sources = shipped("templates")
     return engine, ServeSpec(
         name=name,
         engine=engine.name,
@@ -106,12 +127,13 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         runtime=config.runtime.name,
         environment=environment,
         bind=config.host,
-        ports=ledger.choose_ports(config.host, {port: wanted[port] for port in listened}),
+        ports=ledger.choose_ports(config.host, {port: wanted.get(port) for port in listened}),
         run_dir=str(ledger.deployments / name / "run"),
+        artifacts=str(builds.artifacts(cache_root())),
         options=options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
-        templates=_templates(engine.name, options.get("handler")),
+        templates={**_texts(sources / engine.name), **_texts(sources / "models"), **_handler(options.get("handler"))},
         builds=steps,
         image=config.engine.images.get(key),
         program=config.engine.program,
@@ -139,7 +161,7 @@ def _check_bind(config: LaunchConfig, engine: Engine) -> None:
     )
 
 
-def _device(config: LaunchConfig, to_launch: bool) -> Device:
+def _device(config: LaunchConfig, to_launch: bool, wanted: int | None) -> Device:
     conf = config.device
     plugin = registry.device(conf.kind)
     found = () if conf.assume else plugin.detect()
@@ -148,18 +170,23 @@ def _device(config: LaunchConfig, to_launch: bool) -> Device:
         raise ResourceError(
             f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
         )
-    if conf.assume and conf.assume not in plugin.products:
-        known = ", ".join(plugin.products) or "none; leave it out"
-        raise ConfigError(f"device.assume={conf.assume!r} is no {plugin.label} that is known; known: {known}")
-    ids = _ids(config, plugin, found)
+    for key, said in (("assume", conf.assume), ("product", conf.product)):
+        if said and said not in plugin.products and (not found or key == "assume"):
+            known = ", ".join(plugin.products) or "none; leave it out"
+            raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
+    ids = _ids(config, plugin, found, wanted)
     by_id = {resource.id: resource.attributes for resource in found}
     first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
-    product = first.get("product") if found else conf.assume or plugin.assumed_product
+    product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
+    if conf.product and product not in (None, conf.product):
+        raise ResourceError(
+            f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
+        )
     memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
     return Device(
         kind=conf.kind,
         ids=ids,
-        product=product,
+        product=product or conf.product,
         memory_bytes=memory,
         assumed=not found,
         env=plugin.visible_env(ids, found),
@@ -167,10 +194,10 @@ def _device(config: LaunchConfig, to_launch: bool) -> Device:
     )
 
 
-def _ids(config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource]) -> tuple[int, ...]:
+def _ids(config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None) -> tuple[int, ...]:
     conf = config.device
     published = config.model.build.get(conf.kind, {}).get("num_devices")
-    count = conf.count or (len(conf.ids) if conf.ids else published) or 1
+    count = conf.count or (len(conf.ids) if conf.ids else wanted or published) or 1
     if not found:
         return tuple(conf.ids or range(count))
     have = [resource.id for resource in found]
@@ -189,18 +216,19 @@ def _source_format(config: LaunchConfig) -> str:
 
 
 def _model(
-    config: LaunchConfig, engine: Engine, device: Device, environment: Environment
+    config: LaunchConfig, engine: Engine, device: Device, environment: Environment, options: Mapping[str, Any]
 ) -> tuple[Model, tuple[BuildStep, ...]]:
     conf = config.model
     source = models.parse(conf.source)
     if source.kind == "file" and not source.path(cache_root()).exists():
         raise ConfigError(f"model.source={conf.source!r}: there is no {source.name}; check the path")
-    if conf.task not in engine.capabilities.tasks:
-        able = ", ".join(sorted(engine.capabilities.tasks))
-        raise PlanError(f"engine={engine.name} cannot do model.task={conf.task}; it can do: {able}")
+    tasks = engine.capabilities.tasks(device.kind)
+    if conf.task not in tasks:
+        able = f"engine={engine.name} on {device.kind} cannot do model.task={conf.task}"
+        raise PlanError(f"{able}; it can do: {', '.join(tasks)}")
     path = str(source.path(cache_root()))
     given = _source_format(config)
-    wanted = engine.capabilities.formats[device.kind]
+    wanted = engine.formats(device.kind, conf.task, options)
     converter = config.builders.get("convert")
     shop = builds.Workshop(
         cache=cache_root(),
@@ -222,6 +250,7 @@ def _model(
             "conversion leads there; choose another engine or model"
         )
     served = steps[-1].output if steps else path
+    inputs, outputs = signatures.of(conf, reached, Path(path))
     model = Model(
         id=conf.id,
         source=conf.source,
@@ -232,16 +261,21 @@ def _model(
         dtype=conf.dtype,
         chat=conf.chat,
         batch_size=conf.build.get(device.kind, {}).get("batch_size"),
+        identity=source.identity(),
+        inputs=inputs,
+        outputs=outputs,
     )
     return model, steps
 
 
-def _templates(engine: str, handler: str | None) -> Mapping[str, str]:
-    folder = shipped("templates") / engine
-    texts = {file.name: file.read_text() for file in sorted(folder.glob("*")) if file.is_file()}
-    if handler:
-        try:
-            texts["handler"] = Path(handler).expanduser().read_text()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(f"engine.handler={handler!r} cannot be read: {exc}") from exc
-    return texts
+def _texts(folder: Path) -> Mapping[str, str]:
+    return {file.name: file.read_text() for file in sorted(folder.glob("*")) if file.is_file()}
+
+
+def _handler(path: str | None) -> Mapping[str, str]:
+    if not path:
+        return {}
+    try:
+        return {"handler": Path(path).expanduser().read_text()}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"engine.handler={path!r} cannot be read: {exc}") from exc

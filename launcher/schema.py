@@ -1,16 +1,19 @@
 """The typed shape of the configuration: one dataclass per config group, registered with Hydra.
 
 The values live in conf/*.yaml; a field without a default here must be given there. `None` means "not set: the
-launcher or the engine decides".
+launcher or the engine decides". What only one engine knows is declared by that engine (`Engine.Options`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import logging
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache
+from typing import Any, cast
 
-#: OmegaConf's mark for a value that must be given; written out, because importing it costs a tenth of a second
-MISSING: Any = "???"
+from engines.base import MISSING, ConfigError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,16 +35,16 @@ class EngineConf:
     program: str | None = None  #: the user's own server binary
     args: dict[str, Any] = field(default_factory=dict)  #: flags of the engine's program
     env: dict[str, str] = field(default_factory=dict)  #: variables of the engine's program
+    api_key_env: str | None = None  #: the variable that holds api_key where that is not given
 
 
-@dataclass
-class TritonConf(EngineConf):
-    backend: str = MISSING  #: auto, python or vllm
-    protocol: str = MISSING  #: what the client speaks: grpc or http
-    workers: int = MISSING  #: requests that are decoded at the same time (backend=python)
-    handler: str | None = None  #: a model.py of the user's own in place of templates/triton/generate.py
-    max_num_seqs: int | None = None  #: sequences in a batch (backend=vllm)
-    backend_directory: str | None = None  #: where tritonserver finds its backends
+@cache
+def engine_conf(name: str) -> type[EngineConf]:
+    """`EngineConf` with the keys that the engine `name` adds to it. Raises `ConfigError` where it cannot be had."""
+    from launcher import registry
+
+    kind = make_dataclass(f"{name}Conf", [], bases=(registry.engine_class(name).Options, EngineConf))
+    return cast(type[EngineConf], kind)
 
 
 @dataclass
@@ -49,7 +52,15 @@ class DeviceConf:
     kind: str = MISSING
     ids: list[int] | None = None
     count: int | None = None
+    product: str | None = None  #: what it must be; a plan without hardware assumes it
     assume: str | None = None  #: plan for this product without looking for it
+
+
+@dataclass
+class TensorConf:
+    name: str = MISSING
+    dtype: str = MISSING  #: numpy's name
+    shape: list[int] = MISSING  #: -1 is any size
 
 
 @dataclass
@@ -61,6 +72,8 @@ class ModelConf:
     context_length: int = MISSING
     dtype: str = MISSING
     chat: bool = MISSING
+    inputs: list[TensorConf] | None = None  #: of task=tensor; None is read from the file, where the format says it
+    outputs: list[TensorConf] | None = None
     build: dict[str, dict[str, Any]] = field(default_factory=dict)  #: compile settings, by device kind
     engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  #: flags that this model wants, by engine
 
@@ -68,6 +81,14 @@ class ModelConf:
 @dataclass
 class RuntimeConf:
     name: str = MISSING
+
+
+@dataclass
+class PolicyConf:
+    """What `auto` means; the first that fits is taken."""
+
+    devices: list[str] = MISSING
+    engines: dict[str, list[str]] = MISSING  #: by device kind; `default` for kinds that are not named
 
 
 @dataclass
@@ -101,6 +122,7 @@ class LaunchConfig:
     device: DeviceConf = MISSING
     model: ModelConf = MISSING
     runtime: RuntimeConf = MISSING
+    policy: PolicyConf = field(default_factory=PolicyConf)
     builders: dict[str, EnvironmentConf] = field(default_factory=dict)  #: what conversions run in
     name: str | None = None
     host: str = MISSING
@@ -117,7 +139,6 @@ class LaunchConfig:
 SCHEMAS: dict[tuple[str | None, str], type] = {
     (None, "base_config"): LaunchConfig,
     ("engine", "base_engine"): EngineConf,
-    ("engine", "base_triton"): TritonConf,
     ("device", "base_device"): DeviceConf,
     ("model", "base_model"): ModelConf,
     ("runtime", "base_runtime"): RuntimeConf,
@@ -128,6 +149,14 @@ def register() -> None:
     """Give Hydra the schemas. Calling it again changes nothing."""
     from hydra.core.config_store import ConfigStore
 
+    from launcher import registry
+
+    nodes = dict(SCHEMAS)
+    for name in registry.names("engine"):
+        try:
+            nodes["engine", f"base_{name}"] = engine_conf(name)
+        except ConfigError as exc:  # noqa: PERF203  (a broken plugin must not stop the others)
+            log.warning("%s", exc)
     store = ConfigStore.instance()
-    for (group, name), node in SCHEMAS.items():
+    for (group, name), node in nodes.items():
         store.store(name=name, node=node, group=group, provider="rmlaunch")

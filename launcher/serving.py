@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from engines.base import (
+    Answer,
     Chunk,
     EmbedRequest,
     Engine,
     GenerateRequest,
     InferenceError,
     LaunchPlan,
+    PlanError,
     Request,
     Sampling,
     Target,
+    TensorRequest,
+    Tensors,
     Vector,
 )
-from launcher import plans, probes
-from launcher.compose import normalized
+from launcher import models, plans, probes, registry, signatures
+from launcher.compose import normalized, options, quoted
 from launcher.control import News, Supervised
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
-from launcher.prepare import prepare
+from launcher.prepare import prepare, prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import Request as Settled
 from launcher.resolve import resolve, settle
+from launcher.schema import LaunchConfig
 from launcher.spawn import Spawned
 
 if TYPE_CHECKING:
     import numpy
 
 Message = Mapping[str, str]
+Arrays = Mapping[str, "numpy.ndarray[Any, Any]"]
 
 _SAMPLING = frozenset(field.name for field in dataclasses.fields(Sampling))
 _NOT_RUNNING = "the deployment is not running; enter it or call start()"
@@ -56,8 +63,7 @@ class ServingEngine:
     """
 
     def __init__(self, settled: Settled, progress: Progress, spawned: Spawned | None = None) -> None:
-        self.reasons = settled.reasons
-        self.config = settled.config
+        self._settled = settled
         self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
         self.stop_asked = False
@@ -91,6 +97,8 @@ class ServingEngine:
             raise
         return self
 
+    start_server = start
+
     def _hand_over(self, spawned: Spawned) -> Supervised:
         """Resolve, plan, claim and prepare; the supervisor has its orders when this returns."""
         ledger = Ledger(state_root())
@@ -101,7 +109,7 @@ class ServingEngine:
         try:
             prepare(plan, self.progress)
             options = dataclasses.asdict(self.config.engine)
-            self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key)
+            self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key, key=plan.key)
             return Supervised(spawned, plan, claim, self.config.supervise, self.config.api_key, self._tell)
         except BaseException:
             claim.release()
@@ -120,6 +128,21 @@ class ServingEngine:
         finally:
             self.close()
         return self._stopped
+
+    stop_server = stop
+
+    def load_model(self, model: str) -> ServingEngine:
+        """Serve `model` from now on: a name of `conf/model`, `org/name` of the Hugging Face hub, or a `model.source`.
+
+        A server that is running is stopped and started with it. Raises as `launch` and `start` do.
+        """
+        was_running = self.is_running
+        kept = [item for item in self._settled.overrides if not item.lstrip("+").startswith(("model=", "model."))]
+        settled = settle([*kept, *model_overrides(model)], self._settled.config_dir)
+        if self._supervised is not None:
+            self.stop()
+        self._settled = settled
+        return self.start() if was_running else self
 
     def ask_stop(self) -> bool:
         """Ask for a drain and a stop without waiting; a second call kills. False where there is nothing to stop."""
@@ -155,6 +178,24 @@ class ServingEngine:
     # ------------------------------------------------------------------------------------------------ what it is
 
     @property
+    def config(self) -> LaunchConfig:
+        """What it is launched from; nothing in it says `auto`."""
+        return self._settled.config
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why each `auto` became what it is."""
+        return self._settled.reasons
+
+    def is_available(self) -> bool:
+        """Whether this machine has the device that it is to run on."""
+        return bool(registry.device(self.config.device.kind).detect())
+
+    def supported_devices(self) -> tuple[str, ...]:
+        """The kinds of devices that the engine can use."""
+        return registry.engine_class(self.engine_type).capabilities.devices
+
+    @property
     def plan(self) -> LaunchPlan:
         """What was started. Raises `InferenceError` before `start`."""
         if self._plan is None:
@@ -181,6 +222,38 @@ class ServingEngine:
         """The deployment has been started and has not ended; `health_check` asks the server itself."""
         return self._supervised is not None and not self._supervised.news.phase.final
 
+    # ----------------------------------------------------------------------------------------- making, not starting
+
+    def setup_model_repository(self, folder: str | Path) -> Path:
+        """Write the model repository of engine=triton into `folder`, for a Triton of one's own; returns its path.
+
+        The model is fetched and converted, and stays where it is: the repository names it.
+        """
+        plan = self._planned()
+        if plan.model_repository is None:
+            raise PlanError(f"engine={self.engine_type} has no model repository; engine=triton has")
+        prepare_model(plan, self.progress)
+        inside = f"{plan.model_repository}/"
+        target = Path(folder).expanduser().absolute()
+        render_files(
+            {name.removeprefix(inside): text for name, text in plan.files.items() if name.startswith(inside)},
+            {},
+            target,
+        )
+        return target
+
+    def create_model_archive(self) -> Path:
+        """Make the model archive (MAR) of engine=torchserve and return its path; an equal one is made once."""
+        plan = self._planned()
+        if plan.model_archive is None:
+            raise PlanError(f"engine={self.engine_type} has no model archive; engine=torchserve has")
+        prepare_model(plan, self.progress)
+        return Path(plan.model_archive)
+
+    def _planned(self) -> LaunchPlan:
+        engine, spec = resolve(self.config, Ledger(state_root()), to_launch=False)
+        return engine.plan(spec)
+
     # ------------------------------------------------------------------------------------------------- asking it
 
     def health_check(self, timeout_s: float = 5.0) -> bool:
@@ -188,7 +261,21 @@ class ServingEngine:
         if self._supervised is None:
             return False
         plan = self.plan
-        return not probes.check(plan.endpoints.http, plan.probes.startup, timeout_s, self.config.api_key)
+        door = probes.Door(plan.endpoints.http, self.config.api_key, plan.key)
+        return probes.check(door, plan.probes.startup, timeout_s) is None
+
+    def get_metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
+        """The server's own numbers, by Prometheus' names with their labels: `{'vllm:num_requests_running{…}': 0.0}`.
+
+        Raises `InferenceError` where it has none or does not answer.
+        """
+        from launcher import metrics
+
+        if not self.is_running:
+            raise InferenceError(_NOT_RUNNING)
+        if (url := self.plan.endpoints.metrics) is None:
+            raise InferenceError(f"engine={self.engine_type} publishes no metrics as it is configured")
+        return metrics.scrape(url, self._ready_target.bearer(), timeout_s)
 
     @overload
     def infer(self, inputs: str, **sampling: Any) -> str: ...
@@ -196,13 +283,20 @@ class ServingEngine:
     def infer(self, inputs: Sequence[Message], **sampling: Any) -> str: ...
     @overload
     def infer(self, inputs: Sequence[str], **sampling: Any) -> list[str]: ...
+    @overload
+    def infer(self, inputs: Arrays) -> dict[str, numpy.ndarray[Any, Any]]: ...
 
-    def infer(self, inputs: str | Sequence[str] | Sequence[Message], **sampling: Any) -> str | list[str]:
-        """Continue a text, answer a conversation (`[{"role": …, "content": …}]`), or continue several texts.
+    def infer(
+        self, inputs: str | Sequence[str] | Sequence[Message] | Arrays, **sampling: Any
+    ) -> str | list[str] | dict[str, numpy.ndarray[Any, Any]]:
+        """Continue a text, answer a conversation (`[{"role": …, "content": …}]`), continue several texts, or run a
+        tensor model: arrays by the names of its inputs, to arrays by the names of its outputs.
 
         `sampling` has the fields of `engines.base.Sampling`. Greedy unless a temperature is given. Several texts are
         asked one after the other.
         """
+        if isinstance(inputs, Mapping):
+            return self._run_tensors(inputs, sampling)
         if not isinstance(inputs, str) and inputs and isinstance(inputs[0], str):
             return [self.infer(text, **sampling) for text in cast(Sequence[str], inputs)]
         request = _generate_request(cast("str | Sequence[Message]", inputs), sampling, stream=False)
@@ -218,13 +312,34 @@ class ServingEngine:
         """The embeddings of `texts`, float32 [len(texts), dimension]."""
         import numpy
 
+        self._demand_task("embed", "texts to embed")
         request = EmbedRequest((texts,) if isinstance(texts, str) else tuple(texts))
         vectors = cast("Iterator[Vector]", self._ask(request))
         return numpy.array([vector.values for vector in vectors], dtype=numpy.float32)
 
     def chunks(self, request: GenerateRequest) -> Iterator[Chunk]:
         """The typed pieces of an answer, with finish reason and token counts; what `infer` and `stream` stand on."""
+        self._demand_task("generate", "prompts")
         return cast("Iterator[Chunk]", self._ask(request))
+
+    def _run_tensors(self, inputs: Arrays, sampling: Mapping[str, Any]) -> dict[str, numpy.ndarray[Any, Any]]:
+        if sampling:
+            raise InferenceError(f"sampling option {next(iter(sampling))!r} means nothing to a tensor model")
+        self._demand_task("tensor", "arrays by name")
+        request = TensorRequest(signatures.checked(inputs, self.plan.model.inputs))
+        (answer,) = cast("Iterator[Tensors]", self._ask(request))
+        return dict(answer.values)
+
+    def _demand_task(self, task: str, what: str) -> None:
+        """Refuse what the model is not for, before a server answers it with nonsense."""
+        if (has := self.plan.model.task) != task:
+            raise InferenceError(f"{self.name} serves model.task={has}, which does not take {what}")
+
+    @property
+    def _ready_target(self) -> Target:
+        if self._target is None:
+            raise InferenceError(_NOT_RUNNING)
+        return self._target
 
     @property
     def _running(self) -> Supervised:
@@ -232,12 +347,12 @@ class ServingEngine:
             raise InferenceError(_NOT_RUNNING)
         return self._supervised
 
-    def _ask(self, request: Request) -> Iterator[Chunk | Vector]:
-        if self._supervised is None or self._engine is None or self._target is None:
+    def _ask(self, request: Request) -> Iterator[Answer]:
+        if self._supervised is None or self._engine is None:
             raise InferenceError(_NOT_RUNNING)
         if isinstance(request, GenerateRequest) and request.messages is not None and not self.plan.chat:
             raise InferenceError(f"{self.name} takes a text to continue, no chat messages")
-        return self._engine.infer(self._target, request)
+        return self._engine.infer(self._ready_target, request)
 
     def _tell(self, news: News) -> None:
         """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
@@ -245,6 +360,15 @@ class ServingEngine:
         if news.phase in (Phase.DEGRADED, Phase.BACKOFF) or (news.phase is Phase.STARTING and news.crashes):
             crash = "" if news.phase is Phase.DEGRADED else f", crash {news.crashes}"
             self.progress.note(f"{self.name}: {news.phase.value}{crash}: {news.reason}")
+
+
+def model_overrides(model: str) -> list[str]:
+    """The overrides that choose `model`: a name of conf/model, `org/name` of the hub, or a `model.source`."""
+    if model in options("model"):
+        return [f"model={model}"]
+    source = model if ":" in model else f"hf:{model}"
+    name = models.parse(source).name.rpartition("/")[2]
+    return normalized([f"model.source={quoted(source)}", f"model.id={quoted(name)}"])
 
 
 def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, Any], stream: bool) -> GenerateRequest:

@@ -54,7 +54,7 @@ from launcher.lifecycle import (
     WatchLiveness,
     step,
 )
-from launcher.probes import Watch
+from launcher.probes import Door, Watch
 from launcher.runtimes.base import Handle, Runtime
 
 log = logging.getLogger(__name__)
@@ -249,9 +249,8 @@ class Supervisor:
             return
         http = self._orders.plan.endpoints.http
         self._watch = Watch(
-            http,
+            Door(http, self._orders.api_key, self._orders.plan.key),
             self._orders.plan.probes,
-            self._orders.api_key,
             is_ours=partial(self._runtime.listens, self._handle, http.port),
             report=partial(self._post, start=self._start),
         )

@@ -59,7 +59,7 @@ def claimed(plan: LaunchPlan, state: Path) -> Claim:
     ledger = Ledger(state)
     with ledger.exclusive():
         claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plans.public(plan))
-    render_files(plan)
+    render_files(plan.files, plan.links, Path(plan.run_dir))
     return claim
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import BuildStep, Environment, PlanError, PrepareError
-from launcher.builds import OUTPUT, Workshop, run, steps
+from engines.base import FILES, OUTPUT, BuildStep, Environment, PlanError, PrepareError
+from launcher.builds import Workshop, run, steps
 from launcher.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -146,6 +146,21 @@ def step_of(tmp_path: Path, code: str, name: str = "m-1.5b-made-1") -> BuildStep
         environment=Environment("current", sys.prefix, "3.11", managed=False),
         env={"GREETING": "hello"},
     )
+
+
+def test_a_step_finds_its_files_where_its_words_say(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; Path(sys.argv[2], 'copy').write_text(Path(sys.argv[1]).read_text())"
+    step = BuildStep(
+        name="copied",
+        argv=(sys.executable, "-c", script, f"{FILES}/deep/a.txt", OUTPUT),
+        output=str(tmp_path / "artifacts/m-copied-1"),
+        environment=Environment("current", sys.prefix, "3.11", managed=False),
+        files={"deep/a.txt": "hello\n"},
+    )
+
+    run(step, QUIET)
+
+    assert (tmp_path / "artifacts/m-copied-1/copy").read_text() == "hello\n"
 
 
 def test_a_step_fills_its_folder_once(tmp_path: Path) -> None:

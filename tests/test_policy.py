@@ -7,9 +7,17 @@ import pytest
 from engines.base import Capabilities, PlanError
 from launcher.policy import choose_device, choose_engine
 
-LLAMACPP = Capabilities(formats={"cpu": ("gguf",), "gpu": ("gguf",)})
-TRITON = Capabilities(formats={"cpu": ("safetensors",), "gpu": ("safetensors",), "rbln": ("rbln",)})
+LLAMACPP = Capabilities(formats={"cpu": {"generate": ("gguf",)}, "gpu": {"generate": ("gguf",)}})
+TRITON = Capabilities(
+    formats={
+        "cpu": {"generate": ("safetensors",), "tensor": ("onnx",)},
+        "gpu": {"generate": ("safetensors",)},
+        "rbln": {"generate": ("rbln",)},
+    }
+)
 BOTH = {"llamacpp": LLAMACPP, "triton": TRITON}
+DEVICES = ("rbln", "furiosa", "gpu", "pim", "cpu")
+ENGINES = ("llamacpp", "triton")
 
 
 @pytest.mark.parametrize(
@@ -23,21 +31,21 @@ BOTH = {"llamacpp": LLAMACPP, "triton": TRITON}
     ],
 )  # fmt: skip
 def test_the_best_device_that_is_there_and_can_be_used(found: list[str], chosen: tuple[str, str]) -> None:
-    assert choose_device(found, BOTH) == chosen
+    assert choose_device(found, BOTH, DEVICES) == chosen
 
 
 def test_a_device_that_the_engine_cannot_use_is_passed_over() -> None:
-    assert choose_device(["rbln", "gpu", "cpu"], {"llamacpp": LLAMACPP}) == (
+    assert choose_device(["rbln", "gpu", "cpu"], {"llamacpp": LLAMACPP}, DEVICES) == (
         "gpu",
         "device=auto → gpu (no rbln, furiosa that llamacpp can use)",
     )
 
 
 def test_no_usable_device_is_an_error_that_says_what_was_found() -> None:
-    npu_only = {"furiosa-llm": Capabilities(formats={"furiosa": ("fxb",)})}
+    npu_only = {"furiosa-llm": Capabilities(formats={"furiosa": {"generate": ("fxb",)}})}
 
     with pytest.raises(PlanError) as caught:
-        choose_device(["gpu", "cpu"], npu_only)
+        choose_device(["gpu", "cpu"], npu_only, DEVICES)
 
     assert str(caught.value) == "no device of this machine (gpu, cpu) can be used by engine furiosa-llm"
 
@@ -52,23 +60,39 @@ def test_no_usable_device_is_an_error_that_says_what_was_found() -> None:
     ],
 )  # fmt: skip
 def test_the_engine_that_reads_the_format_as_it_is(kind: str, model_format: str, chosen: tuple[str, str]) -> None:
-    assert choose_engine(kind, model_format, BOTH, leads_to={"safetensors", "rbln"}) == chosen
+    assert choose_engine(kind, "generate", model_format, BOTH, ENGINES, leads_to={"safetensors", "rbln"}) == chosen
 
 
 def test_a_format_that_nothing_reads_or_converts_is_an_error() -> None:
     with pytest.raises(PlanError, match="no engine reads onnx on device=cpu, nor what it can be converted to"):
-        choose_engine("cpu", "onnx", BOTH, leads_to={"onnx"})
+        choose_engine("cpu", "generate", "onnx", BOTH, ENGINES, leads_to={"onnx"})
 
 
 def test_the_order_of_preference_does_not_depend_on_the_order_of_discovery() -> None:
     alike = {"zeta": LLAMACPP, "triton": LLAMACPP, "llamacpp": LLAMACPP}
 
-    assert choose_engine("cpu", "gguf", alike)[0] == "llamacpp"
-    assert choose_engine("cpu", "gguf", {"zeta": LLAMACPP, "triton": LLAMACPP})[0] == "triton"
+    assert choose_engine("cpu", "generate", "gguf", alike, ENGINES)[0] == "llamacpp"
+    assert choose_engine("cpu", "generate", "gguf", {"zeta": LLAMACPP, "triton": LLAMACPP}, ENGINES)[0] == "triton"
 
 
 def test_a_device_that_no_engine_can_use_is_an_error_that_lists_the_engines() -> None:
     with pytest.raises(PlanError) as caught:
-        choose_engine("pim", "gguf", BOTH)
+        choose_engine("pim", "generate", "gguf", BOTH, ENGINES)
 
     assert str(caught.value) == "no engine can use device=pim; engines: llamacpp, triton"
+
+
+def test_the_order_is_the_users() -> None:
+    alike = {"triton": TRITON, "vllm": TRITON}
+
+    assert choose_engine("cpu", "generate", "safetensors", alike, ("vllm", "triton"))[0] == "vllm"
+    assert choose_engine("cpu", "generate", "safetensors", alike, ("triton", "vllm"))[0] == "triton"
+    assert choose_device(["gpu", "cpu"], BOTH, ("cpu", "gpu"))[0] == "cpu"
+
+
+def test_an_engine_that_cannot_do_the_task_is_passed_over() -> None:
+    assert choose_engine("cpu", "tensor", "onnx", BOTH, ENGINES)[0] == "triton"
+    with pytest.raises(PlanError, match=r"no engine does model\.task=tensor on device=gpu; engines: llamacpp, triton"):
+        choose_engine("gpu", "tensor", "onnx", BOTH, ENGINES)
+    with pytest.raises(PlanError, match=r"no device .* \(gpu\) can be used by engine .* for model.task=tensor"):
+        choose_device(["gpu"], BOTH, DEVICES, "tensor")

@@ -7,23 +7,26 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from engines.base import Endpoint, HttpCheck
-from launcher.probes import check
+from engines.base import Endpoint, HttpCheck, KeyFile
+from launcher.probes import Door, Missing, check
 
 
 @contextmanager
-def trickling(head: bytes, drop: bytes, every_s: float) -> Iterator[Endpoint]:
-    """A server that sends `head` and then a drop of its body now and then."""
+def trickling(head: bytes, drop: bytes, every_s: float, heard: list[bytes] | None = None) -> Iterator[Endpoint]:
+    """A server that sends `head` and then a drop of its body now and then; `heard` gets the request."""
     done = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(65536)
+            request = connection.recv(65536)
+            if heard is not None:
+                heard.append(request)
             connection.sendall(head)
             with suppress(OSError):  # the client has had enough
                 while not done.wait(every_s):
@@ -43,9 +46,10 @@ def test_a_body_that_never_ends_is_a_failure_in_time() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
     began = time.monotonic()
     with trickling(head, b" ", every_s=0.05) as endpoint:
-        missing = check(endpoint, HttpCheck("/health"), timeout_s=0.3)
+        missing = check(Door(endpoint), HttpCheck("/health"), timeout_s=0.3)
 
-    assert missing.startswith("TimeoutError from /health")
+    assert missing is not None
+    assert missing.words.startswith("TimeoutError from /health")
     assert time.monotonic() - began < 2
 
 
@@ -62,6 +66,49 @@ def test_a_body_that_never_ends_is_a_failure_in_time() -> None:
 def test_an_answer_has_something_in_it(body: bytes, expect: str, passes: bool) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
     with trickling(head + body, b"", every_s=60) as endpoint:
-        missing = check(endpoint, HttpCheck("/ask", "POST", {}, expect), timeout_s=5)
+        missing = check(Door(endpoint), HttpCheck("/ask", "POST", {}, expect), timeout_s=5)
 
-    assert (missing == "") is passes
+    assert (missing is None) is passes
+
+
+MODELS = b'{"data": [{"id": "a"}, {"id": "b"}]}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wanted", "missing"),
+    [
+        (200, MODELS, "b", None),
+        (200, MODELS, "c", Missing("/models has 'a', 'b' at data.*.id, and not 'c'", final=True)),
+        (200, b'{"data": []}', "c", Missing("/models has nothing at data.*.id, and not 'c'", final=True)),
+        (401, b"no key", "b", Missing("401 from /models: no key", final=True)),
+        (503, b"loading", "b", Missing("503 from /models: loading", final=False)),
+    ],
+)
+def test_one_of_many_values_is_the_wanted_one(status: int, body: bytes, wanted: str, missing: Missing | None) -> None:
+    head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    with trickling(head + body, b"", every_s=60) as endpoint:
+        probe = HttpCheck("/models", expect="data.*.id", among=wanted, final=True)
+        assert check(Door(endpoint), probe, timeout_s=5) == missing
+
+
+def test_a_check_may_go_elsewhere_with_a_key_that_the_server_made(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"management": {"key": "sesame"}}')
+    heard: list[bytes] = []
+    body = b'{"status": "READY"}'
+    with trickling(b"HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n" + body, b"", 60, heard) as other:
+        probe = HttpCheck("/models/m", expect="status", among="READY", endpoint=other,
+                          key=KeyFile(str(keys), "management.key"))  # fmt: skip
+        assert check(Door(Endpoint("127.0.0.1", 1)), probe, timeout_s=5) is None
+
+    assert b"Authorization: Bearer sesame\r\n" in heard[0]
+
+
+def test_a_key_that_the_server_has_not_written_yet_is_waited_for(tmp_path: Path) -> None:
+    probe = HttpCheck("/", key=KeyFile(str(tmp_path / "none.json"), "management.key"))
+
+    missing = check(Door(Endpoint("127.0.0.1", 1)), probe, timeout_s=1)
+
+    assert missing is not None
+    assert missing.words.startswith("InferenceError from /: the server has written no key 'management.key' to ")
+    assert not missing.final

@@ -12,8 +12,7 @@ import pytest
 
 from engines.base import ConfigError
 from launcher import registry
-from launcher.compose import options
-from launcher.policy import DEVICE_ORDER
+from launcher.compose import compose, options
 
 
 @pytest.mark.parametrize("name", registry.names("engine"))
@@ -45,7 +44,7 @@ def test_engines_use_devices_that_exist() -> None:
 
 
 def test_every_device_has_its_place_in_the_order_of_preference() -> None:
-    assert sorted(DEVICE_ORDER) == registry.names("device")
+    assert sorted(compose([]).policy.devices) == registry.names("device")
 
 
 def test_each_call_gives_an_engine_of_its_own() -> None:

@@ -12,18 +12,23 @@ def test_the_plan_is_llama_servers_command_line_inside_the_environment() -> None
 
     assert plan.argv == (
         "/env/bin/python", "/run/server.py", "--model", "/w.gguf", "--alias", "m",
-        "--host", "127.0.0.1", "--port", "8000", "--embeddings", "--pooling", "mean",
+        "--host", "127.0.0.1", "--port", "8000",
         "--ctx-size", "4096", "--kv-unified",
     )  # fmt: skip
     assert plan.files == {"server.py": "# server\n"}
     assert plan.env == {}
+    assert plan.endpoints.metrics is None
 
 
-def test_a_llama_server_of_the_users_own_gets_the_same_flags_but_for_embeddings() -> None:
+def test_its_numbers_are_where_the_flag_puts_them() -> None:
+    assert LlamaCpp().plan(llamacpp_spec(args={"metrics": True})).endpoints.metrics == "http://127.0.0.1:8000/metrics"
+
+
+def test_a_llama_server_of_the_users_own_gets_the_same_flags() -> None:
     ours = LlamaCpp().plan(llamacpp_spec()).argv
     theirs = LlamaCpp().plan(llamacpp_spec(program="/usr/bin/llama-server"))
 
-    assert theirs.argv == ("/usr/bin/llama-server", *ours[2 : ours.index("--embeddings")])
+    assert theirs.argv == ("/usr/bin/llama-server", *ours[2:])
     assert theirs.files == {}
 
 

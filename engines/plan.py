@@ -1,0 +1,253 @@
+"""What goes into a plan and what comes out of it, as plain data: `ServeSpec` → `LaunchPlan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.endpoint import Endpoint, Endpoints, KeyFile
+
+#: in the words of a build step's `argv`: the folder to fill, and the folder that holds the step's `files`
+OUTPUT, FILES = "{output}", "{files}"
+
+# ---------------------------------------------------------------- what to serve: the engine's whole view of the config
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The devices of one deployment, as resolved; `assumed` marks hardware that was described, not found."""
+
+    kind: str
+    ids: tuple[int, ...] = (0,)
+    product: str | None = None
+    memory_bytes: int | None = None  #: of one device
+    assumed: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)  #: what makes only `ids` visible to the engine
+    nodes: tuple[str, ...] = ()  #: device nodes that a container needs
+
+    @property
+    def count(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a tensor model; `dtype` is numpy's name, and -1 in `shape` stands for any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join('any' if size < 0 else str(size) for size in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model in the form that the engine reads; `path` exists once the plan has been prepared."""
+
+    id: str
+    source: str
+    format: str
+    path: str
+    task: str = "generate"
+    context_length: int = 2048
+    dtype: str = "bfloat16"
+    chat: bool = True
+    batch_size: int | None = None  #: that the artifact was compiled for
+    identity: str = ""  #: of the weights; what is made from them is keyed by it
+    inputs: tuple[TensorSpec, ...] = ()  #: of a tensor model, in the order of its own arguments
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """An isolated set of packages; `path` is the folder of the Python environment that holds it."""
+
+    name: str
+    path: str
+    python: str  #: "3.11"
+    managed: bool = True  #: False where the user owns it: it is used as it is
+    requirements: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
+    library_dir: str = ""  #: where the shared library of its Python lies, for programs that embed it
+
+    @property
+    def bin(self) -> str:
+        return f"{self.path}/bin"
+
+    @property
+    def site_packages(self) -> str:
+        return f"{self.path}/lib/python{self.python}/site-packages"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildStep:
+    """A command that makes one artifact; it fills the folder that stands for `OUTPUT` in `argv`.
+
+    That is a temporary folder, which is renamed to `output` when the command has succeeded, so that a half-made
+    artifact is never used. `output` names all that the artifact depends on: where it exists, nothing is run.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    output: str
+    environment: Environment
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  #: name → text, below the folder that stands for `FILES`
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSpec:
+    """What to serve and where: everything that `Engine.plan` may look at."""
+
+    name: str
+    engine: str
+    device: Device
+    model: Model
+    runtime: str
+    environment: Environment
+    bind: str  #: the address that the server listens on
+    ports: tuple[int, ...]  #: as many as the engine's `ports`
+    run_dir: str  #: where the plan's files are written
+    artifacts: str = "/artifacts"  #: the folder of everything that build steps make
+    options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's own config keys
+    args: Mapping[str, Any] = field(default_factory=dict)  #: flags handed to the engine's program
+    env: Mapping[str, str] = field(default_factory=dict)  #: set by the user for the engine's program
+    templates: Mapping[str, str] = field(default_factory=dict)  #: file name → text: templates/<engine>/ and models/
+    builds: tuple[BuildStep, ...] = ()
+    image: str | None = None
+    program: str | None = None  #: the user's own server binary
+    api_key: str | None = None
+    stop_grace_s: float = 10.0  #: from TERM to KILL
+    probes: ProbeSettings = field(default_factory=lambda: ProbeSettings())
+
+    @property
+    def connect_host(self) -> str:
+        """The address that a client on this machine uses; a wildcard bind is reached over loopback."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)  # noqa: S104  (compared, not bound)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSettings:
+    """How long to wait; all in seconds."""
+
+    startup_timeout_s: float = 600.0
+    liveness_period_s: float = 10.0
+    liveness_timeout_s: float = 5.0
+    liveness_failures: int = 3
+
+
+# ----------------------------------------------------------------------------- what will be done: plain data, JSON-able
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCheck:
+    """One HTTP request; it passes on status 200 with `expect`, if given, in the JSON body.
+
+    `expect` is a dotted path, such as `choices.0.text`, in which `*` goes through a whole list. What it leads to must
+    be there, and not 0 or empty; with `among` given, one of the values that it leads to must be that.
+    """
+
+    path: str
+    method: str = "GET"
+    body: Mapping[str, Any] | None = None
+    expect: str | None = None
+    among: str | None = None
+    endpoint: Endpoint | None = None  #: where it is not `Endpoints.http`
+    key: KeyFile | None = None  #: where it is not the plan's
+    final: bool = False  #: a server that answers otherwise will not change its mind, so waiting for it is pointless
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """Kubernetes' three probes: `startup` is the engine's own word, `readiness` is a real request."""
+
+    startup: HttpCheck
+    readiness: HttpCheck
+    liveness: HttpCheck
+    settings: ProbeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a container of this plan needs, whichever runtime is chosen."""
+
+    image: str
+    devices: tuple[str, ...] = ()
+    shm_size: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """Everything a runtime needs, and nothing that it has to look up."""
+
+    name: str
+    engine: str
+    device: Device
+    model: Model
+    runtime: str
+    environment: Environment
+    argv: tuple[str, ...]
+    endpoints: Endpoints
+    probes: Probes
+    run_dir: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → text
+    links: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → what it points to
+    leftovers: tuple[str, ...] = ()  #: glob patterns of files outside `run_dir` that a killed engine leaves behind
+    builds: tuple[BuildStep, ...] = ()
+    container: Container | None = None
+    chat: bool = True  #: model and server take messages, not only text to continue
+    key: KeyFile | None = None  #: of a server that makes its own keys
+    model_repository: str | None = None  #: the folder below `run_dir` that is one (Triton)
+    model_archive: str | None = None  #: the output of the build step that makes one (TorchServe)
+
+    @classmethod
+    def of(
+        cls,
+        spec: ServeSpec,
+        *,
+        argv: Sequence[str],
+        endpoints: Endpoints,
+        probes: Probes,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, str] | None = None,
+        links: Mapping[str, str] | None = None,
+        leftovers: Sequence[str] = (),
+        chat: bool = True,
+        shm_size: str | None = None,
+        builds: Sequence[BuildStep] | None = None,
+        key: KeyFile | None = None,
+        model_repository: str | None = None,
+        model_archive: str | None = None,
+    ) -> LaunchPlan:
+        """The plan of `spec`: what the engine decided, and the rest as the spec has it.
+
+        The user's variables win over the engine's, which win over the device's.
+        """
+        container = Container(spec.image, spec.device.nodes, shm_size) if spec.image else None
+        return cls(
+            name=spec.name,
+            engine=spec.engine,
+            device=spec.device,
+            model=spec.model,
+            runtime=spec.runtime,
+            environment=spec.environment,
+            argv=tuple(argv),
+            endpoints=endpoints,
+            probes=probes,
+            run_dir=spec.run_dir,
+            env={**spec.device.env, **(env or {}), **spec.env},
+            files=files or {},
+            links=links or {},
+            leftovers=tuple(leftovers),
+            builds=spec.builds if builds is None else tuple(builds),
+            container=container,
+            chat=chat and spec.model.chat,
+            key=key,
+            model_repository=model_repository,
+            model_archive=model_archive,
+        )
