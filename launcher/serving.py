@@ -376,6 +376,13 @@ def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, An
         raise InferenceError(f"unknown sampling option {unknown[0]!r}; options: {', '.join(sorted(_SAMPLING))}")
     stop = sampling.get("stop") or ()
     decoding = Sampling(**{**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    if decoding.max_tokens < 1 or decoding.temperature < 0:
+        raise InferenceError(
+            f"max_tokens={decoding.max_tokens} and temperature={decoding.temperature}: at least 1 token, and no "
+            "temperature below 0"
+        )
+    if inputs == "":  # some servers continue it with anything, some fail
+        raise InferenceError("the prompt is empty; give a text to continue")
     if isinstance(inputs, str):
         return GenerateRequest(prompt=inputs, sampling=decoding, stream=stream)
     if not inputs or not all(isinstance(item, Mapping) and {"role", "content"} <= set(item) for item in inputs):

@@ -13,7 +13,7 @@ import pytest
 
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
 from launcher import cli, plans, registry, structs
-from launcher.compose import options
+from launcher.compose import compose, options
 from launcher.ledger import Ledger
 from launcher.resolve import resolve, settle
 
@@ -21,8 +21,15 @@ CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 ENGINES = {name: registry.engine(name).capabilities for name in registry.names("engine")}
 #: a model that each format can be made from
-MODELS = {"gguf": "smollm2", "safetensors": "smollm2-360m", "rbln": "llama3-8b"}
+MODELS = {"gguf": "smollm2", "safetensors": "smollm2-360m", "rbln": "llama3-8b", "fxb": "llama3-8b"}
+REMOTE = ("engine.url=http://127.0.0.1:9/v1", "model=remote", "model.id=somebody-elses")
+#: what an engine cannot be planned without
+NEEDED = {"remote": REMOTE}
 PAIRS = [(engine, kind) for engine, can in ENGINES.items() for kind in can.devices]
+TASKS = [(engine, kind, task) for engine, kind in PAIRS for task in ENGINES[engine].tasks(kind)]
+#: `remote` is a model that has no name of its own
+MODEL_OPTIONS = [model for model in options("model") if model != "remote"]
+TENSORS = "[{name: x, dtype: float32, shape: [-1, 4]}]"
 #: devices that no engine of ours can use yet: asking for one is refused, and says so
 UNUSABLE = [kind for kind in registry.names("device") if kind not in {kind for _, kind in PAIRS}]
 
@@ -44,22 +51,36 @@ def check(tmp_path: Path, *overrides: str) -> LaunchPlan:
     return plan
 
 
-@pytest.mark.parametrize(("engine", "kind"), PAIRS)
-def test_every_engine_on_every_device_of_its(tmp_path: Path, engine: str, kind: str) -> None:
-    model = MODELS[next(iter(ENGINES[engine].formats[kind].values()))[0]]
+def model_for(tmp_path: Path, task: str, model_format: str) -> tuple[str, ...]:
+    """Overrides that choose a model of this format for this task."""
+    if model_format == "url":
+        return (*REMOTE, f"model.task={task}")
+    if task != "tensor":
+        return (f"model={MODELS[model_format]}", f"model.task={task}")
+    file = tmp_path / f"weights.{model_format}"
+    file.touch()
+    tensors = (f"model.inputs={TENSORS}", f"model.outputs={TENSORS}")
+    return (f"model.source=file:{file}", f"model.format={model_format}", "model.task=tensor", *tensors)
 
-    plan = check(tmp_path, f"engine={engine}", f"device={kind}", f"model={model}")
 
-    assert (plan.engine, plan.device.kind, plan.model.id) == (engine, kind, model)
-    assert plan.model.format in ENGINES[engine].formats[kind]
+@pytest.mark.parametrize(("engine", "kind", "task"), TASKS)
+def test_every_engine_on_every_device_of_its_for_every_task(tmp_path: Path, engine: str, kind: str, task: str) -> None:
+    formats = ENGINES[engine].formats[kind][task]
+    for model_format in formats:
+        plan = check(tmp_path, f"engine={engine}", f"device={kind}", *model_for(tmp_path, task, model_format))
+
+        assert (plan.engine, plan.device.kind, plan.model.task) == (engine, kind, task)
+        assert plan.model.format in formats
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODEL_OPTIONS)
 def test_every_model(tmp_path: Path, model: str) -> None:
     assert check(tmp_path, f"model={model}").model.id == model
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize(
+    "model", [model for model in MODEL_OPTIONS if compose([f"model={model}"]).model.task == "generate"]
+)
 def test_every_model_on_an_npu_is_built_for_it(tmp_path: Path, model: str) -> None:
     plan = check(tmp_path, "engine=triton", "device=rbln", f"model={model}")
 
@@ -68,12 +89,14 @@ def test_every_model_on_an_npu_is_built_for_it(tmp_path: Path, model: str) -> No
 
 @pytest.mark.parametrize("device", options("device"))
 def test_every_device(tmp_path: Path, device: str) -> None:
-    if device in UNUSABLE:
-        with pytest.raises(PlanError, match=f"^no engine can use device={device}; engines: "):
+    kind = meaning("device", device)
+    if kind in UNUSABLE:
+        with pytest.raises(PlanError, match=f"^no engine can use device={kind}; engines: "):
             resolved(tmp_path, f"device={device}")
         return
 
-    assert check(tmp_path, f"device={device}").device.kind in (device, "cpu" if device == "auto" else device)
+    needed = REMOTE if kind == "remote" else ()
+    assert check(tmp_path, f"device={device}", *needed).device.kind == ("cpu" if device == "auto" else kind)
 
 
 @pytest.mark.parametrize("runtime", options("runtime"))
@@ -83,7 +106,15 @@ def test_every_runtime(tmp_path: Path, runtime: str) -> None:
 
 @pytest.mark.parametrize("engine", options("engine"))
 def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
-    assert check(tmp_path, f"engine={engine}").engine in (engine, *(ENGINES if engine == "auto" else ()))
+    plan = check(tmp_path, f"engine={engine}", *NEEDED.get(engine, ()))
+
+    assert plan.engine in (ENGINES if engine == "auto" else [meaning("engine", engine)])
+
+
+def meaning(group: str, option: str) -> str:
+    """What an option stands for: itself, or what it is another name of."""
+    named = {"engine": "name", "device": "kind", "runtime": "name", "model": "id"}[group]
+    return str(getattr(getattr(compose([f"{group}={option}"]), group), named))
 
 
 def opening(file: Path) -> str:
@@ -112,7 +143,7 @@ def test_the_command_in_the_first_comment_works(file: Path, command: str, capsys
     words = [word for word in shlex.split(command) if not word.startswith("prompt=")]
     planned = words if words[0] == "plan" else ["plan", *words]
     asked = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    if asked.get("device") in UNUSABLE:
+    if meaning("device", asked.get("device", "auto")) in UNUSABLE:
         with pytest.raises(PlanError, match=r"^no engine can use device="):
             cli.run(planned)
         return
@@ -121,8 +152,10 @@ def test_the_command_in_the_first_comment_works(file: Path, command: str, capsys
 
     assert "-m" not in words
     shown = json.loads(capsys.readouterr().out)
-    named = {"engine": shown["engine"], "device": shown["device"]["kind"], "model": shown["model"]["id"]}
-    named["runtime"] = shown["runtime"]
-    assert {group: asked[group] for group in named if asked.get(group, "auto") != "auto"}.items() <= named.items()
+    named = {"engine": shown["engine"], "device": shown["device"]["kind"], "runtime": shown["runtime"]}
+    if "model.id" not in asked:
+        named["model"] = shown["model"]["id"]
+    meant = {group: meaning(group, asked[group]) for group in named if asked.get(group, "auto") != "auto"}
+    assert meant.items() <= named.items()
     group = file.parts[0]
     assert len(file.parts) == 1 or asked[group] == file.stem
