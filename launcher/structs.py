@@ -16,15 +16,15 @@ def load(kind: type[T], data: Mapping[str, Any]) -> T:
 
 
 def _value(kind: Any, value: Any) -> Any:
-    """`value` from JSON as the type `kind`: dataclasses, tuples and mappings of them, and optionals."""
+    """`value` from JSON as the type `kind`: dataclasses, tuples, lists and mappings of them, and optionals."""
     if value is None:
         return None
     if get_origin(kind) in (Union, type(int | None)):
         kind = next(part for part in get_args(kind) if part is not type(None))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return load(kind, value)
-    if get_origin(kind) is tuple:
-        return tuple(_value(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) in (tuple, list):
+        return get_origin(kind)(_value(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is dict:
         return {key: _value(get_args(kind)[1], item) for key, item in value.items()}
     return value

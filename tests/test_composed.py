@@ -11,6 +11,7 @@ import pytest
 from launcher import compose as composing
 from launcher.composed import compose
 from launcher.paths import cache_root
+from launcher.schema import TensorConf
 
 MINE = """\
 defaults: [base_model, _self_]
@@ -108,3 +109,14 @@ def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         compose([f"port={port}"])
 
     assert len(kept()) == 3
+
+
+def test_a_signature_comes_back_as_it_was() -> None:
+    tensors = "[{name: x, dtype: float32, shape: [-1, 4]}]"
+    words = ["engine=triton", "model.task=tensor", f"model.inputs={tensors}", f"model.outputs={tensors}"]
+
+    first, second = compose(words), compose(words)
+
+    assert len(kept()) == 1
+    assert second == first
+    assert second.model.inputs == [TensorConf("x", "float32", [-1, 4])]
