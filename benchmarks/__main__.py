@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from benchmarks import infer_overhead, launch_overhead, ready_latency
+from benchmarks import engine_infer, engine_start, infer_overhead, launch_overhead, ready_latency, throughput
 
 
 def main() -> None:
     launch_overhead.main()
     infer_overhead.main()
     ready_latency.main()
+    engine_start.main()
+    engine_infer.main()
+    throughput.main()
 
 
 if __name__ == "__main__":

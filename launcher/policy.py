@@ -17,9 +17,7 @@ def choose_device(
     for kind in order:
         able = [name for name, can in engines.items() if task in can.tasks(kind)]
         if kind in found and able:
-            passed = order[: order.index(kind)]
-            missing = f" (no {', '.join(passed)} that {_or(engines)} can use)" if passed else ""
-            return kind, f"device=auto → {kind}{missing}"
+            return kind, f"device=auto → {kind}{_passed(order[: order.index(kind)], found, engines)}"
     for_task = "" if task == "generate" else f" for model.task={task}"
     raise PlanError(f"no device of this machine ({', '.join(found)}) can be used by engine {_or(engines)}{for_task}")
 
@@ -51,6 +49,14 @@ def choose_engine(
             if reached in leads_to:
                 return name, f"engine=auto → {name} (reads {reached} on {kind}, which {model_format} is converted to)"
     raise PlanError(f"no engine reads {model_format} on device={kind}, nor what it can be converted to")
+
+
+def _passed(kinds: Sequence[str], found: Sequence[str], engines: Mapping[str, Capabilities]) -> str:
+    absent = [kind for kind in kinds if kind not in found]
+    unusable = [kind for kind in kinds if kind in found]
+    why = [f"no {', '.join(absent)} here"] if absent else []
+    why += [f"{', '.join(unusable)} cannot be used by {_or(engines)}"] if unusable else []
+    return f" ({'; '.join(why)})" if why else ""
 
 
 def _or(engines: Mapping[str, Capabilities]) -> str:

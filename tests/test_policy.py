@@ -23,11 +23,11 @@ ENGINES = ("llamacpp", "triton")
 @pytest.mark.parametrize(
     ("found", "chosen"),
     [
-        (["cpu"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
-        (["cpu", "gpu"], ("gpu", "device=auto → gpu (no rbln, furiosa that llamacpp or triton can use)")),
+        (["cpu"], ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim here)")),
+        (["cpu", "gpu"], ("gpu", "device=auto → gpu (no rbln, furiosa here)")),
         (["cpu", "gpu", "rbln"], ("rbln", "device=auto → rbln")),
         (["cpu", "pim", "furiosa"],
-         ("cpu", "device=auto → cpu (no rbln, furiosa, gpu, pim that llamacpp or triton can use)")),
+         ("cpu", "device=auto → cpu (no rbln, gpu here; furiosa, pim cannot be used by llamacpp or triton)")),
     ],
 )  # fmt: skip
 def test_the_best_device_that_is_there_and_can_be_used(found: list[str], chosen: tuple[str, str]) -> None:
@@ -37,7 +37,7 @@ def test_the_best_device_that_is_there_and_can_be_used(found: list[str], chosen:
 def test_a_device_that_the_engine_cannot_use_is_passed_over() -> None:
     assert choose_device(["rbln", "gpu", "cpu"], {"llamacpp": LLAMACPP}, DEVICES) == (
         "gpu",
-        "device=auto → gpu (no rbln, furiosa that llamacpp can use)",
+        "device=auto → gpu (no furiosa here; rbln cannot be used by llamacpp)",
     )
 
 

@@ -1,0 +1,83 @@
+"""Seconds until each engine has answered a real request: launched by us, and the same server started by hand.
+
+By hand means the plan's own command line, files and variables, without a supervisor, and a loop that asks every 10 ms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.table import show
+from engines.base import LaunchPlan
+from launcher import launch, probes, registry
+from launcher.ledger import Ledger
+from launcher.prepare import prepare_model, render_files
+from launcher.progress import Progress
+from launcher.resolve import resolve, settle
+
+#: the engines of this CPU, and how often each is started both ways
+ROUNDS = {"llamacpp": 5, "triton": 5, "torchserve": 3, "transformers": 3, "vllm": 2}
+
+
+def main() -> None:
+    rows = []
+    for engine, rounds in ROUNDS.items():
+        words = (f"engine={engine}", "device=cpu", "model=smollm2")
+        with launch(*words, progress=Progress()):
+            pass  # the environment, the model and the disk's cache
+        ours, theirs = [], []
+        for _ in range(rounds):
+            theirs.append(_by_hand_s(words))
+            ours.append(_launched_s(words))
+        hand, launched = min(theirs), min(ours)
+        limit = 1.03 * hand + 0.3
+        rows.append([engine, f"{hand:.2f}", f"{launched:.2f}", f"{limit:.2f}", f"{launched / hand:.3f}"])
+    head = ["", "by hand s", "rmlaunch s", "at most s (1.03 × + 0.3)", "ratio"]
+    show("Start → a real request answered, the best of each", head, rows)
+
+
+def _launched_s(words: tuple[str, ...]) -> float:
+    engine = launch(*words)
+    began = time.monotonic()
+    with engine:
+        return time.monotonic() - began
+
+
+def _by_hand_s(words: tuple[str, ...]) -> float:
+    with tempfile.TemporaryDirectory(prefix="rml-") as folder:
+        plan = _plan(words, Path(folder))
+        render_files(plan.files, plan.links, Path(plan.run_dir))
+        prepare_model(plan, Progress(quiet=True))
+        env = {**os.environ, **plan.env, "TMPDIR": folder}
+        began = time.monotonic()
+        with Path(folder, "log").open("wb") as log:
+            server = subprocess.Popen(
+                plan.argv, env=env, cwd=plan.run_dir, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            door = probes.Door(plan.endpoints.http, key=plan.key)
+            for check in (plan.probes.startup, plan.probes.readiness):
+                while probes.check(door, check, 30):
+                    if server.poll() is not None:
+                        raise RuntimeError(f"{words[0]} ended by itself: {Path(folder, 'log').read_text()[-2000:]}")
+                    time.sleep(0.01)
+            return time.monotonic() - began
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(15)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+                server.wait(15)
+
+
+def _plan(words: tuple[str, ...], folder: Path) -> LaunchPlan:
+    config = settle(words).config
+    engine, spec = resolve(config, Ledger(folder / "state"), to_launch=True)
+    return registry.engine(engine.name).plan(dataclasses.replace(spec, run_dir=str(folder / "run")))
