@@ -1,0 +1,48 @@
+"""What an engine's program inherits from us, and what it does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.base import LaunchPlan
+from launcher.runtimes.process import ProcessRuntime
+from tests.supervision import fake_plan, wait_for
+
+
+def variables(plan: LaunchPlan, log: Path) -> set[str]:
+    """The names of the variables that a program started with `plan` sees."""
+    script = "import os; print(*os.environ, 'END')"
+    plan = dataclasses.replace(plan, argv=(sys.executable, "-c", script))
+    Path(plan.run_dir).mkdir(parents=True, exist_ok=True)
+    runtime = ProcessRuntime()
+    runtime.start(plan, log)
+    wait_for(lambda: "END" in log.read_text())
+    runtime.sweep(plan)
+    return set(log.read_text().split())
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONPATH", "RBLN_DEVICES", "PYTHONDONTWRITEBYTECODE", "MINE"):
+        monkeypatch.setenv(name, "1")
+
+
+def test_what_is_ours_or_another_engines_is_not_inherited(tmp_path: Path) -> None:
+    seen = variables(fake_plan(tmp_path), tmp_path / "log")
+
+    assert {"MINE", "TMPDIR", "RMLAUNCH_DEPLOYMENT"} <= seen
+    assert not {"PYTHONPATH", "RBLN_DEVICES"} & seen
+
+
+@pytest.mark.parametrize(("managed", "inherited"), [(True, False), (False, True)])
+def test_byte_code_is_kept_in_our_environments_whatever_the_user_likes(
+    tmp_path: Path, managed: bool, inherited: bool
+) -> None:
+    plan = fake_plan(tmp_path)
+    plan = dataclasses.replace(plan, environment=dataclasses.replace(plan.environment, managed=managed))
+
+    assert ("PYTHONDONTWRITEBYTECODE" in variables(plan, tmp_path / "log")) is inherited
