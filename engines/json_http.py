@@ -1,71 +1,99 @@
-"""JSON over HTTP with kept connections, and server-sent events; what the engines' HTTP clients share."""
+"""HTTP with kept connections for the engines' clients: JSON, server-sent events, JSON lines, plain bytes."""
 
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engines.base import InferenceError, Target
+from engines.base import LOOPBACK, InferenceError, Target
 
 if TYPE_CHECKING:
     import requests
 
 _CONNECT_TIMEOUT_S = 5.0
+_WORDS_LIMIT = 2000  #: characters of a server's complaint; some repeat the whole request in it
 
 
 class JsonHttp:
-    """Safe to use from several threads. Raises `InferenceError` with the server's own words, where it has any."""
+    """Safe to use from several threads. Raises `InferenceError` with the server's own words, where it has any.
 
-    def __init__(self) -> None:
+    With `proxies`, servers that are not on loopback are reached through the proxy that the environment names.
+    """
+
+    def __init__(self, *, proxies: bool = False) -> None:
+        self._proxies = proxies
         self._session: requests.Session | None = None
 
     def post(self, target: Target, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The JSON object that the server answers."""
-        with self._open(target, path, body, stream=False) as response:
+        with self._open(target, path, json=body) as response:
             answer = _object(response.content)
-        if "error" in answer:
+        if answer.get("error"):
             raise InferenceError(_words(answer), response.status_code)
         return answer
 
+    def post_bytes(self, target: Target, path: str, content: bytes, content_type: str) -> bytes:
+        """The body that the server answers, as it is."""
+        with self._open(target, path, data=content, headers={"Content-Type": content_type}) as response:
+            return response.content
+
     def events(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The JSON object of each server-sent event, as it arrives; closing the iterator closes the connection."""
-        import requests
+        return self._stream(target, path, body, b"data:")
 
-        with self._open(target, path, body, stream=True) as response:
-            came = False
-            try:
-                for line in response.iter_lines(chunk_size=None):
-                    if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-                        event = _object(data)
-                        if "error" in event:
-                            raise InferenceError(_words(event))
-                        came = True
-                        yield event
-            except requests.RequestException as exc:
-                raise InferenceError(f"the stream broke off: {exc}") from exc
-            if not came:
-                raise InferenceError(f"the server answered {path} without a single event")
+    def lines(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The JSON object of each line, as it arrives; closing the iterator closes the connection."""
+        return self._stream(target, path, body, b"")
 
     def close(self) -> None:
         if self._session is not None:
             self._session.close()
             self._session = None
 
-    def _open(self, target: Target, path: str, body: Mapping[str, Any], stream: bool) -> requests.Response:
+    def _stream(self, target: Target, path: str, body: Mapping[str, Any], mark: bytes) -> Iterator[dict[str, Any]]:
+        """The objects on the lines that begin with `mark`."""
         import requests
 
+        # llama.cpp's server promises to keep the connection of a stream, and closes it.
+        with self._open(target, path, json=body, stream=True, headers={"Connection": "close"}) as response:
+            came = False
+            try:
+                for line in response.iter_lines(chunk_size=None):
+                    if not line.startswith(mark) or (data := line[len(mark) :].strip()) in (b"", b"[DONE]"):
+                        continue
+                    event = _object(data)
+                    if event.get("error"):
+                        raise InferenceError(_words(event))
+                    came = True
+                    yield event
+            except requests.RequestException as exc:
+                raise InferenceError(f"the stream broke off: {exc}") from exc
+            if not came:
+                raise InferenceError(f"the server answered {path} without a single event")
+
+    def _open(self, target: Target, path: str, **request: Any) -> requests.Response:
+        """The response to a POST; its body is already here unless `stream` is in `request`."""
+        import requests
+
+        endpoint = target.endpoints.http
         session = self._session  # `close` may come from another thread
         if session is None:
             session = self._session = requests.Session()
-            session.trust_env = False  # a proxy has no place between us and a server that we started
-        headers = {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-        if stream:  # llama.cpp's server promises to keep the connection of a stream, and closes it
-            headers["Connection"] = "close"
-        url = f"{target.endpoints.http.url}{path}"
-        timeouts = (_CONNECT_TIMEOUT_S, target.timeout_s)
-        send = partial(session.post, url, json=body, headers=headers, stream=stream, timeout=timeouts)
+            # A proxy has no place between us and a server that we started.
+            session.trust_env = self._proxies and endpoint.host not in LOOPBACK
+            session.verify = ssl.get_default_verify_paths().cafile or True  # as the probes: heeds SSL_CERT_FILE
+        url = f"{endpoint.url}{path}"
+        send = partial(
+            session.post,
+            url,
+            auth=_Bearer(target.bearer()),
+            timeout=(_CONNECT_TIMEOUT_S, target.timeout_s),
+            allow_redirects=False,  # it would repeat a POST as a GET, and take the key elsewhere
+            **request,
+        )
         try:
             try:
                 response = send()
@@ -76,8 +104,20 @@ class JsonHttp:
         except requests.RequestException as exc:
             raise InferenceError(f"no answer from {url}: {exc}") from exc
         if response.status_code != 200:
-            raise InferenceError(_words(_object(_rest(response))), response.status_code)
+            raise InferenceError(_refusal(response), response.status_code)
         return response
+
+
+class _Bearer:
+    """The key as a header. Without one of these, `requests` would send a password out of ~/.netrc."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._token:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
 
 
 def _was_dropped(error: BaseException) -> bool:
@@ -91,15 +131,17 @@ def _was_dropped(error: BaseException) -> bool:
     return False
 
 
-def _rest(response: requests.Response) -> bytes:
-    """The body of a refusal, as much of it as comes."""
+def _refusal(response: requests.Response) -> str:
+    """What a status other than 200 comes with, as much of it as comes."""
     import requests
 
     with response:
+        if 300 <= response.status_code < 400 and (place := response.headers.get("Location")):
+            return f"the server answers {response.status_code} and points to {place}"
         try:
-            return response.content
+            return _words(_object(response.content))
         except requests.RequestException:
-            return b""
+            return f"the server answered {response.status_code} and broke off"
 
 
 def _object(content: bytes) -> dict[str, Any]:
@@ -111,6 +153,12 @@ def _object(content: bytes) -> dict[str, Any]:
 
 
 def _words(answer: Mapping[str, Any]) -> str:
-    """What the server says is wrong: `{"error": {"message": …}}` (OpenAI) or `{"error": …}` (Triton)."""
-    error = answer.get("error", answer)
-    return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
+    """What the server says is wrong: `{"error": {"message": …}}` (OpenAI), `{"error": …}` (Triton), `{"message": …}`
+    (TorchServe), or FastAPI's `{"detail": …}`."""
+    error = next((answer[key] for key in ("error", "detail") if answer.get(key)), answer)
+    if isinstance(error, Mapping):
+        error = error.get("message", error)
+    if isinstance(error, list) and all(isinstance(item, Mapping) and "msg" in item for item in error):
+        # Without its `input`, which repeats what was sent.
+        error = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item['msg']}" for item in error)
+    return str(error)[:_WORDS_LIMIT]

@@ -1,6 +1,6 @@
 """A client for servers that speak OpenAI's HTTP API: completions, chat completions, embeddings; SSE streaming.
 
-Source: the OpenAI API reference, as llama.cpp's server and vLLM implement it.
+Source: the OpenAI API reference, as llama.cpp's server, vLLM and Transformers implement it.
 """
 
 from __future__ import annotations
@@ -8,47 +8,63 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.base import Chunk, EmbedRequest, GenerateRequest, InferenceError, Request, Target, Vector
+from engines.base import Chunk, EmbedRequest, GenerateRequest, InferenceError, Request, Target, TensorRequest, Vector
 from engines.json_http import JsonHttp
 
 
 class OpenAIClient:
-    """Keeps connections open between requests; safe to use from several threads."""
+    """Keeps connections open between requests; safe to use from several threads.
 
-    def __init__(self) -> None:
-        self._http = JsonHttp()
+    `prefix` stands before every path of the API, after the path of the target's endpoint; `proxies` as in `JsonHttp`.
+    """
 
-    def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
-        """As `Engine.infer`."""
+    def __init__(self, *, prefix: str = "/v1", proxies: bool = False) -> None:
+        self._prefix = prefix
+        self._http = JsonHttp(proxies=proxies)
+
+    def infer(
+        self, target: Target, request: Request, fields: Mapping[str, str | None] | None = None
+    ) -> Iterator[Chunk | Vector]:
+        """As `Engine.infer`. `fields` renames fields of the request for servers that call them otherwise; None as the
+        new name leaves one out."""
+        if isinstance(request, TensorRequest):
+            raise InferenceError("a server with OpenAI's API takes texts and messages, no tensors")
         if isinstance(request, EmbedRequest):
             return self._embed(target, request)
+        path, body = _generation(target, request)
+        body = _renamed(body, fields or {})
         if request.stream:
-            return self._stream(target, request)
-        return self._complete(target, request)
+            return self._stream(target, path, body)
+        return self._complete(target, path, body)
 
     def close(self) -> None:
         self._http.close()
 
-    def _complete(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
-        answer = self._http.post(target, *_generation(target, request))
+    def _complete(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
+        answer = self._http.post(target, f"{self._prefix}{path}", body)
         choices = answer.get("choices")
         if not choices:
             raise InferenceError(f"the server answered 200 without choices: {answer}")
         yield Chunk(_text(choices[0]), choices[0].get("finish_reason"), *_usage(answer))
 
-    def _stream(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
+    def _stream(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
         finish_reason: str | None = None
-        for event in self._http.events(target, *_generation(target, request)):
-            for choice in event.get("choices", ()):
+        for event in self._http.events(target, f"{self._prefix}{path}", body):
+            for choice in event.get("choices") or ():
                 finish_reason = choice.get("finish_reason") or finish_reason
                 if text := _text(choice):
                     yield Chunk(text)
             if event.get("usage"):
                 yield Chunk("", finish_reason, *_usage(event))
+        if finish_reason is None:  # a connection that is closed in good order looks like the end of the text
+            raise InferenceError("the stream ended before the text did: no finish_reason came")
 
     def _embed(self, target: Target, request: EmbedRequest) -> Iterator[Vector]:
         body = {"model": target.model_id, "input": list(request.texts)}
-        rows = self._http.post(target, "/v1/embeddings", body)["data"]
+        answer = self._http.post(target, f"{self._prefix}/embeddings", body)
+        rows = answer.get("data") or ()
+        if len(rows) != len(request.texts):
+            raise InferenceError(f"the server answered {len(rows)} embeddings to {len(request.texts)} texts")
         for row in sorted(rows, key=lambda row: int(row["index"])):
             yield Vector(tuple(row["embedding"]))
 
@@ -58,8 +74,14 @@ def _generation(target: Target, request: GenerateRequest) -> tuple[str, dict[str
     if request.stream:
         body |= {"stream": True, "stream_options": {"include_usage": request.usage}}
     if request.messages is not None:
-        return "/v1/chat/completions", {**body, "messages": [dict(message) for message in request.messages]}
-    return "/v1/completions", {**body, "prompt": request.prompt}
+        return "/chat/completions", {**body, "messages": [dict(message) for message in request.messages]}
+    return "/completions", {**body, "prompt": request.prompt}
+
+
+def _renamed(body: Mapping[str, Any], fields: Mapping[str, str | None]) -> dict[str, Any]:
+    """`{"max_tokens": 8}` becomes `{"max_completion_tokens": 8}` with `{"max_tokens": "max_completion_tokens"}`."""
+    names = {name: fields.get(name, name) for name in body}
+    return {new: body[name] for name, new in names.items() if new is not None}
 
 
 def _usage(answer: Mapping[str, Any]) -> tuple[int | None, int | None]:

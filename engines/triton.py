@@ -1,50 +1,85 @@
-"""NVIDIA Triton Inference Server: language models in its Python backend, or in its vLLM backend.
+"""NVIDIA Triton Inference Server: text, embeddings and tensors in its Python backend, text in its vLLM backend too.
 
-Tensor names are those of Triton's own vLLM backend (text_input, stream, sampling_parameters, text_output), so that
-clients need not know which of the two serves.
+Tensor names of text are those of Triton's own vLLM backend (text_input, stream, sampling_parameters, text_output), so
+that clients need not know which of the two serves.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from engines import vllm_rbln
 from engines.base import (
+    MISSING,
+    Answer,
     Capabilities,
-    Chunk,
     Endpoint,
     Endpoints,
     Engine,
     HttpCheck,
     LaunchPlan,
+    Model,
     PlanError,
     Probes,
     Request,
     ServeSpec,
     Target,
-    Vector,
+    TensorSpec,
 )
 from engines.triton_client import TritonClient
 from engines.triton_repository import python_model, vllm_model
+from engines.triton_tensors import DATATYPES
 
-#: what `engine.backend=auto` means
-_BACKENDS = {"cpu": "python", "gpu": "python", "rbln": "vllm"}
+#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
+_BACKENDS = {
+    ("cpu", "generate"): ("python",),
+    ("cpu", "embed"): ("python",),
+    ("cpu", "tensor"): ("python",),
+    ("gpu", "generate"): ("python", "vllm"),
+    ("gpu", "embed"): ("python",),
+    ("gpu", "tensor"): ("python",),
+    ("rbln", "generate"): ("vllm",),
+    ("rbln", "tensor"): ("python",),
+}
+
+#: numbers in the readiness request; more would only make plans long
+_MOST_ZEROS = 4096
+
+
+@dataclass
+class Options:
+    backend: str = MISSING  #: auto, python or vllm
+    protocol: str = MISSING  #: what the client speaks: grpc or http
+    #: requests that are computed at the same time (backend=python): None is 2 for text, by threads that share the
+    #: model, and 1 for embeddings and tensors, where each needs a copy of it
+    workers: int | None = None
+    handler: str | None = None  #: a model.py of the user's own in place of the one in templates/triton
+    max_num_seqs: int | None = None  #: sequences in a batch (backend=vllm)
+    backend_directory: str | None = None  #: where tritonserver finds its backends
 
 
 class Triton(Engine):
     name: ClassVar[str] = "triton"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        formats={"cpu": ("safetensors",), "gpu": ("safetensors",), "rbln": ("rbln",)}
+        formats={
+            "cpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+            "gpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+            "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
+        }
     )
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
+    Options: ClassVar[type] = Options
 
     def __init__(self) -> None:
         self._client = TritonClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
-        backend = _backend(spec.options, spec.device.kind)
+        backend = _backend(spec)
         _refuse_unused(spec, backend)
         model = python_model(spec) if backend == "python" else vllm_model(spec)
         http, grpc, metrics = spec.ports
@@ -63,30 +98,38 @@ class Triton(Engine):
             shm_size="1g",
         )
 
-    def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+    def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         return self._client.infer(target, request)
 
     def close(self) -> None:
         self._client.close()
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
-        return "gpu-vllm" if kind == "gpu" and _backend(options, kind) == "vllm" else kind
+        return "gpu-vllm" if kind == "gpu" and options["backend"] == "vllm" else kind
 
 
-def _backend(options: Mapping[str, Any], kind: str) -> str:
-    asked = str(options["backend"])
+def _backend(spec: ServeSpec) -> str:
+    asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
+    able = _BACKENDS[kind, task]
     if asked == "auto":
-        return _BACKENDS[kind]
+        return able[0]
     if asked not in ("python", "vllm"):
         raise PlanError(f"engine.backend={asked!r} is not known; use auto, python or vllm")
-    if (kind, asked) in (("cpu", "vllm"), ("rbln", "python")):
-        raise PlanError(f"engine.backend={asked} cannot use device={kind}; use engine.backend={_BACKENDS[kind]}")
+    if asked not in able:
+        raise PlanError(
+            f"engine.backend={asked} cannot serve model.task={task} on device={kind}; use engine.backend={able[0]}"
+        )
     return asked
 
 
 def _refuse_unused(spec: ServeSpec, backend: str) -> None:
     if spec.options["protocol"] not in ("grpc", "http"):
         raise PlanError(f"engine.protocol={spec.options['protocol']!r} is not known; use grpc or http")
+    workers = spec.options["workers"]
+    if workers is not None and workers < 1:
+        raise PlanError(f"engine.workers={workers}; it must be at least 1")
+    if backend == "vllm" and workers:
+        raise PlanError(f"engine.workers={workers} is for engine.backend=python; vLLM has engine.max_num_seqs")
     if backend == "vllm" and spec.options["handler"]:
         raise PlanError("engine.handler is a model.py for engine.backend=python; leave it out with backend=vllm")
     if backend == "python" and spec.options["max_num_seqs"]:
@@ -96,10 +139,10 @@ def _refuse_unused(spec: ServeSpec, backend: str) -> None:
 def _program(spec: ServeSpec, backend: str) -> tuple[str, ...]:
     """The server and where its backends are.
 
-    nvidia-pytriton carries a tritonserver that has the Python backend alone; the vLLM backend needs one from NVIDIA's
-    container, which finds its backends by itself.
+    nvidia-pytriton carries a tritonserver that has the Python backend alone. The vLLM backend and RBLN need one from
+    NVIDIA's container, which finds its backends by itself.
     """
-    if backend == "vllm":
+    if backend == "vllm" or spec.device.kind == "rbln":
         server, backends = spec.program or "tritonserver", spec.options["backend_directory"]
     else:
         server = spec.program or f"{spec.environment.site_packages}/pytriton/tritonserver/bin/tritonserver"
@@ -134,6 +177,8 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
         "PATH": f"{spec.environment.bin}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before the launch
     }
+    if backend == "vllm" and spec.device.kind == "rbln":
+        env |= vllm_rbln.environment(spec.device, spec.environment.requirements)
     if backend == "python" and spec.environment.library_dir:
         # The stub embeds Python: of two libpythons it must find the one that the environment stands on.
         env["LD_LIBRARY_PATH"] = spec.environment.library_dir
@@ -142,12 +187,45 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
 
 def _probes(spec: ServeSpec) -> Probes:
     ready = HttpCheck("/v2/health/ready")
-    body = {
-        "text_input": "a",
-        "stream": False,
-        "exclude_input_in_output": True,
-        "return_num_output_tokens": True,
-        "sampling_parameters": json.dumps({"max_tokens": 1, "temperature": 0}),
+    return Probes(startup=ready, readiness=_canary(spec.model), liveness=ready, settings=spec.probes)
+
+
+def _canary(model: Model) -> HttpCheck:
+    """A real request, and what must be in its answer."""
+    path = f"/v2/models/{model.id}"
+    match model.task:
+        case "generate":
+            body: Mapping[str, Any] = {
+                "text_input": "a",
+                "stream": False,
+                "exclude_input_in_output": True,
+                "return_num_output_tokens": True,
+                "sampling_parameters": json.dumps({"max_tokens": 1, "temperature": 0}),
+            }
+            return HttpCheck(f"{path}/generate", "POST", body, expect="num_output_tokens")
+        case "embed":
+            text = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+            return HttpCheck(f"{path}/infer", "POST", {"inputs": [text]}, expect="outputs.0.data")
+        case _ if not _fits_json(model):
+            return HttpCheck(f"{path}/ready")  # said when model.py has computed zeros
+        case _:
+            zeros = [_zeros(tensor) for tensor in model.inputs]
+            return HttpCheck(f"{path}/infer", "POST", {"inputs": zeros}, expect="outputs")
+
+
+def _fits_json(model: Model) -> bool:
+    """Triton takes and gives no float16 in JSON, and an image in it is half a megabyte."""
+    numbers = sum(math.prod(map(abs, tensor.shape)) for tensor in model.inputs)
+    return numbers <= _MOST_ZEROS and all(tensor.dtype != "float16" for tensor in (*model.inputs, *model.outputs))
+
+
+def _zeros(tensor: TensorSpec) -> Mapping[str, Any]:
+    """The tensor in KServe's JSON; a size that is free is 1."""
+    shape = [abs(size) for size in tensor.shape]
+    zero = False if tensor.dtype == "bool" else 0
+    return {
+        "name": tensor.name,
+        "shape": shape,
+        "datatype": DATATYPES[tensor.dtype],
+        "data": [zero] * math.prod(shape),
     }
-    canary = HttpCheck(f"/v2/models/{spec.model.id}/generate", "POST", body, expect="num_output_tokens")
-    return Probes(startup=ready, readiness=canary, liveness=ready, settings=spec.probes)

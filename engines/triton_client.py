@@ -1,7 +1,7 @@
-"""A client for Triton's language models: gRPC streams through tritonclient, or the HTTP generate extension.
+"""A client for Triton: text over gRPC streams or the HTTP generate extension; embeddings and tensors by KServe v2.
 
-Both carry the same tensors. tritonclient has no call for the generate extension, and its plain HTTP call cannot reach
-a decoupled model: hence `JsonHttp` there.
+Both protocols carry the same tensors. tritonclient has no call for the generate extension, and its plain HTTP call
+cannot reach a decoupled model: hence `JsonHttp` there.
 """
 
 from __future__ import annotations
@@ -13,31 +13,44 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.base import Chunk, EmbedRequest, GenerateRequest, InferenceError, Request, Target, Vector
-from engines.json_http import JsonHttp
+from engines.base import (
+    Answer,
+    Chunk,
+    EmbedRequest,
+    GenerateRequest,
+    InferenceError,
+    Request,
+    Target,
+    TensorRequest,
+    Tensors,
+    Vector,
+)
+from engines.triton_tensors import GrpcTensors, HttpTensors, bytes_array, utf8
 
 
 class TritonClient:
     """Keeps connections and gRPC streams open between requests; safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._http = JsonHttp()
+        self._http = HttpTensors()
+        self._grpc = GrpcTensors()
         self._idle: list[_Stream] = []
         self._lock = threading.Lock()
 
-    def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+    def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         """As `Engine.infer`."""
-        if isinstance(request, EmbedRequest):
-            raise InferenceError("engine=triton serves model.task=generate; it has no embeddings yet")
-        if target.options.get("protocol") == "http":
-            return self._over_http(target, request)
-        return self._over_grpc(target, request)
+        over_http = target.options.get("protocol") == "http"
+        if isinstance(request, GenerateRequest):
+            return self._over_http(target, request) if over_http else self._over_grpc(target, request)
+        tensors = self._http if over_http else self._grpc
+        return _embed(tensors, target, request) if isinstance(request, EmbedRequest) else _run(tensors, target, request)
 
     def close(self) -> None:
         with self._lock:
             streams, self._idle = self._idle, []
         for stream in streams:
             stream.close()
+        self._grpc.close()
         self._http.close()
 
     def _over_http(self, target: Target, request: GenerateRequest) -> Iterator[Chunk]:
@@ -81,6 +94,16 @@ class TritonClient:
         stream = _Stream(str(target.endpoints.grpc))
         stream.send(target, tensors)
         return stream
+
+
+def _run(tensors: GrpcTensors | HttpTensors, target: Target, request: TensorRequest) -> Iterator[Tensors]:
+    yield Tensors(tensors.infer(target, request.inputs))
+
+
+def _embed(tensors: GrpcTensors | HttpTensors, target: Target, request: EmbedRequest) -> Iterator[Vector]:
+    rows = tensors.infer(target, {"text_input": bytes_array(request.texts)})["embedding"]
+    for row in rows.tolist():
+        yield Vector(tuple(row))
 
 
 class _Stream:
@@ -131,7 +154,7 @@ class _Stream:
 
     def _text(self, name: str, value: str) -> Any:
         tensor = self._new_input(name, [1], "BYTES")
-        return tensor.set_data_from_numpy(self._numpy.array([value.encode()], dtype=object))
+        return tensor.set_data_from_numpy(self._numpy.array([utf8(value)], dtype=object))
 
     def _flag(self, name: str) -> Any:
         if name not in self._flags:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from engines.base import PlanError, ServeSpec
+from engines import vllm_rbln
+from engines.base import PlanError, ServeSpec, TensorSpec
+from engines.triton_tensors import DATATYPES
 
-#: name, type, optional: as Triton's vLLM backend declares them; `messages` is ours and only in the Python model
+#: of text: as Triton's vLLM backend declares them; `messages` is ours and only in the Python model
 _INPUTS = (
-    ("text_input", "TYPE_STRING", True),
-    ("messages", "TYPE_STRING", True),
-    ("stream", "TYPE_BOOL", True),
-    ("sampling_parameters", "TYPE_STRING", True),
-    ("exclude_input_in_output", "TYPE_BOOL", True),
-    ("return_finish_reason", "TYPE_BOOL", True),
-    ("return_num_input_tokens", "TYPE_BOOL", True),
-    ("return_num_output_tokens", "TYPE_BOOL", True),
+    ("text_input", "TYPE_STRING"),
+    ("messages", "TYPE_STRING"),
+    ("stream", "TYPE_BOOL"),
+    ("sampling_parameters", "TYPE_STRING"),
+    ("exclude_input_in_output", "TYPE_BOOL"),
+    ("return_finish_reason", "TYPE_BOOL"),
+    ("return_num_input_tokens", "TYPE_BOOL"),
+    ("return_num_output_tokens", "TYPE_BOOL"),
 )
 _OUTPUTS = (
     ("text_output", "TYPE_STRING"),
@@ -25,6 +27,14 @@ _OUTPUTS = (
     ("num_input_tokens", "TYPE_UINT32"),
     ("num_output_tokens", "TYPE_UINT32"),
 )
+
+#: by task: templates/triton's model.py and what it imports, from there and from templates/models
+_SHARED = ("triton_model.py", "bad_request.py", "hugging_face.py")
+_MODULES = {
+    "generate": ("generate.py", (*_SHARED, "decoding.py", "language_model.py")),
+    "embed": ("embed.py", (*_SHARED, "embedding.py")),
+    "tensor": ("tensor.py", (*_SHARED, "tensors.py")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,28 +46,23 @@ class Repository:
 
 
 def python_model(spec: ServeSpec) -> Repository:
-    """The model in Triton's Python backend: templates/triton/generate.py, or the user's own handler."""
+    """The model in Triton's Python backend: a file of templates/triton, or the user's own handler."""
     if spec.device.kind == "gpu" and spec.device.count > 1:
+        instead = ", or use engine.backend=vllm" if spec.model.task == "generate" else ""
         raise PlanError(
-            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one, or use "
-            "engine.backend=vllm"
+            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
         )
-    handler = spec.templates["handler"] if spec.options["handler"] else spec.templates["generate.py"]
-    parameters = {
-        "model_path": spec.model.path,
-        "device": "cuda" if spec.device.kind == "gpu" else "cpu",
-        "dtype": spec.model.dtype,
-        "max_context": str(spec.model.context_length),
-        "workers": str(spec.options["workers"]),
-    }
+    name, modules = _MODULES[spec.model.task]
+    # On RBLN the server is that of NVIDIA's container, which has the backend where it looks for it.
+    linked = spec.device.kind != "rbln" and not spec.options["backend_directory"]
     folder = f"models/{spec.model.id}"
     return Repository(
         files={
-            f"{folder}/config.pbtxt": _python_config(spec, parameters),
-            f"{folder}/1/model.py": handler,
-            f"{folder}/1/decoding.py": spec.templates["decoding.py"],
+            f"{folder}/config.pbtxt": _python_config(spec),
+            f"{folder}/1/model.py": spec.templates["handler" if spec.options["handler"] else name],
+            **{f"{folder}/1/{module}": spec.templates[module] for module in modules},
         },
-        links=_backend_links(spec) if not spec.options["backend_directory"] else {},
+        links=_backend_links(spec) if linked else {},
     )
 
 
@@ -78,59 +83,98 @@ def _backend_links(spec: ServeSpec) -> Mapping[str, str]:
 
 def vllm_model(spec: ServeSpec) -> Repository:
     """The model in Triton's vLLM backend; model.json is `AsyncEngineArgs(**json)`, where an unknown key is an error."""
-    engine_args: dict[str, object] = {"model": spec.model.path}
+    seqs = spec.options["max_num_seqs"]
     if spec.device.kind == "rbln":
-        # A compiled folder is the truth about everything else. Named again, tensor_parallel_size and
-        # max_num_batched_tokens are errors in vllm-rbln 0.12, and `device` is no engine argument any more.
-        _check_rbln(spec)
-        engine_args["max_num_seqs"] = spec.model.batch_size or 1
+        wanted, keys = {"max_num_seqs": seqs}, {"max_num_seqs": "engine.max_num_seqs"}
+        engine_args = vllm_rbln.engine_args(spec.model, spec.device, wanted, keys)
     else:
-        engine_args |= {"max_model_len": spec.model.context_length, "dtype": spec.model.dtype}
-        engine_args["tensor_parallel_size"] = spec.device.count
-        if spec.options["max_num_seqs"]:
-            engine_args["max_num_seqs"] = spec.options["max_num_seqs"]
+        engine_args = {
+            "model": spec.model.path,
+            "max_model_len": spec.model.context_length,
+            "dtype": spec.model.dtype,
+            "tensor_parallel_size": spec.device.count,
+            **({"max_num_seqs": seqs} if seqs else {}),
+        }
     # KIND_MODEL: with KIND_GPU the backend itself would set CUDA_VISIBLE_DEVICES.
     config = _text(
         'backend: "vllm"',
         "max_batch_size: 0",
         "model_transaction_policy { decoupled: true }",
-        *_tensors("input", [(name, kind, optional) for name, kind, optional in _INPUTS if name != "messages"]),
-        *_tensors("output", [(name, kind, False) for name, kind in _OUTPUTS]),
+        *(_tensor("input", name, kind, (1,), optional=True) for name, kind in _INPUTS if name != "messages"),
+        *(_tensor("output", name, kind, (1,)) for name, kind in _OUTPUTS),
         "instance_group [ { count: 1 kind: KIND_MODEL } ]",
     )
     folder = f"models/{spec.model.id}"
     return Repository({f"{folder}/config.pbtxt": config, f"{folder}/1/model.json": json.dumps(engine_args) + "\n"})
 
 
-def _check_rbln(spec: ServeSpec) -> None:
-    if spec.options["max_num_seqs"]:
-        raise PlanError(
-            "engine.max_num_seqs does nothing on device=rbln: the compiled artifact fixes it; set "
-            "model.build.rbln.batch_size"
-        )
-
-
-def _python_config(spec: ServeSpec, parameters: Mapping[str, str]) -> str:
-    # The visible GPU is number 0, whichever it is.
-    instances = "KIND_GPU gpus: [ 0 ]" if spec.device.kind == "gpu" else "KIND_CPU"
+def _python_config(spec: ServeSpec) -> str:
+    generates = spec.model.task == "generate"
+    workers = int(spec.options["workers"] or (2 if generates else 1))
+    # One model decodes texts side by side in threads; other models take one request at a time, so copies of them do.
+    count = 1 if generates else workers
     return _text(
         f'name: "{spec.model.id}"',
         'backend: "python"',
         "max_batch_size: 0",
-        "model_transaction_policy { decoupled: true }",
-        *_tensors("input", _INPUTS),
-        *_tensors("output", [(name, kind, False) for name, kind in _OUTPUTS]),
-        f"instance_group [ {{ count: 1 kind: {instances} }} ]",
+        *(["model_transaction_policy { decoupled: true }"] if generates else []),
+        *_python_tensors(spec),
+        f"instance_group [ {{ count: {count} kind: {_INSTANCES[spec.device.kind]} }} ]",
         *(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
-          for key, value in parameters.items()),
+          for key, value in _parameters(spec, workers).items()),
     )  # fmt: skip
 
 
-def _tensors(what: str, tensors: Sequence[tuple[str, str, bool]]) -> list[str]:
-    return [
-        f'{what} {{ name: "{name}" data_type: {kind} dims: [ 1 ]{" optional: true" if optional else ""} }}'
-        for name, kind, optional in tensors
-    ]
+#: The visible GPU is number 0, whichever it is.
+_INSTANCES = {"cpu": "KIND_CPU", "gpu": "KIND_GPU gpus: [ 0 ]", "rbln": "KIND_MODEL"}
+
+
+def _python_tensors(spec: ServeSpec) -> Iterable[str]:
+    match spec.model.task:
+        case "generate":
+            yield from (_tensor("input", name, kind, (1,), optional=True) for name, kind in _INPUTS)
+            yield from (_tensor("output", name, kind, (1,)) for name, kind in _OUTPUTS)
+        case "embed":
+            yield _tensor("input", "text_input", "TYPE_STRING", (-1,))
+            yield _tensor("output", "embedding", "TYPE_FP32", (-1, -1))
+        case _:
+            yield from (_declared("input", tensor) for tensor in spec.model.inputs)
+            yield from (_declared("output", tensor) for tensor in spec.model.outputs)
+
+
+def _parameters(spec: ServeSpec, workers: int) -> Mapping[str, str]:
+    """What model.py reads."""
+    model = spec.model
+    about = (
+        {"model_format": model.format}
+        if model.task == "tensor"
+        else {"dtype": model.dtype, "max_context": str(model.context_length)}
+    )
+    return {"model_path": model.path, "device": _device(spec), **about, "workers": str(workers)}
+
+
+def _device(spec: ServeSpec) -> str:
+    """As torch and templates/models/tensors.py name it."""
+    match spec.device.kind:
+        case "gpu":
+            return "cuda"
+        case "rbln":
+            return f"rbln:{spec.device.count}"
+        case kind:
+            return kind
+
+
+def _declared(what: str, tensor: TensorSpec) -> str:
+    if not tensor.shape:
+        raise PlanError(
+            f"{what} {tensor.name!r} has no dimension, and Triton's tensors have at least one; add one of 1"
+        )
+    return _tensor(what, tensor.name, f"TYPE_{DATATYPES[tensor.dtype]}", tensor.shape)
+
+
+def _tensor(what: str, name: str, kind: str, dims: tuple[int, ...], *, optional: bool = False) -> str:
+    sizes = ", ".join(map(str, dims))
+    return f'{what} {{ name: "{name}" data_type: {kind} dims: [ {sizes} ]{" optional: true" if optional else ""} }}'
 
 
 def _text(*lines: str) -> str:

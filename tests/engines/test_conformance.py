@@ -37,8 +37,9 @@ def litter() -> set[str]:
 
 @pytest.fixture(scope="module", params=ENGINES, ids=lambda param: param.replace("engine.", "").replace("engine=", ""))
 def engine(  # after `litter`
-
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, litter: set[str]  # noqa: ARG001
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    litter: set[str],  # noqa: ARG001
 ) -> Iterator[ServingEngine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RMLAUNCH_STATE", str(tmp_path_factory.mktemp("state")))

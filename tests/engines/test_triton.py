@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
-from engines.base import PlanError
-from engines.triton import Triton
-from tests.engines.specs import triton_spec
+from engines.base import Device, Environment, HttpCheck, Model, PlanError, ServeSpec, TensorSpec
+from engines.triton import Options, Triton
+
+TEMPLATES = ("generate", "embed", "tensor", "triton_model", "bad_request", "hugging_face", "decoding", "language_model",
+             "embedding", "tensors")  # fmt: skip
+WHEEL = "/env/lib/python3.11/site-packages/pytriton/tritonserver"
+
+A, B = TensorSpec("A", "float32", (-1, 3)), TensorSpec("B", "bool", (2,))
+SUM = TensorSpec("SUM", "float64", (-1, 3))
+
+
+def spec(
+    kind: str = "cpu", model: Model | None = None, *, ids: tuple[int, ...] = (0,), args: Any = None, **options: Any
+) -> ServeSpec:
+    formats = {"cpu": "safetensors", "gpu": "safetensors", "rbln": "rbln"}
+    return ServeSpec(
+        name="t",
+        engine="triton",
+        device=Device(kind, ids, env={"VISIBLE": "yes"}),
+        model=model or Model("m", "file:/w", formats[kind], "/weights"),
+        runtime="process",
+        environment=Environment("e", "/env", "3.11", library_dir="/lib/python"),
+        bind="127.0.0.1",
+        ports=(8000, 8001, 8002),
+        run_dir="/run",
+        options=dataclasses.asdict(Options(**{"backend": "auto", "protocol": "grpc", **options})),
+        args=args or {},
+        templates={f"{name}.py": f"# {name}\n" for name in TEMPLATES},
+    )
+
+
+def tensor_model(
+    model_format: str = "onnx", inputs: tuple[TensorSpec, ...] = (A, B), output: TensorSpec = SUM
+) -> Model:
+    return Model("m", "file:/w", model_format, "/net", task="tensor", inputs=inputs, outputs=(output,))
+
+
+def rendered(*modules: str) -> dict[str, str]:
+    """The first is model.py, the others lie beside it under their own names."""
+    first, *others = modules
+    return {"models/m/1/model.py": f"# {first}\n", **{f"models/m/1/{name}.py": f"# {name}\n" for name in others}}
+
 
 PYTHON_CONFIG = """\
 name: "m"
@@ -36,16 +76,41 @@ parameters { key: "max_context" value { string_value: "2048" } }
 parameters { key: "workers" value { string_value: "2" } }
 """
 
-WHEEL = "/env/lib/python3.11/site-packages/pytriton/tritonserver"
+EMBED_CONFIG = """\
+name: "m"
+backend: "python"
+max_batch_size: 0
+input { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] }
+output { name: "embedding" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+instance_group [ { count: 1 kind: KIND_CPU } ]
+parameters { key: "model_path" value { string_value: "/weights" } }
+parameters { key: "device" value { string_value: "cpu" } }
+parameters { key: "dtype" value { string_value: "float32" } }
+parameters { key: "max_context" value { string_value: "256" } }
+parameters { key: "workers" value { string_value: "1" } }
+"""
+
+TENSOR_CONFIG = """\
+name: "m"
+backend: "python"
+max_batch_size: 0
+input { name: "A" data_type: TYPE_FP32 dims: [ -1, 3 ] }
+input { name: "B" data_type: TYPE_BOOL dims: [ 2 ] }
+output { name: "SUM" data_type: TYPE_FP64 dims: [ -1, 3 ] }
+instance_group [ { count: 3 kind: KIND_CPU } ]
+parameters { key: "model_path" value { string_value: "/net" } }
+parameters { key: "device" value { string_value: "cpu" } }
+parameters { key: "model_format" value { string_value: "onnx" } }
+parameters { key: "workers" value { string_value: "3" } }
+"""
 
 
 def test_the_repository_on_cpu_is_complete_and_the_backend_is_linked() -> None:
-    plan = Triton().plan(triton_spec("cpu"))
+    plan = Triton().plan(spec("cpu"))
 
     assert plan.files == {
         "models/m/config.pbtxt": PYTHON_CONFIG,
-        "models/m/1/model.py": "# generate\n",
-        "models/m/1/decoding.py": "# decoding\n",
+        **rendered("generate", "triton_model", "bad_request", "hugging_face", "decoding", "language_model"),
     }
     assert plan.links == {
         "backends/python/libtriton_python.so": f"{WHEEL}/backends/python/libtriton_python.so",
@@ -55,7 +120,7 @@ def test_the_repository_on_cpu_is_complete_and_the_backend_is_linked() -> None:
 
 
 def test_the_command_line_listens_on_the_given_address_alone() -> None:
-    plan = Triton().plan(triton_spec("cpu"))
+    plan = Triton().plan(spec("cpu"))
 
     assert plan.argv == (
         f"{WHEEL}/bin/tritonserver", "--backend-directory", "/run/backends",
@@ -71,15 +136,70 @@ def test_the_command_line_listens_on_the_given_address_alone() -> None:
     assert plan.env["VISIBLE"] == "yes"
 
 
+def test_embeddings_have_a_row_for_every_text() -> None:
+    model = Model("m", "file:/w", "safetensors", "/weights", task="embed", dtype="float32", context_length=256)
+    plan = Triton().plan(spec(model=model))
+
+    assert plan.files == {
+        "models/m/config.pbtxt": EMBED_CONFIG,
+        **rendered("embed", "triton_model", "bad_request", "hugging_face", "embedding"),
+    }
+    text = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    assert plan.probes.readiness == HttpCheck("/v2/models/m/infer", "POST", {"inputs": [text]}, expect="outputs.0.data")
+
+
+def test_tensors_are_those_of_the_signature_and_each_worker_has_its_own_model() -> None:
+    plan = Triton().plan(spec(model=tensor_model(), workers=3))
+
+    assert plan.files == {
+        "models/m/config.pbtxt": TENSOR_CONFIG,
+        **rendered("tensor", "triton_model", "bad_request", "hugging_face", "tensors"),
+    }
+
+
+def test_tensors_are_ready_when_zeros_of_every_input_are_answered() -> None:
+    plan = Triton().plan(spec(model=tensor_model()))
+
+    zeros = [
+        {"name": "A", "shape": [1, 3], "datatype": "FP32", "data": [0, 0, 0]},
+        {"name": "B", "shape": [2], "datatype": "BOOL", "data": [False, False]},
+    ]
+    assert plan.probes.readiness == HttpCheck("/v2/models/m/infer", "POST", {"inputs": zeros}, expect="outputs")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        tensor_model(inputs=(TensorSpec("image", "uint8", (-1, 3, 224, 224)),)),
+        tensor_model(inputs=(TensorSpec("h", "float16", (4,)),)),
+        tensor_model(output=TensorSpec("h", "float16", (4,))),
+    ],
+    ids=["large", "float16 in", "float16 out"],
+)
+def test_what_no_request_in_json_can_ask_is_ready_when_the_model_has_computed_zeros_itself(model: Model) -> None:
+    assert Triton().plan(spec(model=model)).probes.readiness == HttpCheck("/v2/models/m/ready")
+
+
+def test_an_rbln_file_runs_in_the_python_backend_of_nvidias_container() -> None:
+    plan = Triton().plan(spec("rbln", tensor_model("rbln"), ids=(0, 1)))
+
+    config = plan.files["models/m/config.pbtxt"]
+    assert "instance_group [ { count: 1 kind: KIND_MODEL } ]" in config
+    assert 'parameters { key: "device" value { string_value: "rbln:2" } }' in config
+    assert 'parameters { key: "model_format" value { string_value: "rbln" } }' in config
+    assert plan.argv[:3] == ("tritonserver", "--model-repository", "/run/models")
+    assert plan.links == {}
+
+
 def test_a_gpu_is_one_instance_on_cuda() -> None:
-    config = Triton().plan(triton_spec("gpu")).files["models/m/config.pbtxt"]
+    config = Triton().plan(spec("gpu")).files["models/m/config.pbtxt"]
 
     assert "instance_group [ { count: 1 kind: KIND_GPU gpus: [ 0 ] } ]" in config
     assert 'parameters { key: "device" value { string_value: "cuda" } }' in config
 
 
 def test_vllm_on_gpus_gets_complete_engine_arguments() -> None:
-    plan = Triton().plan(triton_spec("gpu", ids=(2, 3), backend="vllm", max_num_seqs=8))
+    plan = Triton().plan(spec("gpu", ids=(2, 3), backend="vllm", max_num_seqs=8))
 
     assert json.loads(plan.files["models/m/1/model.json"]) == {
         "model": "/weights",
@@ -92,9 +212,10 @@ def test_vllm_on_gpus_gets_complete_engine_arguments() -> None:
 
 
 def test_a_compiled_folder_for_rbln_gets_what_vllm_rbln_0_12_accepts_and_no_more() -> None:
-    plan = Triton().plan(triton_spec("rbln", ids=(0, 1, 2, 3), batch_size=4))
+    plan = Triton().plan(spec("rbln", Model("m", "file:/w", "rbln", "/weights", batch_size=4), ids=(0, 1, 2, 3)))
 
     assert json.loads(plan.files["models/m/1/model.json"]) == {"model": "/weights", "max_num_seqs": 4}
+    assert plan.env["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     config = plan.files["models/m/config.pbtxt"]
     assert 'backend: "vllm"' in config
     assert "KIND_MODEL" in config
@@ -102,27 +223,35 @@ def test_a_compiled_folder_for_rbln_gets_what_vllm_rbln_0_12_accepts_and_no_more
 
 
 def test_a_handler_of_the_users_own_takes_the_place_of_ours() -> None:
-    import dataclasses
+    ours = spec(handler="/mine.py")
+    theirs = dataclasses.replace(ours, templates={**ours.templates, "handler": "# mine\n"})
 
-    spec = triton_spec("cpu", handler="/mine.py")
-    spec = dataclasses.replace(spec, templates={**spec.templates, "handler": "# mine\n"})
+    assert Triton().plan(theirs).files["models/m/1/model.py"] == "# mine\n"
 
-    assert Triton().plan(spec).files["models/m/1/model.py"] == "# mine\n"
+
+EMBED = Model("m", "file:/w", "safetensors", "/weights", task="embed")
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("cpu", {"backend": "vllm"}, "engine.backend=vllm cannot use device=cpu; use engine.backend=python"),
-        ("rbln", {"backend": "python"}, "engine.backend=python cannot use device=rbln; use engine.backend=vllm"),
+        ("cpu", {"backend": "vllm"}, "backend=vllm cannot serve model.task=generate on device=cpu; use engine.backend"),
+        ("rbln", {"backend": "python"}, "backend=python cannot serve model.task=generate on device=rbln; use .*=vllm"),
+        ("gpu", {"backend": "vllm", "model": EMBED}, "engine.backend=vllm cannot serve model.task=embed"),
+        ("rbln", {"backend": "vllm", "model": tensor_model("rbln")}, "backend=vllm cannot serve model.task=tensor"),
         ("cpu", {"backend": "onnx"}, "engine.backend='onnx' is not known; use auto, python or vllm"),
         ("cpu", {"protocol": "smoke"}, "engine.protocol='smoke' is not known; use grpc or http"),
+        ("cpu", {"workers": 0}, "engine.workers=0; it must be at least 1"),
+        ("gpu", {"backend": "vllm", "workers": 2}, "engine.workers=2 is for engine.backend=python"),
         ("gpu", {"backend": "vllm", "handler": "x"}, "engine.handler"),
         ("cpu", {"max_num_seqs": 4}, "engine.max_num_seqs"),
-        ("rbln", {"max_num_seqs": 4}, "model.build.rbln.batch_size"),
-        ("gpu", {"ids": (0, 1)}, r"engine.backend=python uses one GPU, but device.ids=\[0, 1\]"),
+        ("cpu", {"max_num_seqs": 4, "model": tensor_model()}, "engine.max_num_seqs"),
+        ("rbln", {"max_num_seqs": 4}, "engine.max_num_seqs=4: .* compile with model.build.rbln.batch_size"),
+        ("gpu", {"ids": (0, 1)}, r"uses one GPU, but device.ids=\[0, 1\]; give one, or use engine.backend=vllm"),
+        ("gpu", {"ids": (0, 1), "model": EMBED}, r"uses one GPU, but device.ids=\[0, 1\]; give one$"),
+        ("cpu", {"model": tensor_model(output=TensorSpec("loss", "float32", ()))}, "output 'loss' has no dimension"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_work_is_refused_by_the_key_to_change(kind: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
-        Triton().plan(triton_spec(kind, **options))
+        Triton().plan(spec(kind, **options))

@@ -1,4 +1,4 @@
-"""What Triton's language model does with requests and tokens, without Triton and without torch."""
+"""What a language model does with requests and tokens, without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from decoding import BadRequestError, Detokenizer, Sampling, StopFilter, parse_messages
+from bad_request import BadRequestError
+from decoding import Detokenizer, Sampling, StopFilter, parse_messages
 
 
 def read(**given: Any) -> Sampling:

@@ -1,7 +1,4 @@
-"""What Triton's language model needs beside Triton and torch: requests read and checked, tokens turned into text.
-
-The launcher renders this file beside model.py (templates/triton/generate.py), which imports it.
-"""
+"""What a language model needs beside torch: requests read and checked, tokens turned into text."""
 
 from __future__ import annotations
 
@@ -11,16 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bad_request import BadRequestError
+
 if TYPE_CHECKING:
     import torch
 
 GREEDY_BELOW = 1e-5  # vLLM's limit too; dividing logits by less overflows
 PROMPT_TAIL = 6  # prompt tokens the first piece is decoded with, so that it keeps its space
 REPLACEMENT = "\ufffd"  # what a tokenizer decodes half a character to
-
-
-class BadRequestError(ValueError):
-    """The request cannot be served as it stands; the message goes to the client."""
 
 
 @dataclass(frozen=True, slots=True)

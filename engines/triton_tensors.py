@@ -1,0 +1,144 @@
+"""KServe v2 inference: arrays to a Triton model and back, over gRPC or over HTTP with binary tensors.
+
+Source: https://github.com/kserve/open-inference-protocol and Triton's extension_binary_data. JSON tensors would lose
+NaN and infinity, and Triton takes no float16 in them. tritonclient's own HTTP client must not be used from two threads.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from engines.base import InferenceError, Target
+from engines.json_http import JsonHttp
+
+if TYPE_CHECKING:
+    import numpy
+
+    Arrays = dict[str, numpy.ndarray[Any, Any]]
+
+#: numpy's name → KServe's; "object" is an array of bytes
+DATATYPES = {
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "uint8": "UINT8",
+    "uint16": "UINT16",
+    "uint32": "UINT32",
+    "uint64": "UINT64",
+    "float16": "FP16",
+    "float32": "FP32",
+    "float64": "FP64",
+    "object": "BYTES",
+}
+_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items() if dtype != "object"}
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+def bytes_array(texts: tuple[str, ...]) -> numpy.ndarray[Any, Any]:
+    """Texts as a BYTES tensor."""
+    import numpy
+
+    return numpy.array([utf8(text) for text in texts], dtype=object)
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        raise InferenceError(f"the text holds half a character at {exc.start}: {text[exc.start :][:20]!r}") from exc
+
+
+class GrpcTensors:
+    """One channel, which all threads share."""
+
+    def __init__(self) -> None:
+        self._client: Any = None
+
+    def infer(self, target: Target, inputs: Mapping[str, numpy.ndarray[Any, Any]]) -> Arrays:
+        """The model's outputs by name. Raises `InferenceError`."""
+        import tritonclient.grpc as triton
+        from tritonclient.utils import InferenceServerException
+
+        client = self._client  # `close` may come from another thread
+        if client is None:
+            # A proxy has no place between us and a server that we started.
+            options = [("grpc.enable_http_proxy", 0)]
+            client = self._client = triton.InferenceServerClient(str(target.endpoints.grpc), channel_args=options)
+        tensors = [
+            triton.InferInput(name, array.shape, _datatype(name, array)).set_data_from_numpy(array)
+            for name, array in inputs.items()
+        ]
+        try:
+            result = client.infer(target.model_id, tensors, client_timeout=target.timeout_s)
+        except InferenceServerException as exc:
+            status = str(exc.status())
+            if status == "StatusCode.UNAVAILABLE":
+                self._client = None  # a new channel is tried at once; an old one waits longer after each failure
+            if status == "StatusCode.DEADLINE_EXCEEDED":
+                raise InferenceError(f"no answer from {target.endpoints.grpc} for {target.timeout_s:g} s") from exc
+            raise InferenceError(str(exc.message()), status) from exc
+        # Copied: an array on the message's own memory can only be read.
+        return {output.name: result.as_numpy(output.name).copy() for output in result.get_response().outputs}
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+class HttpTensors(JsonHttp):
+    """The same over HTTP: a JSON header, and the tensors' bytes behind it."""
+
+    def infer(self, target: Target, inputs: Mapping[str, numpy.ndarray[Any, Any]]) -> Arrays:
+        """The model's outputs by name. Raises `InferenceError`."""
+        bodies = {name: _raw(array) for name, array in inputs.items()}
+        header = json.dumps({
+            "inputs": [
+                {
+                    "name": name,
+                    "shape": list(array.shape),
+                    "datatype": _datatype(name, array),
+                    "parameters": {"binary_data_size": len(bodies[name])},
+                }
+                for name, array in inputs.items()
+            ],
+            "parameters": {"binary_data_output": True},
+        }).encode()  # fmt: skip
+        path = f"/v2/models/{target.model_id}/infer"
+        headers = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(header))}
+        with self._open(target, path, data=b"".join((header, *bodies.values())), headers=headers) as response:
+            end = int(response.headers.get(_HEADER_LENGTH, len(response.content)))
+            return _outputs(json.loads(response.content[:end]), memoryview(response.content)[end:])
+
+
+def _outputs(header: Mapping[str, Any], content: memoryview) -> Arrays:
+    import numpy
+
+    outputs: Arrays = {}
+    at = 0
+    for output in header["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        dtype = _DTYPES.get(output["datatype"])
+        if dtype is None:
+            raise InferenceError(f"output {output['name']!r} is {output['datatype']}, which is no dtype of numpy")
+        values = numpy.frombuffer(content[at : at + size], dtype)
+        outputs[output["name"]] = values.reshape(output["shape"]).copy()  # on the message's memory it is read-only
+        at += size
+    return outputs
+
+
+def _datatype(name: str, array: numpy.ndarray[Any, Any]) -> str:
+    if array.dtype.name not in DATATYPES:
+        raise InferenceError(f"input {name!r} is {array.dtype}, which Triton's tensors cannot carry")
+    return DATATYPES[array.dtype.name]
+
+
+def _raw(array: numpy.ndarray[Any, Any]) -> bytes:
+    if array.dtype.name == "object":  # each element behind its length in 4 bytes
+        return b"".join(struct.pack("<I", len(item)) + item for item in array.reshape(-1))
+    return array.tobytes()
