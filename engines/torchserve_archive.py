@@ -1,0 +1,167 @@
+"""TorchServe's model archives: the files that go into one, and the build step that packs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any
+
+from engines.base import FILES, OUTPUT, BuildStep, PlanError, ServeSpec
+
+VERSION = "1.0"  #: of every model; it stands in the paths of the inference API
+
+#: `engine.archive`, by what torch-model-archiver calls it, and the end of the archive's name
+_FORMATS = {"default": ".mar", "zip-store": ".mar", "no-archive": ""}
+
+#: by task: a handler of templates/torchserve and what it imports, from there and from templates/models
+_SHARED = ("torchserve_worker.py", "bad_request.py", "decoding.py")
+_TEXT = (*_SHARED, "turns.py", "openai_api.py")
+_HANDLERS = {
+    "generate": ("generate_handler.py", (*_TEXT, "hugging_face.py", "language_model.py")),
+    "vllm": ("vllm_handler.py", _TEXT),
+    "embed": ("embed_handler.py", (*_SHARED, "openai_api.py", "hugging_face.py", "embedding.py")),
+    "tensor": ("tensor_handler.py", (*_SHARED, "hugging_face.py", "tensors.py")),
+}
+
+#: what a compiled model for RBLN has fixed; given again, vllm-rbln 0.12 ignores or refuses it
+_FIXED_BY_RBLN = (
+    "tensor_parallel_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_model_len",
+    "block_size",
+    "dtype",
+)
+
+#: requests that vLLM is given at the same time where nothing says how many; it batches them as it can
+_VLLM_SLOTS = 64
+
+
+def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
+    """The step that makes the model store, and the archive's name in it.
+
+    The store is named by all that is in the archive. Weights are in it only where they are one file, or where
+    `engine.archive` asks for that; else model-config.yaml says where they lie.
+    """
+    how = _format(spec)
+    inside = how != "no-archive"
+    kind = "vllm" if backend == "vllm" else spec.model.task
+    name, modules = _HANDLERS[kind]
+    if spec.options["handler"]:
+        name, handler = "handler.py", spec.templates["handler"]
+    else:
+        handler = spec.templates[name]
+    files = {
+        name: handler,
+        **{module: spec.templates[module] for module in modules},
+        "model-config.yaml": _config(spec, backend, inside),
+    }
+    extra = [f"{FILES}/{module}" for module in modules]
+    weights = []
+    if inside:
+        if spec.model.task == "tensor":
+            weights = ["--serialized-file", spec.model.path]
+        else:
+            extra.append(spec.model.path)
+    argv = (
+        f"{spec.environment.bin}/torch-model-archiver", "--model-name", spec.model.id, "--version", VERSION,
+        "--handler", f"{FILES}/{name}", "--config-file", f"{FILES}/model-config.yaml", *weights,
+        "--extra-files", ",".join(extra), "--archive-format", how, "--export-path", OUTPUT,
+    )  # fmt: skip
+    content = [spec.model.id, how, files, spec.model.identity if inside else "", spec.environment.requirements]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    step = BuildStep(
+        name="torch-model-archiver",
+        argv=argv,
+        output=f"{spec.artifacts}/{spec.model.id}-mar-{key}",
+        environment=spec.environment,
+        files=files,
+    )
+    return step, f"{spec.model.id}{_FORMATS[how]}"
+
+
+def _format(spec: ServeSpec) -> str:
+    asked = str(spec.options["archive"])
+    if asked == "auto":
+        # Weights do not shrink; unpacking them takes long enough.
+        return "zip-store" if spec.model.task == "tensor" else "no-archive"
+    if asked not in _FORMATS:
+        raise PlanError(f"engine.archive={asked!r} is not known; use auto, {', '.join(_FORMATS)}")
+    return asked
+
+
+def _config(spec: ServeSpec, backend: str, inside: bool) -> str:
+    """model-config.yaml; JSON is YAML."""
+    path = _path_inside(spec) if inside else spec.model.path
+    if backend == "vllm":
+        handler, slots = _vllm(spec, path)
+    else:
+        handler, slots = _python(spec, path)
+    # One process answers many requests for text; other models take one at a time, so copies of them do.
+    turns = spec.model.task == "generate" and not spec.options["handler"]
+    processes = 1 if turns else slots
+    config = {
+        "minWorkers": processes,
+        "maxWorkers": processes,
+        "batchSize": slots if turns else 1,
+        "maxBatchDelay": 1,  # ms, for which a request waits for others
+        "continuousBatching": turns,
+        "startupTimeout": int(spec.probes.startup_timeout_s),
+        "responseTimeout": spec.options["response_timeout_s"],
+        "handler": handler,
+    }
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items())
+
+
+def _path_inside(spec: ServeSpec) -> str:
+    """Below the folder that the archive is unpacked to."""
+    return PurePosixPath(spec.model.path).name if spec.model.task == "tensor" else "."
+
+
+def _python(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
+    """What a handler of ours reads, and how many requests it computes at the same time."""
+    model = spec.model
+    if spec.device.kind == "gpu" and spec.device.count > 1:
+        instead = ", or use engine.backend=vllm" if model.task == "generate" else ""
+        raise PlanError(
+            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
+        )
+    workers = int(spec.options["workers"] or (2 if model.task == "generate" else 1))
+    device = {"cpu": "cpu", "gpu": "cuda", "rbln": f"rbln:{spec.device.count}"}[spec.device.kind]
+    about: Mapping[str, Any]
+    if model.task == "tensor":
+        about = {
+            "model_format": model.format,
+            "inputs": [asdict(tensor) for tensor in model.inputs],
+            "outputs": [asdict(tensor) for tensor in model.outputs],
+        }
+    else:
+        about = {"dtype": model.dtype, "max_context": model.context_length}
+    return {"model_path": path, "device": device, **about, "workers": workers}, workers
+
+
+def _vllm(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
+    """What the vLLM handler reads, and how many requests it hands to vLLM; an unknown engine argument is an error."""
+    given, seqs = dict(spec.options["vllm_args"]), spec.options["max_num_seqs"]
+    if "model" in given:
+        raise PlanError("engine.vllm_args.model is set by the launcher; use model.source")
+    args: dict[str, Any] = {"model": path}
+    if spec.device.kind == "rbln":
+        # A compiled folder is the truth about everything else.
+        for key in _FIXED_BY_RBLN:
+            if key in given or (key == "max_num_seqs" and seqs):
+                where = "engine" if key not in given else "engine.vllm_args"
+                raise PlanError(
+                    f"{where}.{key} does nothing on device=rbln: the compiled model fixes it; set model.build.rbln"
+                )
+        args["max_num_seqs"] = seqs = spec.model.batch_size or 1
+    else:
+        args |= {"max_model_len": spec.model.context_length, "dtype": spec.model.dtype}
+        if spec.device.kind == "gpu":
+            args["tensor_parallel_size"] = spec.device.count
+        if seqs:
+            args["max_num_seqs"] = seqs
+    return {"engine_args": {**args, **given}}, int(seqs or given.get("max_num_seqs") or _VLLM_SLOTS)

@@ -1,0 +1,46 @@
+"""A TorchServe handler: embeddings behind OpenAI's API.
+
+The launcher packs this file into the model's archive, with what it imports; `handler` in model-config.yaml says what to
+load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedding import EmbeddingModel
+from hugging_face import threads_per_worker
+from openai_api import embeddings, is_list_of_models, list_of_models, texts_to_embed
+from torchserve_worker import JSON, Request, answer_each, end_at_once, loading
+
+
+class EmbedHandler:
+    """What TorchServe loads: the one class of this file. Each worker has its own copy of the model."""
+
+    def initialize(self, context: Any) -> None:
+        import torch
+
+        end_at_once()
+        with loading():
+            given = context.model_yaml_config["handler"]
+            torch.set_num_threads(threads_per_worker(int(given["workers"])))
+            self._name = context.model_name
+            self._model = EmbeddingModel(
+                str(Path(context.system_properties["model_dir"], given["model_path"])),
+                device=given["device"],
+                dtype=given["dtype"],
+                max_context=given["max_context"],
+            )
+            self._model.warm_up()
+            print(f"{given['model_path']}: {self._model.size} values, {self._model.context} tokens")
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        return answer_each(data, context, self._answer)
+
+    def _answer(self, request: Request) -> tuple[str, bytes]:
+        if is_list_of_models(request):
+            return JSON, list_of_models(self._name)
+        vectors = self._model.embed(texts_to_embed(request, self._name))
+        return JSON, embeddings(vectors.tolist(), self._name)

@@ -1,0 +1,129 @@
+"""What every handler needs: requests as they come and as they are refused, and its part of what start.py does.
+
+Where start.py did not start this TorchServe, `loading` and `busy` do nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import signal
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Protocol
+
+from bad_request import BadRequestError
+
+JSON = "application/json"
+
+_FOLDER = Path(tempfile.gettempdir())
+_BUSY = _FOLDER / "busy"
+_FAILED = _FOLDER / "failed"
+
+
+class Context(Protocol):
+    """What is used of ts.context.Context; `idx` counts within a batch."""
+
+    request_ids: MutableMapping[int, str]
+    stopping_criteria: Mapping[int, Callable[[object], bool | None]]
+
+    def get_all_request_header(self, idx: int) -> Mapping[str, str]: ...
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...
+    def set_response_content_type(self, idx: int, value: str) -> None: ...
+
+
+class NotThereError(BadRequestError):
+    """The client asked for something that this server does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    path: str  #: behind the model's name and version
+    content_type: str
+    body: bytes
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+        if "body" not in given:  # TorchServe takes forms apart
+            raise BadRequestError("send the request as a body of Content-Type: application/json, not as a form")
+        named = {name.lower(): value for name, value in headers.items()}
+        content_type = named.get("content-type", JSON).partition(";")[0].strip().lower()
+        return cls(named.get("url_path", ""), content_type, bytes(given["body"]))
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around `initialize`: an exception ends TorchServe, which would try again for five minutes.
+
+    The frontend is killed with what it has not logged yet, so start.py gets the reason in a file.
+    """
+    try:
+        yield
+    except Exception:
+        if _BUSY.exists():
+            _FAILED.write_text(traceback.format_exc())
+            os.kill(os.getppid(), signal.SIGKILL)
+        raise
+
+
+def end_at_once() -> None:
+    """Leave without taking Python apart when the frontend is gone: with torch in it, that takes a second.
+
+    For handlers that have nothing to clean up.
+    """
+    atexit.register(os._exit, 0)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Around `handle`: TorchServe is not stopped meanwhile, unless it takes too long."""
+    if not _BUSY.exists():
+        yield
+        return
+    with _BUSY.open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            os.utime(file.fileno())
+
+
+def refusal(exc: Exception) -> tuple[int, bytes]:
+    """The HTTP status and OpenAI's error for `exc`; what is not the client's fault goes to the log in full."""
+    match exc:
+        case NotThereError():
+            status = HTTPStatus.NOT_FOUND
+        case BadRequestError():
+            status = HTTPStatus.BAD_REQUEST
+        case _:
+            traceback.print_exception(exc)
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+    words = str(exc) if isinstance(exc, BadRequestError) else f"{type(exc).__name__}: {exc}"
+    error = {"message": words, "type": type(exc).__name__, "code": int(status)}
+    return status, json.dumps({"error": error}).encode()
+
+
+def answer_each(
+    data: Sequence[Mapping[str, Any]], context: Context, answer: Callable[[Request], tuple[str, bytes]]
+) -> list[bytes]:
+    """A handler's `handle` for answers that come whole: `answer` returns a content type and a body."""
+    bodies = []
+    with busy():
+        for number, given in enumerate(data):
+            try:
+                status = 200
+                content_type, body = answer(Request.of(given, context.get_all_request_header(number)))
+            except Exception as exc:  # noqa: BLE001  # the edge where one request's failure must not fell the others
+                content_type = JSON
+                status, body = refusal(exc)
+            context.set_response_status(status, HTTPStatus(status).phrase, number)
+            context.set_response_content_type(number, content_type)
+            bodies.append(body)
+    return bodies
