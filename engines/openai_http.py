@@ -32,7 +32,7 @@ class OpenAIClient:
         if isinstance(request, EmbedRequest):
             return self._embed(target, request)
         path, body = _generation(target, request)
-        body = _renamed(body, fields or {})
+        body = renamed(body, fields or {})
         if request.stream:
             return self._stream(target, path, body)
         return self._complete(target, path, body)
@@ -78,7 +78,7 @@ def _generation(target: Target, request: GenerateRequest) -> tuple[str, dict[str
     return "/completions", {**body, "prompt": request.prompt}
 
 
-def _renamed(body: Mapping[str, Any], fields: Mapping[str, str | None]) -> dict[str, Any]:
+def renamed(body: Mapping[str, Any], fields: Mapping[str, str | None]) -> dict[str, Any]:
     """`{"max_tokens": 8}` becomes `{"max_completion_tokens": 8}` with `{"max_tokens": "max_completion_tokens"}`."""
     names = {name: fields.get(name, name) for name in body}
     return {new: body[name] for name, new in names.items() if new is not None}

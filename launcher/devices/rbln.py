@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from engines.rbln_sdk import NEWEST
 from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
 
 
@@ -31,9 +32,8 @@ class Rbln(DevicePlugin):
         # The SDK counts the nodes that are present: where rbln0 is missing, its 0 is rbln1.
         present = [resource.id for resource in found]
         positions = [present.index(number) if present else number for number in ids]
-        # The name from SDK 0.12 on, which our environments pin. RBLN_DEVICES is the older one: the runtime prefers
-        # it, so setting both risks that they differ.
-        return {"RBLN_VISIBLE_DEVICES": ",".join(map(str, positions))}
+        # The newest SDK's name, which our environments pin; an engine on an older one adds its own (`rbln_sdk.SDKS`).
+        return {NEWEST.visible_devices: ",".join(map(str, positions))}
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         # Without /dev/rsd0 the runtime counts no devices at all.
