@@ -25,7 +25,13 @@ from tests.supervision import marked_processes, wait_for
 # The first start makes an environment and converts the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-ENGINES = ["engine=llamacpp", "engine=triton engine.protocol=grpc", "engine=triton engine.protocol=http"]
+ENGINES = [
+    "engine=llamacpp",
+    "engine=triton engine.protocol=grpc",
+    "engine=triton engine.protocol=http",
+    "engine=torchserve",
+    "engine=transformers",
+]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 

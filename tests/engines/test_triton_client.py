@@ -67,9 +67,14 @@ def ask(target: Target, request: Request) -> list[Any]:
 def test_tensors_go_over_http_as_bytes_behind_a_json_header() -> None:
     inputs = {"h": np.array([[1, 2]], "float16"), "b": np.array([True, False])}
     answer = packed(
-        [{"name": "x", "datatype": "INT32", "shape": [2, 1]}, {"name": "y", "datatype": "FP64", "shape": [0]}],
+        [
+            {"name": "x", "datatype": "INT32", "shape": [2, 1]},
+            {"name": "y", "datatype": "FP64", "shape": [0]},
+            {"name": "z", "datatype": "UINT8", "shape": [3]},
+        ],
         b"\x01\0\0\0\xff\xff\xff\xff",
         b"",
+        b"\x07\x08\x09",
     )
     with answering(200, *answer) as (target, asked):
         (tensors,) = ask(target, TensorRequest(inputs))
@@ -85,6 +90,7 @@ def test_tensors_go_over_http_as_bytes_behind_a_json_header() -> None:
     assert {name: (array.dtype.name, array.tolist()) for name, array in tensors.values.items()} == {
         "x": ("int32", [[1], [-1]]),
         "y": ("float64", []),
+        "z": ("uint8", [7, 8, 9]),
     }
 
 

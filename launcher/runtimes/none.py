@@ -1,0 +1,38 @@
+"""No program at all: somebody else runs the server, and only its health is watched."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import ClassVar
+
+from engines.base import LaunchPlan
+from launcher.runtimes.base import Handle, Runtime
+
+
+class NoRuntime(Runtime):
+    """It "runs" from `start` until `terminate`, and never ends by itself. A handle of it names no process: pid 0."""
+
+    name: ClassVar[str] = "none"
+
+    def __init__(self) -> None:
+        self._running = False
+
+    def start(self, plan: LaunchPlan, log: Path) -> Handle:  # noqa: ARG002
+        log.touch()
+        self._running = True
+        return Handle(0, 0, "")
+
+    def poll(self, handle: Handle) -> int | None:  # noqa: ARG002
+        return None if self._running else -signal.SIGTERM
+
+    def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
+        """True: whoever listens there is the one that was asked for."""
+        return True
+
+    def terminate(self, handle: Handle) -> None:  # noqa: ARG002
+        self._running = False
+
+    def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
+        self._running = False
+        return ()
