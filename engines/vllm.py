@@ -142,6 +142,8 @@ def _engine_words(spec: ServeSpec) -> list[str]:
         "dtype": spec.options["dtype"] or spec.model.dtype,
         "max_model_len": spec.options["max_model_len"] or spec.model.context_length,
         **({"runner": "pooling", "convert": "embed"} if spec.model.task == "embed" else {}),
+        # Compiling for a CPU takes a minute at every start.
+        **({"enforce_eager": True} if spec.device.kind == "cpu" else {}),
         **chosen,
         **_parallel(spec, {**chosen, **args}),
         **_frontend(spec),
