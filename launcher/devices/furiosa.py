@@ -15,8 +15,12 @@ class Furiosa(DevicePlugin):
     products: ClassVar[Mapping[str, int]] = {"RNGD": 48 * GIB}
     assumed_product = "RNGD"
 
+    root: ClassVar[str] = "/dev/rngd"
+
     def detect(self) -> tuple[Resource, ...]:
-        return tuple(Resource(number, self.kind) for number in indexed_nodes("/dev/rngd", "npu*mgmt"))
+        # The driver of this one product makes these nodes.
+        attributes = {"product": "RNGD", "memory_bytes": self.products["RNGD"]}
+        return tuple(Resource(number, self.kind, attributes) for number in indexed_nodes(self.root, "npu*mgmt"))
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
-        return ("/dev/rngd",)
+        return (self.root,)

@@ -4,8 +4,8 @@
 
 Asked to end, the frontend drops every open connection at once and then takes two to five seconds. So it gets a session
 of its own, which a signal to our process group does not reach, and is killed when its workers have been idle for a
-moment or GRACE_S are over; they end when it is gone. The JVM does not read TMPDIR either, and the sockets of all
-TorchServes would meet in /tmp.
+moment; they end when it is gone. All of it takes at most GRACE_S. The JVM does not read TMPDIR either, and the sockets
+of all TorchServes would meet in /tmp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 POLL_S = 0.02
 IDLE_S = 0.3  # longer than a worker is away between two parts of a stream (turns.py)
-WORKERS_END_S = 3.0
+WORKERS_END_S = 3.0  # of the grace, are kept for the end of the workers
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,8 +40,9 @@ def main(grace_s: float, command: list[str]) -> int:
     family = Family([command[0], f"-Djava.io.tmpdir={temporary}", *command[1:]])
     while family.code is None:
         if signal.sigwait(SIGNALS) != signal.SIGCHLD:
-            _drain(family, busy, grace_s)
-            family.end()
+            deadline = time.monotonic() + grace_s
+            _drain(family, busy, deadline - WORKERS_END_S)
+            family.end(deadline)
             return 0
         family.reap()
     return _ended_by_itself(family.code, temporary / "failed")
@@ -70,11 +71,10 @@ class Family:
             pass
         return False
 
-    def end(self) -> None:
+    def end(self, deadline: float) -> None:
         """Kill the frontend; its workers see the end of their sockets, and clean up after themselves."""
         if self.code is None:
             os.kill(self._java, signal.SIGKILL)
-        deadline = time.monotonic() + WORKERS_END_S
         while self.reap():
             if time.monotonic() > deadline:
                 os.killpg(self._java, signal.SIGKILL)
@@ -92,9 +92,8 @@ def _child_setup(prctl: Callable[..., int]) -> Callable[[], None]:
     return prepare
 
 
-def _drain(family: Family, busy: Path, grace_s: float) -> None:
+def _drain(family: Family, busy: Path, deadline: float) -> None:
     """Wait until no worker answers a request: each touches `busy` for one, and holds a lock on it."""
-    deadline = time.monotonic() + grace_s
     with busy.open("a") as file:
         while family.code is None and time.monotonic() < deadline:
             if time.time() - os.fstat(file.fileno()).st_mtime > IDLE_S and _is_free(file.fileno()):

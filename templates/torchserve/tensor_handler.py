@@ -45,6 +45,7 @@ class TensorHandler:
                 outputs=[Tensor(item["name"], item["dtype"], tuple(item["shape"])) for item in given["outputs"]],
                 threads=threads_per_worker(int(given["workers"])),
             )
+            self._model.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         return answer_each(data, context, self._answer)

@@ -74,9 +74,9 @@ def loading() -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """Leave without taking Python apart when the frontend is gone: with torch in it, that takes a second.
+    """Leave without taking Python apart when the frontend is gone: with torch in it, that takes a second or two.
 
-    For handlers that have nothing to clean up.
+    What a handler registers with atexit after this is done before it.
     """
     atexit.register(os._exit, 0)
 

@@ -22,7 +22,7 @@ from typing import Any
 from bad_request import BadRequestError
 from decoding import Sampling
 from openai_api import Answer, Ask, is_list_of_models, list_of_models
-from torchserve_worker import Request, loading
+from torchserve_worker import Request, end_at_once, loading
 from turns import Reply, Turns
 
 
@@ -30,6 +30,7 @@ class VllmHandler:
     """What TorchServe loads: the one class of this file."""
 
     def initialize(self, context: Any) -> None:
+        end_at_once()
         with loading():
             logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker logs each turn
             given = context.model_yaml_config
@@ -49,7 +50,7 @@ class VllmHandler:
         from vllm import AsyncEngineArgs, AsyncLLMEngine
 
         self._engine = AsyncLLMEngine.from_engine_args(AsyncEngineArgs(**args))
-        atexit.register(self._engine.shutdown)  # its processes, which hold the devices
+        atexit.register(self._engine.shutdown)  # its own processes hold the devices, and take seconds to end
         tokenizer = self._engine.get_tokenizer()  # a coroutine in some releases
         self._tokenizer = await tokenizer if inspect.isawaitable(tokenizer) else tokenizer
         self._context = int(self._engine.model_config.max_model_len)
