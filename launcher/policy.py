@@ -18,6 +18,11 @@ def choose_device(
         able = [name for name, can in engines.items() if task in can.tasks(kind)]
         if kind in found and able:
             return kind, f"device=auto → {kind}{_passed(order[: order.index(kind)], found, engines)}"
+    if len(engines) == 1:  # a plan can be made all the same, and a launch says what it has looked for
+        ((name, can),) = engines.items()
+        for kind in order:
+            if task in can.tasks(kind):
+                return kind, f"device=auto → {kind} (the best that {name} can use; there is none here)"
     for_task = "" if task == "generate" else f" for model.task={task}"
     raise PlanError(f"no device of this machine ({', '.join(found)}) can be used by engine {_or(engines)}{for_task}")
 

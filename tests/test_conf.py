@@ -114,7 +114,7 @@ def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
 def meaning(group: str, option: str) -> str:
     """What an option stands for: itself, or what it is another name of."""
     named = {"engine": "name", "device": "kind", "runtime": "name", "model": "id"}[group]
-    return str(getattr(getattr(compose([f"{group}={option}"]), group), named))
+    return str(getattr(getattr(compose([f"{group}={option}", *NEEDED.get(option, ())]), group), named))
 
 
 def opening(file: Path) -> str:

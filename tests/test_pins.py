@@ -12,10 +12,12 @@ from launcher.compose import compose, options
 from launcher.progress import Progress
 from launcher.schema import EnvironmentConf
 
+#: what an option cannot be composed without
+NEEDED = {"remote": ("engine.url=http://127.0.0.1:9/v1",)}
 #: of a composed engine, and of the builders; another name of an engine has the same
 SETS: dict[str, EnvironmentConf] = {
     f"{config.engine.name}-{key}": conf
-    for config in (compose([f"engine={option}"]) for option in options("engine"))
+    for config in (compose([f"engine={option}", *NEEDED.get(option, ())]) for option in options("engine"))
     for key, conf in config.engine.environments.items()
 } | {f"build-{name}": conf for name, conf in compose([]).builders.items()}
 #: what needs a vendor's own index, which a test cannot count on

@@ -41,13 +41,21 @@ def test_a_device_that_the_engine_cannot_use_is_passed_over() -> None:
     )
 
 
+NPU_ONLY = Capabilities(formats={"furiosa": {"generate": ("fxb",)}})
+
+
+def test_an_engine_that_was_named_is_planned_for_a_device_that_is_not_here() -> None:
+    assert choose_device(["gpu", "cpu"], {"furiosa-llm": NPU_ONLY}, DEVICES) == (
+        "furiosa",
+        "device=auto → furiosa (the best that furiosa-llm can use; there is none here)",
+    )
+
+
 def test_no_usable_device_is_an_error_that_says_what_was_found() -> None:
-    npu_only = {"furiosa-llm": Capabilities(formats={"furiosa": {"generate": ("fxb",)}})}
-
     with pytest.raises(PlanError) as caught:
-        choose_device(["gpu", "cpu"], npu_only, DEVICES)
+        choose_device(["gpu", "cpu"], {"a": NPU_ONLY, "b": NPU_ONLY}, DEVICES)
 
-    assert str(caught.value) == "no device of this machine (gpu, cpu) can be used by engine furiosa-llm"
+    assert str(caught.value) == "no device of this machine (gpu, cpu) can be used by engine a or b"
 
 
 @pytest.mark.parametrize(
