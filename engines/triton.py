@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from engines import vllm_rbln
+from engines import rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
@@ -178,7 +178,7 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
         "HF_HUB_OFFLINE": "1",  # everything was fetched before the launch
     }
     if backend == "vllm" and spec.device.kind == "rbln":
-        env |= vllm_rbln.environment(spec.device, spec.environment.requirements)
+        env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
     if backend == "python" and spec.environment.library_dir:
         # The stub embeds Python: of two libpythons it must find the one that the environment stands on.
         env["LD_LIBRARY_PATH"] = spec.environment.library_dir

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from engines import vllm_rbln
+from engines import rbln_vllm
 from engines.base import PlanError, ServeSpec, TensorSpec
 from engines.triton_tensors import DATATYPES
 
@@ -86,7 +86,7 @@ def vllm_model(spec: ServeSpec) -> Repository:
     seqs = spec.options["max_num_seqs"]
     if spec.device.kind == "rbln":
         wanted, keys = {"max_num_seqs": seqs}, {"max_num_seqs": "engine.max_num_seqs"}
-        engine_args = vllm_rbln.engine_args(spec.model, spec.device, wanted, keys)
+        engine_args = rbln_vllm.engine_args(spec.model, spec.device, wanted, keys)
     else:
         engine_args = {
             "model": spec.model.path,

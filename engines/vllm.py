@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import vllm_flags, vllm_rbln
+from engines import rbln_vllm, vllm_flags
 from engines.base import (
     MISSING,
     Answer,
@@ -158,12 +158,12 @@ def _rbln_words(spec: ServeSpec, chosen: Mapping[str, Any], args: Mapping[str, A
     frontend = _frontend(spec)
     asked = {name: value for name, value in {**lengths, **chosen, **args}.items() if name not in _FRONTEND}
     keys = {name: f"engine.{name}" for name in {**lengths, **chosen} if name not in args}
-    engine = vllm_rbln.engine_args(spec.model, spec.device, asked, keys)
+    engine = rbln_vllm.engine_args(spec.model, spec.device, asked, keys)
     own = engine.pop("additional_config", {})
     engine.pop("model", None)
     merged = {**engine, **frontend, **{name: value for name, value in args.items() if name in _FRONTEND}}
     _check(spec, merged)
-    return [*vllm_flags.words(merged), *vllm_rbln.flags(own)]
+    return [*vllm_flags.words(merged), *rbln_vllm.flags(own)]
 
 
 #: flags of the HTTP server in front of the engine
@@ -222,7 +222,7 @@ def _environment(spec: ServeSpec) -> Mapping[str, str]:
     if spec.device.kind == "cpu":
         env["VLLM_CPU_KVCACHE_SPACE"] = str(spec.options["kv_cache_space_gib"])
     if spec.device.kind == "rbln":
-        env |= vllm_rbln.environment(spec.device, spec.environment.requirements)
+        env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
     return env
 
 

@@ -74,11 +74,13 @@ class TensorHandler:
 
 
 def _arrays(body: bytes) -> Arrays:
+    file = io.BytesIO(body)
+    if not zipfile.is_zipfile(file):  # numpy would offer to unpickle it
+        raise BadRequestError(f"the body is no .npz file: {reprlib.repr(body)}")
     try:
-        with numpy.load(io.BytesIO(body), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except Exception as exc:
-        # zipfile, zlib and numpy have each their own for a body that is none
+        with numpy.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as exc:  # zipfile, zlib and numpy have each their own for a broken one
         raise BadRequestError(f"the body is no .npz file of arrays: {exc}") from exc
 
 

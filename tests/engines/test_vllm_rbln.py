@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from engines.base import Device, PlanError
-from engines.vllm_rbln import device_count, engine_args, environment, flags
-from tests.engines.vllm_rbln_cases import BAD, FOLDER, GOOD, WEIGHTS, Bad, Good, native, npus, options
+from engines.rbln_vllm import device_count, engine_args, environment, flags
+from tests.engines.vllm_rbln_cases import FOLDER, GOOD, WEIGHTS, Good, native, npus, options
+from tests.engines.vllm_rbln_refusals import BAD, Bad
 
 
 @pytest.mark.parametrize("case", GOOD, ids=[case.name for case in GOOD])

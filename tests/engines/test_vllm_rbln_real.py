@@ -18,13 +18,14 @@ import pytest
 
 from engines.base import Device, Model
 from engines.rbln_sdk import ATOM, REBEL
-from engines.vllm_rbln import engine_args, environment, flags
-from engines.vllm_rbln_asked import OPTIONS
+from engines.rbln_vllm import engine_args, environment, flags
+from engines.rbln_vllm_asked import OPTIONS
 from launcher.environments import describe, ensure
 from launcher.paths import cache_root
 from launcher.progress import Progress
 from launcher.schema import EnvironmentConf
-from tests.engines.vllm_rbln_cases import BAD, FIXED, GOOD, SILENT, WEIGHTS, Bad, npus
+from tests.engines.vllm_rbln_cases import GOOD, WEIGHTS, npus
+from tests.engines.vllm_rbln_refusals import BAD, FIXED, SILENT, Bad
 
 # The first run makes an environment of 3 GB.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from engines import rbln_sdk, vllm_rbln_native, vllm_rbln_optimum
+from engines import rbln_sdk, rbln_vllm_native, rbln_vllm_optimum
 from engines.base import Device, Model, PlanError
-from engines.vllm_rbln_asked import Asked
+from engines.rbln_vllm_asked import Asked
 
 _PATHS = {"auto": "optimum", "optimum": "optimum", "transformers": "optimum", "vllm": "vllm"}
 
@@ -43,8 +43,8 @@ def engine_args(
     path = _path(asked, model, device)
     asked = asked.with_options(wanted.get("additional_config") or {}, path)
     if path == "vllm":
-        return vllm_rbln_native.engine_args(model, device, asked)
-    return vllm_rbln_optimum.engine_args(model, device, asked)
+        return rbln_vllm_native.engine_args(model, device, asked)
+    return rbln_vllm_optimum.engine_args(model, device, asked)
 
 
 def flags(additional_config: Mapping[str, Any]) -> list[str]:

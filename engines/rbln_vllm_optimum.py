@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.base import Device, Model, PlanError
 from engines.rbln_sdk import Chip, chip
-from engines.vllm_rbln_asked import Asked
+from engines.rbln_vllm_asked import Asked
 
 #: what a compiled folder fixes, and the key to compile another one by
 _FIXED = {

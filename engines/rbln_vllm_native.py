@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.base import Device, Model, PlanError
 from engines.rbln_sdk import REBEL
-from engines.vllm_rbln_asked import Asked
+from engines.rbln_vllm_asked import Asked
 
 
 def engine_args(model: Model, device: Device, asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""vLLM's engine arguments (`AsyncEngineArgs`) for a CPU or GPUs, whichever server they are given to.
+
+For NPUs they come from engines/vllm_rbln.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from engines.base import Device, Model, PlanError
+
+#: arguments that say over how many devices a model is spread; tensor parallelism takes what the others leave
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+
+
+def engine_args(
+    model: Model, device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str] | None = None, nodes: int = 1
+) -> dict[str, Any]:
+    """The complete arguments for serving `model` on `device` of each of `nodes` machines.
+
+    `wanted` is what the user set of them, and `keys` has the config keys of those that are not set by
+    `engine.args.<name>`. Raises `PlanError` naming the key to change.
+    """
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    defaults: dict[str, Any] = {"model": model.path, "dtype": model.dtype, "max_model_len": model.context_length}
+    if model.task == "embed":
+        defaults |= {"runner": "pooling", "convert": "embed"}
+    if device.kind == "cpu":
+        # Compiling wants a C++ compiler, and 100 s more at the first start, for a fifth more tokens.
+        defaults["enforce_eager"] = True
+        _sizes(wanted, keys or {})
+        return {**defaults, **wanted}
+    return {**defaults, **_parallel(device, wanted, keys or {}, nodes), **wanted}
+
+
+def device_count(wanted: Mapping[str, Any], nodes: int = 1) -> int | None:
+    """How many devices of each machine the arguments ask for; None where they leave it open."""
+    said = [name for name in PARALLEL if wanted.get(name) is not None]
+    if not said:
+        return None
+    world = prod(_sizes(wanted, {}).values())
+    if world % nodes:
+        raise PlanError(
+            f"{' × '.join(f'engine.{name}={wanted[name]}' for name in said)} makes {world} ranks, which "
+            f"engine.nodes={nodes} machines cannot share equally; change one of them"
+        )
+    return world // nodes
+
+
+def _parallel(device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str], nodes: int) -> dict[str, Any]:
+    """Tensor parallelism over the devices that nothing else takes; Ray where they are on several machines."""
+    sizes = _sizes(wanted, keys)
+    world = nodes * device.count
+    others = prod(size for name, size in sizes.items() if name != "tensor_parallel_size")
+    tensor = sizes.get("tensor_parallel_size") or max(1, world // others)
+    if tensor * others != world:
+        said = " × ".join(f"{name.removesuffix('_parallel_size')} {size}" for name, size in sizes.items())
+        raise PlanError(
+            f"parallel sizes ({said}) make {tensor * others} ranks of one device each, but engine.nodes × device.count "
+            f"is {nodes} × {device.count} = {world}; change one of them"
+        )
+    made: dict[str, Any] = {"tensor_parallel_size": tensor} if tensor > 1 else {}
+    if nodes > 1:
+        made["distributed_executor_backend"] = "ray"
+        made |= {"data_parallel_backend": "ray"} if sizes.get("data_parallel_size", 1) > 1 else {}
+    return made
+
+
+def _sizes(wanted: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, int]:
+    """The parallel sizes that are set."""
+    sizes = {name: wanted[name] for name in PARALLEL if wanted.get(name) is not None}
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise PlanError(f"{keys.get(name, f'engine.args.{name}')}={value!r}: give a whole number from 1 up")
+    return sizes
