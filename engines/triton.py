@@ -96,6 +96,7 @@ class Triton(Engine):
             leftovers=(f"/dev/shm/{_shm_prefix(spec)}*", "/tmp/python_env_??????"),  # noqa: S108
             chat=backend == "python",  # Triton's vLLM backend takes a prompt, and applies no template
             shm_size="1g",
+            model_repository="models",
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
