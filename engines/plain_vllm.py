@@ -1,6 +1,6 @@
-"""vLLM's engine arguments (`AsyncEngineArgs`) for a CPU or GPUs, whichever server they are given to.
+"""vLLM as it is, on a CPU or GPUs: its engine arguments (`AsyncEngineArgs`), whichever server they are given to.
 
-For NPUs they come from engines/vllm_rbln.py.
+engines/rbln_vllm.py is the same for Rebellions' NPUs.
 """
 
 from __future__ import annotations

@@ -162,6 +162,8 @@ def _vllm(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
         args |= {"max_model_len": spec.model.context_length, "dtype": spec.model.dtype}
         if spec.device.kind == "gpu":
             args["tensor_parallel_size"] = spec.device.count
+        else:
+            args["enforce_eager"] = True  # compiling for a CPU takes longer than it saves
         if seqs:
             args["max_num_seqs"] = seqs
     return {"engine_args": {**args, **given}}, int(seqs or given.get("max_num_seqs") or _VLLM_SLOTS)

