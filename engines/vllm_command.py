@@ -80,25 +80,32 @@ def _args(spec: ServeSpec, options: Mapping[str, Any]) -> dict[str, Any]:
             raise PlanError(f"engine.args.{name}={value!r}: {_REFUSED[name]}; leave it out")
         if options.get(name, value) != value:
             raise PlanError(f"engine.args.{name}={value!r}, but engine.{name}={options[name]!r}; leave one of them out")
-    return args
+    return _with_plugin(args) if spec.device.kind == "rbln" else args
+
+
+def _with_plugin(args: Mapping[str, Any]) -> dict[str, Any]:
+    """vllm-rbln's own flags as what they are kept in, so that its rules see them."""
+    flags = {name.removeprefix("rbln_"): value for name, value in args.items() if name.startswith("rbln_")}
+    rest = {name: value for name, value in args.items() if not name.startswith("rbln_")}
+    return {**rest, "additional_config": {**rest.get("additional_config", {}), **flags}} if flags else rest
 
 
 def _server(spec: ServeSpec, args: Mapping[str, Any], known: vllm_flags.Flags | None) -> dict[str, Any]:
     """The flags of the HTTP server in front of the engine."""
     options = spec.options
+    # Without time to shut down, what is being answered ends with the signal.
+    drains = known is not None and known.find("shutdown_timeout") is not None
     server: dict[str, Any] = {
         "host": spec.bind,
         "port": spec.ports[0],
         "served_model_name": [spec.model.id, *options["served_names"]],
+        "shutdown_timeout": max(0, int(spec.stop_grace_s - _TEARDOWN_S)) if drains else None,
         "chat_template": options["chat_template"],
         "tool_call_parser": options["tool_call_parser"],
         "lora_modules": [f"{name}={folder}" for name, folder in options["lora"].items()],
     }
     if options["tool_call_parser"]:
         server["enable_auto_tool_choice"] = True
-    if known and known.find("shutdown_timeout"):
-        # Without it what is being answered ends with the signal.
-        server["shutdown_timeout"] = max(0, int(spec.stop_grace_s - _TEARDOWN_S))
     return {name: value for name, value in server.items() if value and name not in args}
 
 

@@ -1,9 +1,12 @@
-"""What an engine's program inherits from us, and what it does not."""
+"""What an engine's program inherits from us, and what is left of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,33 @@ def test_byte_code_is_kept_in_our_environments_whatever_the_user_likes(
     plan = dataclasses.replace(plan, environment=dataclasses.replace(plan.environment, managed=managed))
 
     assert ("PYTHONDONTWRITEBYTECODE" in variables(plan, tmp_path / "log")) is inherited
+
+
+SHARES_MEMORY = """
+    import multiprocessing, os, time
+    from multiprocessing.shared_memory import SharedMemory
+    lock = multiprocessing.get_context("spawn").Lock()
+    memory = SharedMemory(create=True, size=100)
+    # glibc gives a semaphore its name after it was mapped, so that the map has another one.
+    inodes = {line.split()[4] for line in open("/proc/self/maps") if "/dev/shm/" in line}
+    print(*(entry.name for entry in os.scandir("/dev/shm") if str(entry.inode()) in inodes), "END", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_shared_memory_of_a_killed_python_is_removed(tmp_path: Path) -> None:
+    plan = dataclasses.replace(fake_plan(tmp_path), argv=(sys.executable, "-c", textwrap.dedent(SHARES_MEMORY)))
+    Path(plan.run_dir).mkdir(parents=True)
+    log, runtime = tmp_path / "log", ProcessRuntime()
+    handle = runtime.start(plan, log)
+    wait_for(lambda: "END" in log.read_text())
+    *names, _ = log.read_text().split()
+    shared = [Path("/dev/shm") / name for name in names]
+    assert len(shared) == 2
+    assert all(path.exists() for path in shared)
+
+    os.kill(handle.pid, signal.SIGKILL)
+    left = runtime.sweep(plan)
+
+    assert left == ()
+    assert not any(path.exists() for path in shared)

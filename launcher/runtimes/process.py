@@ -39,6 +39,11 @@ _NOT_IN_OUR_ENVIRONMENTS = ("PYTHONDONTWRITEBYTECODE",)
 
 _START_WINDOW_S = 60.0
 
+#: the helper of Python's multiprocessing that ends when all its processes have, and then removes their semaphores and
+#: shared memory, whose names tell nobody's; how long it may take
+_TRACKER = "multiprocessing.resource_tracker"
+_TRACKER_S = 1.0
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -130,14 +135,16 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
     """Kill what `find` finds until it finds nothing: a process can fork while it is being killed."""
     import psutil
 
-    deadline = time.monotonic() + deadline_s
+    began = time.monotonic()
     while True:
         alive = [process for process in find() if _is_alive(process)]
-        if not alive or time.monotonic() > deadline:
+        spent = time.monotonic() - began
+        if not alive or spent > deadline_s:
             return tuple(f"pid {process.pid} ({_name(process)})" for process in alive)
         for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+            with contextlib.suppress(psutil.Error):
+                if spent > _TRACKER_S or not any(_TRACKER in word for word in process.cmdline()):
+                    process.kill()
         time.sleep(0.005)
 
 

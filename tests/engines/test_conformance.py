@@ -25,12 +25,14 @@ from tests.supervision import marked_processes, wait_for
 # The first start makes an environment and converts the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
+KEY = "sesame"
 ENGINES = [
-    "engine=llamacpp",
+    f"engine=llamacpp api_key={KEY}",
     "engine=triton engine.protocol=grpc",
     "engine=triton engine.protocol=http",
     "engine=torchserve",
     "engine=transformers",
+    f"engine=vllm api_key={KEY}",
 ]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -41,7 +43,7 @@ def litter() -> set[str]:
     return _litter()
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda param: param.replace("engine.", "").replace("engine=", ""))
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda words: words.split(" api_key")[0].replace("engine", ""))
 def engine(  # after `litter`
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -198,16 +200,25 @@ def test_a_bad_request_gets_one_clear_error(
 
 def raw_request(engine: ServingEngine) -> tuple[str, dict[str, Any], dict[str, str]]:
     """The URL, the body and the headers of a request that the server answers: the readiness probe's."""
-    check, door = engine.plan.probes.readiness, engine.plan.endpoints.http
+    check, door, key = engine.plan.probes.readiness, engine.plan.endpoints.http, engine.plan.key
     assert check.body is not None
-    bearer = engine.plan.key.read() if engine.plan.key else None
-    return f"{door.url}{check.path}", dict(check.body), {"Authorization": f"Bearer {bearer}"} if bearer else {}
+    return f"{door.url}{check.path}", dict(check.body), {"Authorization": f"Bearer {key.read() if key else KEY}"}
 
 
 def assert_it_lives_on(engine: ServingEngine) -> None:
     assert engine.infer("One, two, three,", max_tokens=2)
     assert engine.health_check()
     assert (engine.news.starts, engine.news.phase) == (1, Phase.READY)
+
+
+def test_nobody_is_answered_without_the_key(engine: ServingEngine) -> None:
+    url, body, _ = raw_request(engine)
+    keyed = engine.plan.key is not None or engine.engine_type in ("llamacpp", "vllm")
+
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        answer = requests.post(url, json=body, headers=headers, timeout=60)
+        assert answer.status_code in ((400, 401) if keyed else (200,))
+        assert ("choices" in answer.text) is (engine.engine_type == "transformers")
 
 
 def test_a_model_that_is_not_served_is_an_error(engine: ServingEngine) -> None:
@@ -282,14 +293,6 @@ def test_stop_leaves_nothing(engine: ServingEngine, litter: set[str]) -> None:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((endpoint.host, endpoint.port))
-
-
-def test_a_key_is_demanded_by_the_server() -> None:
-    with launch("engine=llamacpp", "device=cpu", "model=smollm2", "api_key=sesame") as serving:
-        assert serving.infer("One, two,", max_tokens=2)
-        url = f"{serving.plan.endpoints.http.url}/v1/completions"
-        for headers in ({}, {"Authorization": "Bearer wrong"}):
-            assert requests.post(url, json={"prompt": "a"}, headers=headers, timeout=10).status_code == 401
 
 
 def _litter() -> set[str]:
