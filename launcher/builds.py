@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import FILES, OUTPUT, BuildStep, Environment, PlanError, PrepareError
+from engines.base import FILES, OUTPUT, BuildStep, Environment, PrepareError
+from engines.rbln_sdk import chip
 from launcher import commands
 from launcher.atomic import made_once
 from launcher.environments import ensure
@@ -129,17 +130,11 @@ def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
 
 def _attention(shop: Workshop) -> Mapping[str, Any]:
     """Up to a length that the chip sets, attention is eager; beyond it, flash attention, in partitions of it."""
-    rebel = (shop.product or "").startswith("RBLN-CR")
-    eager_limit, partition = (16384, 8192) if rebel else (32768, 16384)
-    if shop.context_length <= eager_limit or "attn_impl" in shop.settings:
+    length = shop.context_length
+    if "attn_impl" in shop.settings:
         return {}
-    if shop.context_length % partition:
-        raise PlanError(
-            f"model.context_length={shop.context_length} is beyond the {eager_limit} of eager attention on "
-            f"{shop.product or 'this NPU'}, and no multiple of {partition} as flash attention needs; change it, or set "
-            "model.build.rbln.attn_impl and kvcache_partition_len"
-        )
-    return {"attn_impl": "flash_attn", "kvcache_partition_len": partition}
+    block = chip(shop.product).block_size(length, f"model.context_length={length}")
+    return {} if block == length else {"attn_impl": "flash_attn", "kvcache_partition_len": block}
 
 
 _CONVERSIONS = {

@@ -23,8 +23,12 @@ ENGINES = {name: registry.engine(name).capabilities for name in registry.names("
 #: a model that each format can be made from
 MODELS = {"gguf": "smollm2", "safetensors": "smollm2-360m", "rbln": "llama3-8b", "fxb": "llama3-8b"}
 REMOTE = ("engine.url=http://127.0.0.1:9/v1", "model=remote", "model.id=somebody-elses")
-#: what an engine cannot be planned without
-NEEDED = {"remote": REMOTE}
+#: what a choice cannot be planned without
+NEEDED = {
+    "engine=remote": REMOTE,
+    "device=remote": ("engine=remote", *REMOTE),
+    "runtime=none": ("engine=remote", "device=remote", *REMOTE),
+}
 PAIRS = [(engine, kind) for engine, can in ENGINES.items() for kind in can.devices]
 TASKS = [(engine, kind, task) for engine, kind in PAIRS for task in ENGINES[engine].tasks(kind)]
 #: `remote` is a model that has no name of its own
@@ -95,18 +99,19 @@ def test_every_device(tmp_path: Path, device: str) -> None:
             resolved(tmp_path, f"device={device}")
         return
 
-    needed = REMOTE if kind == "remote" else ()
-    assert check(tmp_path, f"device={device}", *needed).device.kind == ("cpu" if device == "auto" else kind)
+    words = (f"device={device}", *NEEDED.get(f"device={device}", ()))
+    assert check(tmp_path, *words).device.kind == ("cpu" if device == "auto" else kind)
 
 
 @pytest.mark.parametrize("runtime", options("runtime"))
 def test_every_runtime(tmp_path: Path, runtime: str) -> None:
-    assert check(tmp_path, f"runtime={runtime}", "device=cpu").runtime == ("process" if runtime == "auto" else runtime)
+    words = (f"runtime={runtime}", *NEEDED.get(f"runtime={runtime}", ("device=cpu",)))
+    assert check(tmp_path, *words).runtime == ("process" if runtime == "auto" else runtime)
 
 
 @pytest.mark.parametrize("engine", options("engine"))
 def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
-    plan = check(tmp_path, f"engine={engine}", *NEEDED.get(engine, ()))
+    plan = check(tmp_path, f"engine={engine}", *NEEDED.get(f"engine={engine}", ()))
 
     assert plan.engine in (ENGINES if engine == "auto" else [meaning("engine", engine)])
 
@@ -114,7 +119,8 @@ def test_every_engine_as_auto_leaves_it(tmp_path: Path, engine: str) -> None:
 def meaning(group: str, option: str) -> str:
     """What an option stands for: itself, or what it is another name of."""
     named = {"engine": "name", "device": "kind", "runtime": "name", "model": "id"}[group]
-    return str(getattr(getattr(compose([f"{group}={option}", *NEEDED.get(option, ())]), group), named))
+    word = f"{group}={option}"
+    return str(getattr(getattr(compose([word, *NEEDED.get(word, ())]), group), named))
 
 
 def opening(file: Path) -> str:

@@ -16,7 +16,12 @@ from launcher.serving import ServingEngine
 # The first start makes an environment and fetches the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-ENGINES = ["engine=triton engine.protocol=grpc", "engine=triton engine.protocol=http"]
+ENGINES = [
+    "engine=triton engine.protocol=grpc",
+    "engine=triton engine.protocol=http",
+    "engine=torchserve",
+    "engine=vllm",
+]
 
 CAT, KITTEN, SHARES = "A cat sits on the mat.", "A kitten is lying on a rug.", "Shares fell sharply on Monday."
 

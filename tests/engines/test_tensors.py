@@ -21,7 +21,7 @@ from tests.tensor_models import DTYPES, SIGNATURE, expected, onnx_model, onnx_of
 # The first start makes an environment.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
-ENGINES = ["engine=triton engine.protocol=grpc", "engine=triton engine.protocol=http"]
+ENGINES = ["engine=triton engine.protocol=grpc", "engine=triton engine.protocol=http", "engine=torchserve"]
 MODELS = ["sum.onnx", "as_tuple.pt", "as_dict.pt", "half.pt"]
 
 A = np.array([[1.5, -2, 3], [0, 0.25, np.inf]], "float32")
