@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from engines import rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
@@ -44,6 +45,9 @@ _BACKENDS = {
 }
 
 _TEN_YEARS_MIN = 10 * 365 * 24 * 60
+
+#: whatever `host` is: who manages it can run code in it
+_LOOPBACK = "127.0.0.1"
 
 #: bytes of a request or an answer; TorchServe's own limit is 6.5 MB
 _MOST_BYTES = 100 << 20
@@ -84,13 +88,12 @@ class TorchServe(Engine):
         _refuse_unused(spec, backend)
         step, name = archive(spec, backend)
         http, _, metrics = spec.ports
-        host = spec.connect_host
         return LaunchPlan.of(
             spec,
             argv=_argv(spec),
             endpoints=Endpoints(
-                Endpoint(host, http, path=f"/predictions/{spec.model.id}/{VERSION}"),
-                metrics=f"{Endpoint(host, metrics).url}/metrics",
+                Endpoint(spec.connect_host, http, path=f"/predictions/{spec.model.id}/{VERSION}"),
+                metrics=f"{Endpoint(_LOOPBACK, metrics).url}/metrics",
             ),
             probes=_probes(spec),
             env=_environment(spec, backend),
@@ -183,6 +186,8 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, spec.device.ids))
     if backend == "vllm":
         env["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # the worker has threads by then
+    if backend == "vllm" and spec.device.kind == "rbln":
+        env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
     return env
 
 
@@ -191,11 +196,11 @@ def _properties(spec: ServeSpec, store: str, name: str) -> str:
     http, management, metrics = spec.ports
     ours: dict[str, Any] = {
         "inference_address": f"http://{spec.bind}:{http}",
-        "management_address": f"http://{spec.bind}:{management}",
-        "metrics_address": f"http://{spec.bind}:{metrics}",
-        "grpc_inference_address": "127.0.0.1",
+        "management_address": f"http://{_LOOPBACK}:{management}",
+        "metrics_address": f"http://{_LOOPBACK}:{metrics}",
+        "grpc_inference_address": _LOOPBACK,
         "grpc_inference_port": 0,
-        "grpc_management_address": "127.0.0.1",
+        "grpc_management_address": _LOOPBACK,
         "grpc_management_port": 0,
         "model_store": store,
         "load_models": f"{spec.model.id}={name}",
@@ -228,7 +233,7 @@ def _key(spec: ServeSpec, kind: str) -> KeyFile:
 
 def _probes(spec: ServeSpec) -> Probes:
     # /ping says Healthy while workers die and are started again.
-    management = Endpoint(spec.connect_host, spec.ports[1])
+    management = Endpoint(_LOOPBACK, spec.ports[1])
     workers = HttpCheck(
         f"/models/{spec.model.id}",
         expect="0.workers.*.status",

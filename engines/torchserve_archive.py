@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from engines.async_engine_args import engine_args
 from engines.base import FILES, OUTPUT, BuildStep, PlanError, ServeSpec
 
 VERSION = "1.0"  #: of every model; it stands in the paths of the inference API
@@ -25,16 +26,6 @@ _HANDLERS = {
     "embed": ("embed_handler.py", (*_SHARED, "openai_api.py", "hugging_face.py", "embedding.py")),
     "tensor": ("tensor_handler.py", (*_SHARED, "hugging_face.py", "tensors.py")),
 }
-
-#: what a compiled model for RBLN has fixed; given again, vllm-rbln 0.12 ignores or refuses it
-_FIXED_BY_RBLN = (
-    "tensor_parallel_size",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "max_model_len",
-    "block_size",
-    "dtype",
-)
 
 #: requests that vLLM is given at the same time where nothing says how many; it batches them as it can
 _VLLM_SLOTS = 64
@@ -148,22 +139,10 @@ def _vllm(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
     given, seqs = dict(spec.options["vllm_args"]), spec.options["max_num_seqs"]
     if "model" in given:
         raise PlanError("engine.vllm_args.model is set by the launcher; use model.source")
-    args: dict[str, Any] = {"model": path}
-    if spec.device.kind == "rbln":
-        # A compiled folder is the truth about everything else.
-        for key in _FIXED_BY_RBLN:
-            if key in given or (key == "max_num_seqs" and seqs):
-                where = "engine" if key not in given else "engine.vllm_args"
-                raise PlanError(
-                    f"{where}.{key} does nothing on device=rbln: the compiled model fixes it; set model.build.rbln"
-                )
-        args["max_num_seqs"] = seqs = spec.model.batch_size or 1
-    else:
-        args |= {"max_model_len": spec.model.context_length, "dtype": spec.model.dtype}
-        if spec.device.kind == "gpu":
-            args["tensor_parallel_size"] = spec.device.count
-        else:
-            args["enforce_eager"] = True  # compiling for a CPU takes longer than it saves
-        if seqs:
-            args["max_num_seqs"] = seqs
-    return {"engine_args": {**args, **given}}, int(seqs or given.get("max_num_seqs") or _VLLM_SLOTS)
+    keys = {name: f"engine.vllm_args.{name}" for name in given}
+    if seqs is not None:
+        if given.get("max_num_seqs", seqs) != seqs:
+            raise PlanError(f"engine.max_num_seqs={seqs}, but engine.vllm_args.max_num_seqs={given['max_num_seqs']}")
+        given["max_num_seqs"], keys["max_num_seqs"] = seqs, "engine.max_num_seqs"
+    args = engine_args(replace(spec.model, path=path), spec.device, given, keys)
+    return {"engine_args": args}, int(args.get("max_num_seqs", _VLLM_SLOTS))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from engines import rbln_vllm
+from engines.async_engine_args import engine_args
 from engines.base import PlanError, ServeSpec, TensorSpec
 from engines.triton_tensors import DATATYPES
 
@@ -84,17 +84,8 @@ def _backend_links(spec: ServeSpec) -> Mapping[str, str]:
 def vllm_model(spec: ServeSpec) -> Repository:
     """The model in Triton's vLLM backend; model.json is `AsyncEngineArgs(**json)`, where an unknown key is an error."""
     seqs = spec.options["max_num_seqs"]
-    if spec.device.kind == "rbln":
-        wanted, keys = {"max_num_seqs": seqs}, {"max_num_seqs": "engine.max_num_seqs"}
-        engine_args = rbln_vllm.engine_args(spec.model, spec.device, wanted, keys)
-    else:
-        engine_args = {
-            "model": spec.model.path,
-            "max_model_len": spec.model.context_length,
-            "dtype": spec.model.dtype,
-            "tensor_parallel_size": spec.device.count,
-            **({"max_num_seqs": seqs} if seqs else {}),
-        }
+    wanted, keys = {"max_num_seqs": seqs}, {"max_num_seqs": "engine.max_num_seqs"}
+    args = engine_args(spec.model, spec.device, wanted, keys)
     # KIND_MODEL: with KIND_GPU the backend itself would set CUDA_VISIBLE_DEVICES.
     config = _text(
         'backend: "vllm"',
@@ -105,7 +96,7 @@ def vllm_model(spec: ServeSpec) -> Repository:
         "instance_group [ { count: 1 kind: KIND_MODEL } ]",
     )
     folder = f"models/{spec.model.id}"
-    return Repository({f"{folder}/config.pbtxt": config, f"{folder}/1/model.json": json.dumps(engine_args) + "\n"})
+    return Repository({f"{folder}/config.pbtxt": config, f"{folder}/1/model.json": json.dumps(args) + "\n"})
 
 
 def _python_config(spec: ServeSpec) -> str:

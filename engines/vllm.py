@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import plain_vllm, rbln_vllm, vllm_command
+from engines import async_engine_args, rbln_vllm, vllm_command
 from engines.base import (
     MISSING,
     Answer,
@@ -41,7 +41,6 @@ class VllmOptions:
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     gpu_memory_utilization: float | None = None
-    kv_cache_space_gib: int = MISSING  #: of the host's memory (device=cpu)
     kv_cache_dtype: str | None = None
     enable_prefix_caching: bool | None = None
     enable_chunked_prefill: bool | None = None
@@ -105,8 +104,8 @@ class Vllm(Engine):
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:
         if kind == "rbln":
-            return rbln_vllm.device_count({name: options[name] for name in plain_vllm.PARALLEL})
-        return plain_vllm.device_count(options, options["nodes"]) if kind == "gpu" else None
+            return rbln_vllm.device_count({name: options[name] for name in async_engine_args.PARALLEL})
+        return async_engine_args.device_count(options, options["nodes"]) if kind == "gpu" else None
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-ray" if kind == "gpu" and options["nodes"] > 1 else kind
@@ -130,12 +129,9 @@ def _environment(spec: ServeSpec) -> Mapping[str, str]:
     if spec.api_key:
         # The folder of guard.py, which `vllm serve` would not look into.
         env |= {"VLLM_API_KEY": spec.api_key, "PYTHONPATH": f"{spec.run_dir}/server"}
-    if spec.device.kind == "cpu":
-        if not vllm_command.said(spec, "kv_cache_memory_bytes"):  # the variable would beat it
-            env["VLLM_CPU_KVCACHE_SPACE"] = str(spec.options["kv_cache_space_gib"])
-        if _shares_a_process(spec):
-            # Without a process for its worker it is ready in 20 s and not 32 here, and takes 0.7 GB less.
-            env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if spec.device.kind == "cpu" and _shares_a_process(spec):
+        # Without a process for its worker it is ready in 20 s and not 32 here, and takes 0.7 GB less.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if spec.device.kind == "rbln":
         env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
     return env
@@ -144,7 +140,7 @@ def _environment(spec: ServeSpec) -> Mapping[str, str]:
 def _shares_a_process(spec: ServeSpec) -> bool:
     """On a CPU, where serve.py says how many threads there are, unless there are several ranks, or the user places
     threads or ranks."""
-    sizes = (spec.options[name] or 1 for name in plain_vllm.PARALLEL)
+    sizes = (spec.options[name] or 1 for name in async_engine_args.PARALLEL)
     placed = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"} & spec.env.keys()
     return not (spec.program or placed or max(sizes) > 1 or vllm_command.said(spec, "distributed_executor_backend"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engines import plain_vllm, rbln_vllm, vllm_flags
+from engines import rbln_vllm, vllm_flags
+from engines.async_engine_args import PARALLEL, engine_args
 from engines.base import PlanError, ServeSpec
 
 #: flags that another key decides, and that key
@@ -18,7 +19,7 @@ _OURS = {
     "served_model_name": "engine.served_names",
     "runner": "model.task",
     "lora_modules": "engine.lora",
-    **{name: f"engine.{name}" for name in plain_vllm.PARALLEL},  # they decide how many devices are taken
+    **{name: f"engine.{name}" for name in PARALLEL},  # they decide how many devices are taken
 }
 #: flags that would make it another server than the one that is probed and asked
 _REFUSED = {
@@ -31,7 +32,7 @@ _REFUSED = {
 }
 #: options that are engine arguments of the same name
 _ENGINE = (
-    *plain_vllm.PARALLEL, "enable_expert_parallel", "dtype", "quantization", "max_model_len", "max_num_seqs",
+    *PARALLEL, "enable_expert_parallel", "dtype", "quantization", "max_model_len", "max_num_seqs",
     "max_num_batched_tokens", "gpu_memory_utilization", "kv_cache_dtype", "enable_prefix_caching",
     "enable_chunked_prefill", "block_size", "max_lora_rank", "speculative_config", "reasoning_parser",
     "trust_remote_code", "enforce_eager", "model_impl",
@@ -74,7 +75,7 @@ def _args(spec: ServeSpec, options: Mapping[str, Any]) -> dict[str, Any]:
     args = _named(spec.args)
     for name, value in args.items():
         # vllm-rbln's own rules say what to do about these.
-        if name in _OURS and not (spec.device.kind == "rbln" and name in plain_vllm.PARALLEL):
+        if name in _OURS and not (spec.device.kind == "rbln" and name in PARALLEL):
             raise PlanError(f"engine.args.{name}={value!r}: set {_OURS[name]} instead")
         if name in _REFUSED:
             raise PlanError(f"engine.args.{name}={value!r}: {_REFUSED[name]}; leave it out")
@@ -110,12 +111,9 @@ def _server(spec: ServeSpec, args: Mapping[str, Any], known: vllm_flags.Flags | 
 
 
 def _engine_args(spec: ServeSpec, wanted: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
-    if spec.device.kind == "rbln":
-        engine = rbln_vllm.engine_args(spec.model, spec.device, wanted, keys)
-    else:
-        engine = plain_vllm.engine_args(spec.model, spec.device, wanted, keys, spec.options["nodes"])
-    del engine["model"]  # the first word of the line
-    return engine
+    args = engine_args(spec.model, spec.device, wanted, keys, spec.options["nodes"])
+    del args["model"]  # the first word of the line
+    return args
 
 
 def _known(spec: ServeSpec) -> vllm_flags.Flags | None:

@@ -17,8 +17,9 @@ from launcher.paths import cache_root
 from launcher.progress import Progress
 
 TEMPLATES = {file.name: file.read_text() for file in (Path(__file__).parents[2] / "templates/vllm").iterdir()}
-DEFAULTS = {**dataclasses.asdict(VllmOptions()), "nodes": 1, "kv_cache_space_gib": 1, "compile": "auto"}
+DEFAULTS = {**dataclasses.asdict(VllmOptions()), "nodes": 1, "compile": "auto"}
 SERVER = ("--host", "127.0.0.1", "--port", "8000", "--served-model-name", "m")
+CPU = ("--kv-cache-memory-bytes", str(1 << 30), "--enforce-eager")
 LENGTH = ("--dtype", "bfloat16", "--max-model-len", "2048")
 
 
@@ -55,11 +56,11 @@ def test_a_cpu_has_one_server_that_asks_nobody_and_a_cache_of_a_size() -> None:
 
     assert plan.argv == (
         "/env/bin/python", "/run/server/serve.py", "--model", "/weights", *SERVER,
-        "--shutdown-timeout", "6", *LENGTH, "--enforce-eager",
+        "--shutdown-timeout", "6", *LENGTH, *CPU,
     )  # fmt: skip
     assert plan.env == {
         "VISIBLE": "yes", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }  # fmt: skip
     assert plan.files == {"server/serve.py": TEMPLATES["serve.py"]}
     assert plan.endpoints.metrics == "http://127.0.0.1:8000/metrics"
@@ -107,15 +108,11 @@ def test_a_worker_of_its_own_is_left_to_vllm_where_it_matters(
     assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in plan.env
 
 
-def test_a_cache_that_is_asked_for_in_bytes_is_not_asked_for_twice() -> None:
-    assert "VLLM_CPU_KVCACHE_SPACE" not in Vllm().plan(spec(args={"kv-cache-memory-bytes": "2G"})).env
-
-
 def test_an_embedder_is_pooled_and_asked_for_an_embedding() -> None:
     asked = spec()
     plan = Vllm().plan(dataclasses.replace(asked, model=dataclasses.replace(asked.model, task="embed")))
 
-    assert plan.argv[-5:] == ("--runner", "pooling", "--convert", "embed", "--enforce-eager")
+    assert plan.argv[-7:] == ("--runner", "pooling", "--convert", "embed", *CPU)
     assert (plan.probes.readiness.path, plan.probes.readiness.expect) == ("/v1/embeddings", "data.0.embedding")
 
 
@@ -227,7 +224,7 @@ def test_a_vllm_of_the_users_own_knows_its_flags_itself() -> None:
     own = dataclasses.replace(spec(args={"brand_new": 1}), program="/opt/vllm")
 
     assert Vllm().plan(own).argv[:3] == ("/opt/vllm", "serve", "/weights")
-    assert Vllm().plan(own).argv[-3:] == ("--enforce-eager", "--brand-new", "1")
+    assert Vllm().plan(own).argv[-5:] == (*CPU, "--brand-new", "1")
     assert "--shutdown-timeout" not in Vllm().plan(own).argv
 
 

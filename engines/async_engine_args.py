@@ -1,6 +1,6 @@
-"""vLLM as it is, on a CPU or GPUs: its engine arguments (`AsyncEngineArgs`), whichever server they are given to.
+"""vLLM's `AsyncEngineArgs` for a model on a device, whichever server they are given to: its own, Triton or TorchServe.
 
-engines/rbln_vllm.py is the same for Rebellions' NPUs.
+What Rebellions' plugin makes of them is in engines/rbln_vllm.py.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from engines import rbln_vllm
 from engines.base import Device, Model, PlanError
 
 #: arguments that say over how many devices a model is spread; tensor parallelism takes what the others leave
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+#: of a CPU; what vLLM takes when it is not told is most of the machine
+_KV_CACHE_BYTES = 1 << 30
 
 
 def engine_args(
@@ -24,12 +27,14 @@ def engine_args(
     `engine.args.<name>`. Raises `PlanError` naming the key to change.
     """
     wanted = {name: value for name, value in wanted.items() if value is not None}
+    if device.kind == "rbln":
+        return rbln_vllm.engine_args(model, device, wanted, keys)
     defaults: dict[str, Any] = {"model": model.path, "dtype": model.dtype, "max_model_len": model.context_length}
     if model.task == "embed":
         defaults |= {"runner": "pooling", "convert": "embed"}
     if device.kind == "cpu":
         # Compiling wants a C++ compiler, and 100 s more at the first start, for a fifth more tokens.
-        defaults["enforce_eager"] = True
+        defaults |= {"kv_cache_memory_bytes": _KV_CACHE_BYTES, "enforce_eager": True}
         _sizes(wanted, keys or {})
         return {**defaults, **wanted}
     return {**defaults, **_parallel(device, wanted, keys or {}, nodes), **wanted}
