@@ -1,15 +1,25 @@
-"""Triton's plan, as whole values."""
+"""Triton's plan, as whole values; with the real server, what `setup_model_repository` makes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from engines.base import Device, Environment, HttpCheck, Model, PlanError, ServeSpec, TensorSpec
 from engines.triton import Options, Triton
+from launcher.ledger import Ledger
+from launcher.prepare import render_files
+from launcher.resolve import resolve
+from launcher.serving_config import ServingConfig, create_serving_engine
+from tests.supervision import wait_for
+from tests.tensor_models import onnx_model
 
 TEMPLATES = ("generate", "embed", "tensor", "triton_model", "bad_request", "hugging_face", "decoding", "language_model",
              "embedding", "tensors")  # fmt: skip
@@ -255,3 +265,35 @@ EMBED = Model("m", "file:/w", "safetensors", "/weights", task="embed")
 def test_what_cannot_work_is_refused_by_the_key_to_change(kind: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         Triton().plan(spec(kind, **options))
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_a_repository_is_made_for_a_triton_of_ones_own(tmp_path: Path) -> None:
+    model = f"file:{onnx_model(tmp_path)}"
+    engine = create_serving_engine(
+        ServingConfig(engine="triton", device="cpu", model=model, overrides=("model.task=tensor", "model.id=net"))
+    )
+
+    repository = engine.setup_model_repository(tmp_path / "models")
+
+    assert not engine.is_running
+    assert {"config.pbtxt", "1"} == {entry.name for entry in (repository / "net").iterdir()}
+    plan = Triton().plan(resolve(engine.config, Ledger(tmp_path / "state"), to_launch=False)[1])
+    render_files({}, plan.links, tmp_path)  # pytriton's wheel has the stub of each Python beside its backends
+    words = [word.replace(plan.run_dir, str(tmp_path)) for word in plan.argv]
+    http = plan.endpoints.http
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(words, env={**os.environ, **plan.env}, stdout=log, stderr=log, cwd=tmp_path)
+        try:
+            wait_for(lambda: _is_ready(f"{http.url}/v2/models/net/ready"), timeout_s=60)
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=1).status_code == 200
+    except requests.ConnectionError:
+        return False
