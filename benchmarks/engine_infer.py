@@ -57,6 +57,6 @@ def _by_hand(engine: ServingEngine) -> Callable[[], str]:
     def ask() -> str:
         answer = session.post(url, json=body, headers=headers, timeout=60)
         answer.raise_for_status()
-        return answer.text
+        return str(answer.json()["choices"])
 
     return ask

@@ -22,7 +22,7 @@ from launcher.progress import Progress
 from launcher.resolve import resolve, settle
 
 #: the engines of this CPU, and how often each is started both ways
-ROUNDS = {"llamacpp": 5, "triton": 5, "torchserve": 3, "transformers": 3, "vllm": 2}
+ROUNDS = {"llamacpp": 5, "triton": 5, "torchserve": 3, "transformers": 5, "vllm": 4}
 
 
 def main() -> None:

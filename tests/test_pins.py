@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,18 @@ def test_every_requirement_is_pinned(name: str) -> None:
 
 
 def test_every_npu_set_names_its_vendors_index_and_what_needs_an_account() -> None:
-    text = (Path(__file__).parent.parent / "conf/engine/triton.yaml").read_text()
-
     npus = {name for name in SETS if name.endswith(("-rbln", "-furiosa"))}
-    assert npus
-    assert "needs an account" in text
+    assert npus == {"triton-rbln", "torchserve-rbln", "vllm-rbln", "furiosa-furiosa"}
+
+    for name in npus:
+        engine, _, kind = name.partition("-")
+        text = (Path(__file__).parent.parent / f"conf/engine/{engine}.yaml").read_text()
+        if kind == "rbln":
+            assert [index for index in SETS[name].indexes if "pypi.rbln.ai" in index]
+            assert re.search(r"- rebel-compiler==\S+ # needs an account", text), name
+        else:  # all of it is on PyPI
+            assert SETS[name].indexes == []
+            assert re.search(r"driver, .* which\n\s+# needs an account", text), name
 
 
 @pytest.mark.real

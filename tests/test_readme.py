@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import run
+from tests.tensor_models import onnx_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -55,14 +56,29 @@ def test_a_launch_answers(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.timeout(900)
-def test_the_python_example_runs(tmp_path: Path) -> None:
-    (example,) = blocks("python")
+@pytest.mark.parametrize(
+    ("example", "words"),
+    list(
+        zip(
+            blocks("python"),
+            [
+                ("Paris", "The capital of France is Paris"),
+                ("(2, 384)", "'SUM': array([[2., 2., 2.]]", "array([2, 2, 2])"),
+            ],
+            strict=True,
+        )
+    ),
+    ids=["text", "embeddings and tensors"],
+)
+def test_a_python_example_runs(example: str, words: tuple[str, ...], tmp_path: Path) -> None:
+    onnx_model(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Paris") >= 2
+    for said in words:
+        assert said in done.stdout
 
 
 def test_the_example_of_a_users_model_composes(tmp_path: Path) -> None:

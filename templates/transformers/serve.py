@@ -35,6 +35,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+MADE_FOR = "5.23"  #: what is changed below is not part of its public interface
 KEPT = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/health"})
 SEED = "seed_of_this_request"  #: where a generation config carries it on its way to the decoding thread
 
@@ -49,7 +50,14 @@ def main() -> None:
     parser.add_argument("--drain-s", type=int, required=True, help="seconds that requests have to end after SIGTERM")
     own, theirs = parser.parse_known_args()
 
+    import transformers
     import uvicorn
+
+    if not transformers.__version__.startswith(f"{MADE_FOR}."):
+        sys.exit(
+            f"this environment has transformers {transformers.__version__}, but serve.py is made for {MADE_FOR}; "
+            f"use engine.environment=managed, or install transformers=={MADE_FOR}.*"
+        )
     from transformers.cli.serving import chat_completion, completion, response, server, utils
     from transformers.cli.transformers import app
 

@@ -100,3 +100,12 @@ def test_half_a_character_is_refused(engine: ServingEngine) -> None:
 def test_text_cannot_be_generated(engine: ServingEngine) -> None:
     with pytest.raises(InferenceError, match=r"model\.task=embed"):
         engine.infer(CAT)
+
+
+def test_llamacpp_embeds_with_a_gguf() -> None:
+    with launch("engine=llamacpp", "device=cpu", "model=smollm2", "model.task=embed") as engine:
+        cat, kitten, shares = engine.embed([CAT, KITTEN, SHARES])
+
+    assert (cat.shape, cat.dtype) == ((576,), np.dtype("float32"))
+    np.testing.assert_allclose(np.linalg.norm(cat), 1, atol=1e-5)
+    assert cat @ kitten > cat @ shares
