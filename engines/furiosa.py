@@ -21,16 +21,14 @@ from engines.base import (
     Endpoint,
     Endpoints,
     Engine,
-    HttpCheck,
     LaunchPlan,
     PlanError,
-    Probes,
     Request,
     ServeSpec,
     Target,
     Vector,
 )
-from engines.openai_http import OpenAIClient
+from engines.openai_http import OpenAIClient, probes
 
 VERSION = "2026.4.0"
 ELEMENTS = 8  #: processing elements of one RNGD; tensor parallelism counts them
@@ -128,7 +126,7 @@ class Furiosa(Engine):
             spec,
             argv=argv,
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics"),
-            probes=_probes(spec),
+            probes=probes(spec),
             env=env,
             files=files,
             builds=(*spec.builds, *builds),
@@ -162,17 +160,6 @@ def _build(spec: ServeSpec) -> BuildStep:
         environment=environment,
         env={"HF_HUB_OFFLINE": "1"},
     )
-
-
-def _probes(spec: ServeSpec) -> Probes:
-    health = HttpCheck("/health")  # 503 until it serves; needs no key
-    if spec.model.task == "embed":
-        body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
-        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding")
-    else:
-        body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
-        canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
-    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
 
 
 def _checked(args: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,14 +15,12 @@ from engines.base import (
     Endpoint,
     Endpoints,
     Engine,
-    HttpCheck,
     LaunchPlan,
-    Probes,
     Request,
     ServeSpec,
     Target,
 )
-from engines.openai_http import OpenAIClient
+from engines.openai_http import OpenAIClient, probes
 
 
 class LlamaCpp(Engine):
@@ -53,7 +51,7 @@ class LlamaCpp(Engine):
             spec,
             argv=argv,
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics" if spec.args.get("metrics") else None),
-            probes=_probes(spec),
+            probes=probes(spec),
             env={"LLAMA_API_KEY": spec.api_key} if spec.api_key else {},
             files=files,
         )
@@ -63,18 +61,6 @@ class LlamaCpp(Engine):
 
     def close(self) -> None:
         self._client.close()
-
-
-def _probes(spec: ServeSpec) -> Probes:
-    # /health answers 503 while the weights load, and needs no key.
-    health = HttpCheck("/health")
-    if spec.model.task == "embed":
-        body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
-        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding")
-    else:
-        body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
-        canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
-    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:

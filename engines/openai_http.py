@@ -8,8 +8,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.base import Chunk, EmbedRequest, GenerateRequest, InferenceError, Request, Target, TensorRequest, Vector
+from engines.base import (
+    Chunk,
+    EmbedRequest,
+    GenerateRequest,
+    HttpCheck,
+    InferenceError,
+    Probes,
+    Request,
+    ServeSpec,
+    Target,
+    TensorRequest,
+    Vector,
+)
 from engines.json_http import JsonHttp
+
+
+def probes(spec: ServeSpec) -> Probes:
+    """Those of a server whose /health answers 200 from when it serves, and asks for no key."""
+    health = HttpCheck("/health")
+    if spec.model.task == "embed":
+        body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
+        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding")
+    else:
+        body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
+        canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
+    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
 
 
 class OpenAIClient:

@@ -19,16 +19,14 @@ from engines.base import (
     Endpoint,
     Endpoints,
     Engine,
-    HttpCheck,
     LaunchPlan,
     PlanError,
-    Probes,
     Request,
     ServeSpec,
     Target,
     Vector,
 )
-from engines.openai_http import OpenAIClient
+from engines.openai_http import OpenAIClient, probes
 
 #: the flags of `transformers serve` that engine.args may hold; tests compare them with the server's own
 VERSION = "5.23.0"
@@ -94,7 +92,7 @@ class Transformers(Engine):
             spec,
             argv=argv,
             endpoints=Endpoints(Endpoint(spec.connect_host, port)),
-            probes=_probes(spec),
+            probes=probes(spec),
             env=env,
             # In a folder of their own, which is all that Python puts before its packages.
             files={f"server/{name}": spec.templates[name] for name in ("serve.py", "decoding.py", "bad_request.py")},
@@ -112,14 +110,6 @@ def _device(spec: ServeSpec) -> str:
     if spec.device.kind == "cpu":
         return "cpu"
     return "cuda:0" if spec.device.count == 1 else "auto"  # auto lays the layers over all that it sees
-
-
-def _probes(spec: ServeSpec) -> Probes:
-    # The port opens when the model has been loaded; /health says later whether continuous batching has died.
-    health = HttpCheck("/health")
-    body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1, "temperature": 0}
-    canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
-    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
 
 
 def _batching_defaults(spec: ServeSpec, batching: bool) -> dict[str, Any]:

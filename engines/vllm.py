@@ -14,15 +14,13 @@ from engines.base import (
     Endpoint,
     Endpoints,
     Engine,
-    HttpCheck,
     LaunchPlan,
     PlanError,
-    Probes,
     Request,
     ServeSpec,
     Target,
 )
-from engines.openai_http import OpenAIClient
+from engines.openai_http import OpenAIClient, probes
 
 
 @dataclass
@@ -80,7 +78,7 @@ class Vllm(Engine):
             spec,
             argv=(*_program(spec), *vllm_command.flags(spec)),
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics"),
-            probes=_probes(spec),
+            probes=probes(spec),
             env=_environment(spec),
             files={f"server/{name}": spec.templates[name] for name in _files(spec)},
             shm_size="8g",  # NCCL and the ranks' queues; Docker's own 64 MB end at the first of them
@@ -143,14 +141,3 @@ def _shares_a_process(spec: ServeSpec) -> bool:
     sizes = (spec.options[name] or 1 for name in async_engine_args.PARALLEL)
     placed = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"} & spec.env.keys()
     return not (spec.program or placed or max(sizes) > 1 or vllm_command.said(spec, "distributed_executor_backend"))
-
-
-def _probes(spec: ServeSpec) -> Probes:
-    health = HttpCheck("/health")
-    if spec.model.task == "embed":
-        body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
-        canary = HttpCheck("/v1/embeddings", "POST", body, expect="data.0.embedding")
-    else:
-        body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
-        canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
-    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)

@@ -69,7 +69,7 @@ def test_the_plan_is_the_servers_command_line_with_the_model_behind_a_link() -> 
     }
     assert plan.env == {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     assert plan.endpoints == Endpoints(Endpoint("127.0.0.1", 8000))
-    body = {"model": "m", "prompt": "a", "max_tokens": 1, "temperature": 0}
+    body = {"model": "m", "prompt": "a", "max_tokens": 1}
     assert plan.probes == Probes(
         startup=HttpCheck("/health"),
         readiness=HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens"),
