@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import rbln_vllm
+from engines import backends, rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
@@ -32,17 +32,8 @@ from engines.base import (
 from engines.torchserve_archive import VERSION, archive
 from engines.torchserve_client import TorchServeClient
 
-#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
-_BACKENDS = {
-    ("cpu", "generate"): ("python", "vllm"),
-    ("cpu", "embed"): ("python",),
-    ("cpu", "tensor"): ("python",),
-    ("gpu", "generate"): ("python", "vllm"),
-    ("gpu", "embed"): ("python",),
-    ("gpu", "tensor"): ("python",),
-    ("rbln", "generate"): ("vllm",),
-    ("rbln", "tensor"): ("python",),
-}
+#: on a CPU vLLM is not the first, as it takes 20 s to start
+_BACKENDS = {**backends.BACKENDS, ("cpu", "generate"): ("python", "vllm")}
 
 _TEN_YEARS_MIN = 10 * 365 * 24 * 60
 
@@ -69,13 +60,7 @@ class Options:
 
 class TorchServe(Engine):
     name: ClassVar[str] = "torchserve"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        formats={
-            "cpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
-            "gpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
-            "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
-        }
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS)
     #: gRPC cannot be put off; it takes two ports on loopback that the kernel chooses, and nobody uses them
     ports: ClassVar[tuple[str, ...]] = ("http", "management", "metrics")
     Options: ClassVar[type] = Options
@@ -84,7 +69,7 @@ class TorchServe(Engine):
         self._client = TorchServeClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
-        backend = _backend(spec)
+        backend = backends.choose(spec, _BACKENDS)
         _refuse_unused(spec, backend)
         step, name = archive(spec, backend)
         http, _, metrics = spec.ports
@@ -116,20 +101,6 @@ class TorchServe(Engine):
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return f"{kind}-vllm" if kind in ("cpu", "gpu") and options["backend"] == "vllm" else kind
-
-
-def _backend(spec: ServeSpec) -> str:
-    asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
-    able = _BACKENDS[kind, task]
-    if asked == "auto":
-        return able[0]
-    if asked not in ("python", "vllm"):
-        raise PlanError(f"engine.backend={asked!r} is not known; use auto, python or vllm")
-    if asked not in able:
-        raise PlanError(
-            f"engine.backend={asked} cannot serve model.task={task} on device={kind}; use engine.backend={able[0]}"
-        )
-    return asked
 
 
 def _refuse_unused(spec: ServeSpec, backend: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from engines.async_engine_args import engine_args
+from engines.backends import check_one_gpu
 from engines.base import FILES, OUTPUT, BuildStep, PlanError, ServeSpec
 
 VERSION = "1.0"  #: of every model; it stands in the paths of the inference API
@@ -115,11 +116,7 @@ def _path_inside(spec: ServeSpec) -> str:
 def _python(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
     """What a handler of ours reads, and how many requests it computes at the same time."""
     model = spec.model
-    if spec.device.kind == "gpu" and spec.device.count > 1:
-        instead = ", or use engine.backend=vllm" if model.task == "generate" else ""
-        raise PlanError(
-            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
-        )
+    check_one_gpu(spec)
     workers = int(spec.options["workers"] or (2 if model.task == "generate" else 1))
     device = {"cpu": "cpu", "gpu": "cuda", "rbln": f"rbln:{spec.device.count}"}[spec.device.kind]
     about: Mapping[str, Any]

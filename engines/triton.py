@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from engines import rbln_vllm
+from engines import backends, rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
@@ -35,18 +35,6 @@ from engines.triton_client import TritonClient
 from engines.triton_repository import python_model, vllm_model
 from engines.triton_tensors import DATATYPES
 
-#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
-_BACKENDS = {
-    ("cpu", "generate"): ("python",),
-    ("cpu", "embed"): ("python",),
-    ("cpu", "tensor"): ("python",),
-    ("gpu", "generate"): ("python", "vllm"),
-    ("gpu", "embed"): ("python",),
-    ("gpu", "tensor"): ("python",),
-    ("rbln", "generate"): ("vllm",),
-    ("rbln", "tensor"): ("python",),
-}
-
 #: numbers in the readiness request; more would only make plans long
 _MOST_ZEROS = 4096
 
@@ -65,13 +53,7 @@ class Options:
 
 class Triton(Engine):
     name: ClassVar[str] = "triton"
-    capabilities: ClassVar[Capabilities] = Capabilities(
-        formats={
-            "cpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
-            "gpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
-            "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
-        }
-    )
+    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS)
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
     Options: ClassVar[type] = Options
 
@@ -79,7 +61,7 @@ class Triton(Engine):
         self._client = TritonClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
-        backend = _backend(spec)
+        backend = backends.choose(spec)
         _refuse_unused(spec, backend)
         model = python_model(spec) if backend == "python" else vllm_model(spec)
         http, grpc, metrics = spec.ports
@@ -107,20 +89,6 @@ class Triton(Engine):
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-vllm" if kind == "gpu" and options["backend"] == "vllm" else kind
-
-
-def _backend(spec: ServeSpec) -> str:
-    asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
-    able = _BACKENDS[kind, task]
-    if asked == "auto":
-        return able[0]
-    if asked not in ("python", "vllm"):
-        raise PlanError(f"engine.backend={asked!r} is not known; use auto, python or vllm")
-    if asked not in able:
-        raise PlanError(
-            f"engine.backend={asked} cannot serve model.task={task} on device={kind}; use engine.backend={able[0]}"
-        )
-    return asked
 
 
 def _refuse_unused(spec: ServeSpec, backend: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engines.async_engine_args import engine_args
+from engines.backends import check_one_gpu
 from engines.base import PlanError, ServeSpec, TensorSpec
 from engines.triton_tensors import DATATYPES
 
@@ -47,11 +48,7 @@ class Repository:
 
 def python_model(spec: ServeSpec) -> Repository:
     """The model in Triton's Python backend: a file of templates/triton, or the user's own handler."""
-    if spec.device.kind == "gpu" and spec.device.count > 1:
-        instead = ", or use engine.backend=vllm" if spec.model.task == "generate" else ""
-        raise PlanError(
-            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
-        )
+    check_one_gpu(spec)
     name, modules = _MODULES[spec.model.task]
     # On RBLN the server is that of NVIDIA's container, which has the backend where it looks for it.
     linked = spec.device.kind != "rbln" and not spec.options["backend_directory"]

@@ -1,0 +1,50 @@
+"""What Triton and TorchServe have in common: a model runs in Python code of ours (templates/), or in vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from engines.base import PlanError, ServeSpec
+
+#: `Capabilities.formats`
+FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "cpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+    "gpu": {"generate": ("safetensors",), "embed": ("safetensors",), "tensor": ("torchscript", "onnx")},
+    "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
+}
+
+#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
+BACKENDS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("cpu", "generate"): ("python",),
+    ("cpu", "embed"): ("python",),
+    ("cpu", "tensor"): ("python",),
+    ("gpu", "generate"): ("python", "vllm"),
+    ("gpu", "embed"): ("python",),
+    ("gpu", "tensor"): ("python",),
+    ("rbln", "generate"): ("vllm",),
+    ("rbln", "tensor"): ("python",),
+}
+
+
+def choose(spec: ServeSpec, backends: Mapping[tuple[str, str], tuple[str, ...]] = BACKENDS) -> str:
+    """What `engine.backend` means for this device and task. Raises `PlanError` where it cannot be."""
+    asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
+    able = backends[kind, task]
+    if asked == "auto":
+        return able[0]
+    if asked not in ("python", "vllm"):
+        raise PlanError(f"engine.backend={asked!r} is not known; use auto, python or vllm")
+    if asked not in able:
+        raise PlanError(
+            f"engine.backend={asked} cannot serve model.task={task} on device={kind}; use engine.backend={able[0]}"
+        )
+    return asked
+
+
+def check_one_gpu(spec: ServeSpec) -> None:
+    """Raises `PlanError` where our own code is given several GPUs."""
+    if spec.device.kind == "gpu" and spec.device.count > 1:
+        instead = ", or use engine.backend=vllm" if spec.model.task == "generate" else ""
+        raise PlanError(
+            f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
+        )
