@@ -45,7 +45,7 @@ class VllmOptions:
     block_size: int | None = None
     lora: dict[str, str] = field(default_factory=dict)  #: name → folder of an adapter
     max_lora_rank: int | None = None
-    speculative_config: dict[str, Any] | None = None
+    speculative_config: dict[str, Any] = field(default_factory=dict)
     chat_template: str | None = None  #: a file, or the template itself
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None

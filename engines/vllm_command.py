@@ -45,7 +45,7 @@ _TEARDOWN_S = 4
 def flags(spec: ServeSpec) -> list[str]:
     """The words after the model. Raises `PlanError` naming the config key to change."""
     known = _known(spec)
-    options = {name: spec.options[name] for name in _ENGINE if spec.options[name] is not None}
+    options = {name: spec.options[name] for name in _ENGINE if spec.options[name] not in (None, {})}
     if spec.options["lora"]:
         options["enable_lora"] = True
     args = _args(spec, options)

@@ -22,16 +22,8 @@ HYDRA_VERSION_BASE = "1.3"
 
 _IDENTITIES = ("engine.name", "device.kind", "runtime.name")
 
-#: mappings whose keys are not ours to know
-FREE_FORM = (
-    "engine.args.",
-    "engine.env.",
-    "engine.images.",
-    "engine.environments.",
-    "model.build.",
-    "model.engine_args.",
-    "policy.engines.",
-)
+#: mappings whose keys are not ours to know: whatever an engine's key has below it is one
+FREE_FORM = re.compile(r"engine\.\w+\.|model\.build\.|model\.engine_args\.|policy\.engines\.")
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
@@ -72,7 +64,7 @@ def normalized(overrides: Sequence[str]) -> list[str]:
 
 def _for_hydra(item: str) -> str:
     key, equals, value = item.partition("=")
-    if key.startswith(FREE_FORM):
+    if FREE_FORM.match(key):
         return f"++{item}"
     if key == "prompt" and value and value[0] not in "'\"" and value != "null":
         return f"{key}{equals}{quoted(value)}"

@@ -133,6 +133,15 @@ def test_a_sweep_where_one_value_is_wanted_is_refused() -> None:
     assert "engine=triton,llamacpp" in refusal("engine=triton,llamacpp")
 
 
+def test_a_mapping_that_only_one_engine_has_takes_new_keys_too() -> None:
+    config = compose(normalized(["engine=vllm", "engine.lora.mine=/adapter", "engine.speculative_config.model=/draft"]))
+
+    assert (vars(config.engine)["lora"], vars(config.engine)["speculative_config"]) == (
+        {"mine": "/adapter"},
+        {"model": "/draft"},
+    )
+
+
 def test_a_new_key_of_a_free_form_mapping_needs_no_plus() -> None:
     free = ["engine.args.x=1", "engine.env.MY_VAR=on", "engine.images.cpu=me/mine", "model.build.rbln.a=2"]
     config = compose(normalized(["engine=llamacpp", *free]))
