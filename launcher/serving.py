@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, overload
 
 from engines.base import (
-    Answer,
-    Chunk,
-    EmbedRequest,
     Engine,
-    GenerateRequest,
     InferenceError,
     LaunchPlan,
     PlanError,
-    Request,
-    Sampling,
     Target,
-    TensorRequest,
-    Tensors,
-    Vector,
 )
-from launcher import models, plans, probes, registry, signatures
+from launcher import models, plans, registry
+from launcher.client import Client, Connected
 from launcher.compose import normalized, options, quoted
 from launcher.control import News, Supervised
 from launcher.ledger import Ledger
@@ -37,13 +28,6 @@ from launcher.resolve import resolve, settle
 from launcher.schema import LaunchConfig
 from launcher.spawn import Spawned
 
-if TYPE_CHECKING:
-    import numpy
-
-Message = Mapping[str, str]
-Arrays = Mapping[str, "numpy.ndarray[Any, Any]"]
-
-_SAMPLING = frozenset(field.name for field in dataclasses.fields(Sampling))
 _NOT_RUNNING = "the deployment is not running; enter it or call start()"
 
 
@@ -55,11 +39,10 @@ def launch(*overrides: str, config_dir: str | None = None, progress: Progress | 
     return ServingEngine(settle(normalized(overrides), config_dir), progress or Progress(quiet=True))
 
 
-class ServingEngine:
+class ServingEngine(Client):
     """One deployment that belongs to this process: it ends with it, however this process ends.
 
-    `infer`, `stream` and `embed` may be called from several threads. Every method that asks the server raises
-    `InferenceError` with the server's own words.
+    What asks the server is in `Client`.
     """
 
     def __init__(self, settled: Settled, progress: Progress, spawned: Spawned | None = None) -> None:
@@ -258,101 +241,18 @@ class ServingEngine:
 
     def health_check(self, timeout_s: float = 5.0) -> bool:
         """Whether the server says now, over HTTP, that it is ready."""
-        if self._supervised is None:
-            return False
-        plan = self.plan
-        door = probes.Door(plan.endpoints.http, self.config.api_key, plan.key)
-        return probes.check(door, plan.probes.startup, timeout_s) is None
+        return self._supervised is not None and super().health_check(timeout_s)
 
-    def get_metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
-        """The server's own numbers, by Prometheus' names with their labels: `{'vllm:num_requests_running{…}': 0.0}`.
-
-        Raises `InferenceError` where it has none or does not answer.
-        """
-        from launcher import metrics
-
-        if not self.is_running:
+    def _connected(self) -> Connected:
+        if not self.is_running or self._engine is None or self._target is None:
             raise InferenceError(_NOT_RUNNING)
-        if (url := self.plan.endpoints.metrics) is None:
-            raise InferenceError(f"engine={self.engine_type} publishes no metrics as it is configured")
-        return metrics.scrape(url, self._ready_target.bearer(), timeout_s)
-
-    @overload
-    def infer(self, inputs: str, **sampling: Any) -> str: ...
-    @overload
-    def infer(self, inputs: Sequence[Message], **sampling: Any) -> str: ...
-    @overload
-    def infer(self, inputs: Sequence[str], **sampling: Any) -> list[str]: ...
-    @overload
-    def infer(self, inputs: Arrays) -> dict[str, numpy.ndarray[Any, Any]]: ...
-
-    def infer(
-        self, inputs: str | Sequence[str] | Sequence[Message] | Arrays, **sampling: Any
-    ) -> str | list[str] | dict[str, numpy.ndarray[Any, Any]]:
-        """Continue a text, answer a conversation (`[{"role": …, "content": …}]`), continue several texts, or run a
-        tensor model: arrays by the names of its inputs, to arrays by the names of its outputs.
-
-        `sampling` has the fields of `engines.base.Sampling`. Greedy unless a temperature is given. Several texts are
-        asked one after the other.
-        """
-        if isinstance(inputs, Mapping):
-            return self._run_tensors(inputs, sampling)
-        if not isinstance(inputs, str) and inputs and isinstance(inputs[0], str):
-            return [self.infer(text, **sampling) for text in cast(Sequence[str], inputs)]
-        request = _generate_request(cast("str | Sequence[Message]", inputs), sampling, stream=False)
-        return "".join(chunk.text for chunk in self.chunks(request))
-
-    def stream(self, inputs: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
-        """As `infer`, piece by piece as the server makes them; closing the iterator cancels the request."""
-        for chunk in self.chunks(_generate_request(inputs, sampling, stream=True)):
-            if chunk.text:
-                yield chunk.text
-
-    def embed(self, texts: str | Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
-        """The embeddings of `texts`, float32 [len(texts), dimension]."""
-        import numpy
-
-        self._demand_task("embed", "texts to embed")
-        request = EmbedRequest((texts,) if isinstance(texts, str) else tuple(texts))
-        vectors = cast("Iterator[Vector]", self._ask(request))
-        return numpy.array([vector.values for vector in vectors], dtype=numpy.float32)
-
-    def chunks(self, request: GenerateRequest) -> Iterator[Chunk]:
-        """The typed pieces of an answer, with finish reason and token counts; what `infer` and `stream` stand on."""
-        self._demand_task("generate", "prompts")
-        return cast("Iterator[Chunk]", self._ask(request))
-
-    def _run_tensors(self, inputs: Arrays, sampling: Mapping[str, Any]) -> dict[str, numpy.ndarray[Any, Any]]:
-        if sampling:
-            raise InferenceError(f"sampling option {next(iter(sampling))!r} means nothing to a tensor model")
-        self._demand_task("tensor", "arrays by name")
-        request = TensorRequest(signatures.checked(inputs, self.plan.model.inputs))
-        (answer,) = cast("Iterator[Tensors]", self._ask(request))
-        return dict(answer.values)
-
-    def _demand_task(self, task: str, what: str) -> None:
-        """Refuse what the model is not for, before a server answers it with nonsense."""
-        if (has := self.plan.model.task) != task:
-            raise InferenceError(f"{self.name} serves model.task={has}, which does not take {what}")
-
-    @property
-    def _ready_target(self) -> Target:
-        if self._target is None:
-            raise InferenceError(_NOT_RUNNING)
-        return self._target
+        return Connected(self._engine, self.plan, self._target)
 
     @property
     def _running(self) -> Supervised:
         if self._supervised is None:
             raise InferenceError(_NOT_RUNNING)
         return self._supervised
-
-    def _ask(self, request: Request) -> Iterator[Answer]:
-        if self._supervised is None or self._engine is None:
-            raise InferenceError(_NOT_RUNNING)
-        if isinstance(request, GenerateRequest) and request.messages is not None and not self.plan.chat:
-            raise InferenceError(f"{self.name} takes a text to continue, no chat messages")
-        return self._engine.infer(self._ready_target, request)
 
     def _tell(self, news: News) -> None:
         """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
@@ -369,22 +269,3 @@ def model_overrides(model: str) -> list[str]:
     source = model if ":" in model else f"hf:{model}"
     name = models.parse(source).name.rpartition("/")[2]
     return normalized([f"model.source={quoted(source)}", f"model.id={quoted(name)}"])
-
-
-def _generate_request(inputs: str | Sequence[Message], sampling: Mapping[str, Any], stream: bool) -> GenerateRequest:
-    if unknown := sorted(sampling.keys() - _SAMPLING):
-        raise InferenceError(f"unknown sampling option {unknown[0]!r}; options: {', '.join(sorted(_SAMPLING))}")
-    stop = sampling.get("stop") or ()
-    decoding = Sampling(**{**sampling, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
-    if decoding.max_tokens < 1 or decoding.temperature < 0:
-        raise InferenceError(
-            f"max_tokens={decoding.max_tokens} and temperature={decoding.temperature}: at least 1 token, and no "
-            "temperature below 0"
-        )
-    if inputs == "":  # some servers continue it with anything, some fail
-        raise InferenceError("the prompt is empty; give a text to continue")
-    if isinstance(inputs, str):
-        return GenerateRequest(prompt=inputs, sampling=decoding, stream=stream)
-    if not inputs or not all(isinstance(item, Mapping) and {"role", "content"} <= set(item) for item in inputs):
-        raise InferenceError(f"cannot ask {inputs!r}: give a text, or messages [{{'role': 'user', 'content': '…'}}, …]")
-    return GenerateRequest(messages=tuple(dict(item) for item in inputs), sampling=decoding, stream=stream)
