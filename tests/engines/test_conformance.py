@@ -224,6 +224,8 @@ def test_nobody_is_answered_without_the_key(engine: ServingEngine) -> None:
         answer = requests.post(url, json=body, headers=headers, timeout=60)
         assert answer.status_code in (400, 401)
         assert "choices" not in answer.text
+    if engine.engine_type == "vllm":  # its own check leaves this open
+        assert requests.get(f"{engine.plan.endpoints.http.url}/metrics", timeout=60).status_code == 401
 
 
 def test_a_model_that_is_not_served_is_an_error(engine: ServingEngine) -> None:
