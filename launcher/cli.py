@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch … prompt="What is …?"                            launch, ask once, print the answer, stop
   rmlaunch plan … [--json]                                  print everything that would be done, and do nothing
   rmlaunch -m engine=triton,llamacpp … prompt="…"           launch, measure and stop each combination; one report
+
+  rmlaunch up -d … [name=NAME] [--replace] [--json]         launch, and return when it serves; it goes on without you
+  rmlaunch ps [--all] [--json], status NAME [--json]        what is deployed
+  rmlaunch logs NAME [-f] [-n LINES]                        what its engine says
+  rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
+  rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
   --config-dir DIR    look for config groups (model/mine.yaml) there too; $XDG_CONFIG_HOME/rmlaunch always is
   --cfg job, --info, --hydra-help, -m, --shell-completion   Hydra's own
@@ -109,7 +116,24 @@ def _plan(words: Sequence[str]) -> int:
     return 0
 
 
-_VERBS: dict[str, Callable[[Sequence[str]], int]] = {"plan": _plan}
+def _up(words: Sequence[str]) -> int:
+    if {"-d", "--detach"} & set(words):
+        return _manage("up", words)
+    return _launch(*_split(words))
+
+
+def _manage(verb: str, words: Sequence[str]) -> int:
+    from launcher import verbs
+
+    return verbs.run(verb, words)
+
+
+_MANAGED = ("ps", "status", "logs", "stop", "restart", "infer", "chat")
+_VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "plan": _plan,
+    "up": _up,
+    **{verb: partial(_manage, verb) for verb in _MANAGED},
+}
 
 
 def _launch(overrides: Sequence[str], config_dir: str | None) -> int:

@@ -1,4 +1,4 @@
-"""The owner's side of a supervisor: start it, follow what it says, ask it to stop."""
+"""The other side of a supervisor: start one, follow what it says, ask it to stop or for something else."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
-from launcher import plans, registry
+from launcher import registry
 from launcher.ledger import Claim
-from launcher.lifecycle import Phase
+from launcher.lifecycle import Phase, Policy
+from launcher.orders import Orders
+from launcher.peers import connect
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 
@@ -30,7 +33,11 @@ class News:
     timed_out: bool = False
     crashes: int = 0
     starts: int = 0
-    pid: int | None = None
+    pid: int | None = None  #: of the engine's program
+    handle: Mapping[str, Any] | None = None  #: the same, as `Handle` has it
+    supervisor: int | None = None  #: its pid
+    detached: bool = False
+    since: float = 0.0  #: epoch seconds, of the supervisor's start
     log: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
@@ -43,20 +50,37 @@ class News:
         return cls(phase=Phase(data.pop("state")), **data)
 
 
+def orders_for(
+    plan: LaunchPlan,
+    folder: Path,
+    supervise: SuperviseConf,
+    api_key: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    detached: bool = False,
+) -> Orders:
+    return Orders(
+        plan=plan,
+        runtime=registry.place("runtime", plan.runtime),
+        folder=str(folder),
+        policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
+        stop_grace_s=supervise.stop_grace_s,
+        stable_s=supervise.stable_s,
+        api_key=api_key,
+        options=options or {},
+        detached=detached,
+    )
+
+
 class Supervised:
-    """A supervisor process that is ours: it and its engine end with us, however we end."""
+    """A supervisor process that is ours: it and its engine end with us, however we end, unless it is detached."""
 
     def __init__(
-        self,
-        spawned: Spawned,
-        plan: LaunchPlan,
-        claim: Claim,
-        supervise: SuperviseConf,
-        api_key: str | None,
-        on_news: Callable[[News], None] = lambda _: None,
+        self, spawned: Spawned, orders: Orders, claim: Claim, on_news: Callable[[News], None] = lambda _: None
     ) -> None:
-        self.plan = plan
+        self.plan = orders.plan
         self.news = News()
+        self._orders = orders
         self._claim = claim
         self._on_news = on_news
         self._changed = threading.Condition()
@@ -64,21 +88,8 @@ class Supervised:
         self._closed = False
         self._since = time.time()
         self._spawned = spawned
-        orders = {
-            "plan": plans.whole(plan),
-            "runtime": registry.place("runtime", plan.runtime),
-            "folder": str(claim.folder),
-            "policy": {
-                "max_crashes": supervise.max_crashes,
-                "backoff_s": supervise.backoff_s,
-                "backoff_max_s": supervise.backoff_max_s,
-            },
-            "stop_grace_s": supervise.stop_grace_s,
-            "stable_s": supervise.stable_s,
-            "api_key": api_key,
-        }
         with (claim.folder / "supervisor.log").open("ab") as output:
-            spawned.give(json.dumps(orders).encode(), claim.lock, output.fileno())
+            spawned.give(orders.dumps(), claim.lock, output.fileno())
         threading.Thread(target=self._listen, name="supervisor news", daemon=True).start()
 
     def wait_ready(self) -> News:
@@ -87,6 +98,10 @@ class Supervised:
         if news.phase.final:
             raise self.failure()
         return news
+
+    def wait_settled(self, timeout_s: float) -> News:
+        """Block until it serves or has ended, at most `timeout_s`."""
+        return self._wait(lambda news: news.phase is Phase.READY or news.phase.final, timeout_s)
 
     def wait_final(self, timeout_s: float | None = None) -> News:
         """Block until the deployment has ended, at most `timeout_s`."""
@@ -98,13 +113,25 @@ class Supervised:
             self._spawned.control.sendall(b'{"op": "stop"}\n')
 
     def close(self) -> None:
-        """Let go: a supervisor that still runs kills its engine now. Safe to call twice."""
+        """Let go: a supervisor that still runs kills its engine now, unless it is detached. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
+        if self._orders.detached and self._was_ready and not self.news.phase.final:
+            self.leave()
+            return
+        if self._orders.detached:  # we leave before it is ready: it does not end by itself
+            self.stop()
+            self.stop()
         self._spawned.close()
         self._sweep_if_orphaned()
         self._claim.release()
+
+    def leave(self) -> None:
+        """Let go of a detached deployment, which goes on."""
+        self._closed = True
+        self._spawned.leave()
+        self._claim.lock.close()
 
     def failure(self) -> DeploymentError:
         """The error that the last news amount to."""
@@ -134,7 +161,7 @@ class Supervised:
         with contextlib.suppress(OSError, ValueError), self._spawned.control.makefile("rb") as lines:
             for line in lines:
                 self._take(News.read(line))
-        if not self.news.phase.final:
+        if not self.news.phase.final and not self._closed:
             self._take(News(Phase.FAILED, "its supervisor was killed", log=str(self._claim.folder / "supervisor.log")))
 
     def _take(self, news: News) -> None:
@@ -155,3 +182,43 @@ class Supervised:
 
         kill_marked(self.plan.run_dir, 5.0)
         remove_leftovers(self.plan, self._since)
+
+
+class Connection:
+    """A supervisor that is not ours, by the socket in its folder. Raises `OSError` where none is there."""
+
+    def __init__(self, folder: Path, timeout_s: float = 5.0) -> None:
+        self._socket = connect(folder, timeout_s)
+        self._lines = self._socket.makefile("rb")
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+    def tell(self, op: str) -> None:
+        """Ask for what has no answer of its own: stop, restart."""
+        self._socket.sendall(json.dumps({"op": op}).encode() + b"\n")
+
+    def ask(self, op: str) -> dict[str, Any]:
+        self.tell(op)
+        answer: dict[str, Any] = json.loads(self._lines.readline() or b'{"error": "it ended before it answered"}')
+        return answer
+
+    def follow(self, deadline: float) -> Iterator[News]:
+        """The state, and each change of it from now on, until the supervisor ends or `deadline` (monotonic) is over."""
+        self.tell("follow")
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left)
+            try:
+                line = self._lines.readline()
+            except TimeoutError:
+                return
+            if not line:
+                return
+            yield News.read(line)

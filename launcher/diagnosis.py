@@ -7,6 +7,8 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launcher.runtimes.base import UNSEEN
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -79,4 +81,6 @@ def explain(exit_code: int, log: Sequence[str], starting: bool = True) -> Diagno
 
 
 def _ended(exit_code: int) -> str:
+    if exit_code == UNSEEN:
+        return "it ended, and nobody saw its exit code"
     return f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited {exit_code}"

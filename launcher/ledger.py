@@ -2,9 +2,10 @@
 
     <state>/ledger.lock                 held while a name and ports are being chosen
     <state>/deployments/<name>/lock     held (flock) by the launcher, then by the supervisor, for as long as it lives
-    <state>/deployments/<name>/plan.json, state.json, logs/, run/
+    <state>/deployments/<name>/plan.json, state.json, control.sock, logs/, run/
 
-A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids.
+A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids. One
+that is detached may serve all the same, and is adopted (launcher/deployments.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import TextIO
 from engines.base import ResourceError
 from launcher.atomic import write_text
 from launcher.masking import mask_argv
+from launcher.runtimes.base import Handle
 
 FIRST_PORT = 8000
 _LAST_PORT = 65535
@@ -45,9 +47,12 @@ class Claim:
 
 
 class Ledger:
-    def __init__(self, state: Path) -> None:
+    """`replacing` is a live deployment whose name and ports count as free: what would be in its place?"""
+
+    def __init__(self, state: Path, replacing: str | None = None) -> None:
         self.deployments = state / "deployments"
         self._state = state
+        self._replacing = replacing
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -60,7 +65,7 @@ class Ledger:
     def free_name(self, wanted: str | None, derived: str) -> str:
         """`wanted` if it is free; else `derived`, with a number where that is taken. Raises `ResourceError`."""
         if wanted:
-            if self.is_live(wanted):
+            if wanted != self._replacing and self.is_live(wanted):
                 raise ResourceError(f"name={wanted!r} is taken by a running deployment; choose another or stop it")
             return wanted
         name, number = derived[:_NAME_LIMIT], 1
@@ -83,19 +88,37 @@ class Ledger:
         """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock = self._lock(name)
         self._sweep_dead()
-        _sweep(folder / "run")
+        sweep(folder / "run")
         write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         return Claim(folder, lock)
 
+    def take_over(self, name: str) -> Claim:
+        """The lock of a deployment that has nobody, as it is; call inside `exclusive`."""
+        return Claim(self.deployments / name, self._lock(name))
+
+    def _lock(self, name: str) -> TextIO:
+        lock = (self.deployments / name / "lock").open("w")
+        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return lock
+
     def _sweep_dead(self) -> None:
-        """End what deployments left whose launcher and supervisor were both killed."""
+        """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""
         for run in self.deployments.glob("*/run"):
-            if not self.is_live(run.parent.name):
-                _sweep(run)
+            if not self.is_live(run.parent.name) and self.legacy(run.parent.name) is None:
+                sweep(run)
+
+    def legacy(self, name: str) -> bytes | None:
+        """The orders that the program of a detached deployment keeps, where it serves without a supervisor."""
+        from launcher.runtimes.process import legacy_of
+
+        try:
+            handle = json.loads((self.deployments / name / "state.json").read_text())["handle"]
+            return legacy_of(Handle(**handle)) if handle else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def held_ports(self) -> dict[int, str]:
         """The ports of running deployments and whose they are, whether their engines listen yet or not."""
@@ -112,6 +135,8 @@ class Ledger:
 
         Raises `ResourceError` that names the key and who has the port.
         """
+        if self._replacing:
+            return self._ports_of(self._replacing, wanted)
         held = self.held_ports()
         for key, port in wanted.items():
             if port is not None and (port in held or not _is_free(host, port)):
@@ -130,8 +155,14 @@ class Ledger:
             chosen.append(port)
         return tuple(chosen)
 
+    def _ports_of(self, name: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
+        """Those that `name` has, where `wanted` leaves them open."""
+        has = json.loads((self.deployments / name / "plan.json").read_text())["ports"]
+        have = dict(zip(wanted, has, strict=False))
+        return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
 
-def _sweep(run: Path) -> None:
+
+def sweep(run: Path) -> None:
     """End every process that still carries the mark of this folder, and remove the folder."""
     if run.exists():
         from launcher.runtimes.process import kill_marked

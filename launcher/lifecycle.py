@@ -6,7 +6,7 @@ machine.
     PENDING → STARTING → READY ⇄ DEGRADED
                  ↑  ↘      ↓ crash
                  └── BACKOFF          crash number `max_crashes`, or one that a restart cannot mend → FAILED
-    any of these, when asked to stop → STOPPING → STOPPED
+    any of these, when asked to stop → STOPPING → STOPPED; when asked to restart → STOPPING → STARTING
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class State:
     crashes: int = 0  #: in a row
     reason: str = ""  #: of the last crash, or of the verdict
     timed_out: bool = False  #: the verdict is that it never became ready, not that it ended
+    restarting: bool = False  #: it is being stopped to be started again
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,11 @@ class StopAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartAsked:
+    """Drain, stop and start again. It says nothing against the engine: crashes are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
 class GraceOver:
     """`stop_grace_s` have passed since TERM."""
 
@@ -116,7 +122,10 @@ class Ended:
     """The program ended while it was being stopped."""
 
 
-Event = Begin | Proved | Crashed | TimedOut | Missed | Recovered | Stable | BackoffOver | StopAsked | GraceOver | Ended
+Event = (
+    Begin | Proved | Crashed | TimedOut | Missed | Recovered | Stable | BackoffOver | StopAsked | RestartAsked
+    | GraceOver | Ended
+)  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------- actions
 
@@ -166,6 +175,14 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
             return replace(state, crashes=0), ()
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), Crashed(reason, permanent)):
             return _after_crash(State(state.phase, state.crashes + 1, reason), permanent, policy)
+        case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), RestartAsked()):
+            return State(Phase.STOPPING, restarting=True), (Terminate(),)
+        case Phase.BACKOFF, RestartAsked():
+            return State(Phase.STARTING), (StartEngine(),)
+        case Phase.STOPPING, StopAsked() if state.restarting:
+            return replace(state, restarting=False), ()
+        case Phase.STOPPING, GraceOver() | Ended() | Crashed() if state.restarting:
+            return State(Phase.STARTING), (Sweep(), StartEngine())
         case Phase.BACKOFF, BackoffOver():
             return replace(state, phase=Phase.STARTING), (StartEngine(),)
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), StopAsked()):

@@ -17,7 +17,7 @@ from engines.base import (
 from launcher import models, plans, registry
 from launcher.client import Client, Connected
 from launcher.compose import normalized, options, quoted
-from launcher.control import News, Supervised
+from launcher.control import News, Supervised, orders_for
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
@@ -45,8 +45,11 @@ class ServingEngine(Client):
     What asks the server is in `Client`.
     """
 
-    def __init__(self, settled: Settled, progress: Progress, spawned: Spawned | None = None) -> None:
+    def __init__(
+        self, settled: Settled, progress: Progress, spawned: Spawned | None = None, *, detached: bool = False
+    ) -> None:
         self._settled = settled
+        self._detached = detached  #: it outlives this process once it has been started
         self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
         self.stop_asked = False
@@ -93,7 +96,10 @@ class ServingEngine(Client):
             prepare(plan, self.progress)
             options = dataclasses.asdict(self.config.engine)
             self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key, key=plan.key)
-            return Supervised(spawned, plan, claim, self.config.supervise, self.config.api_key, self._tell)
+            orders = orders_for(
+                plan, claim.folder, self.config.supervise, self.config.api_key, options, detached=self._detached
+            )
+            return Supervised(spawned, orders, claim, self._tell)
         except BaseException:
             claim.release()
             raise

@@ -41,6 +41,13 @@ class Spawned:
                 f"the supervisor ended before it had its orders (exit {self.process.poll()})"
             ) from exc
 
+    def leave(self) -> None:
+        """Let go of one that goes on without us."""
+        with contextlib.suppress(OSError):
+            self.control.shutdown(socket.SHUT_RDWR)  # wakes whoever reads it
+        self.control.close()
+        self.process.returncode = 0  # or Popen would complain that nobody waits for it
+
     def close(self) -> None:
         """Let go, and wait until it has ended: at once without orders, after a sweep with them."""
         with contextlib.suppress(OSError):

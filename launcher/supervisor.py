@@ -2,14 +2,16 @@
 
     python -c "from launcher.supervisor import main; main()" CONTROL_FD OWNER_PID
 
-Its owner (`launcher.control`) sends it the deployment's lock and one line of JSON with its orders, then
-`{"op": "stop"}` lines; it answers with a line for each change of state. When the owner is gone, so is the engine. It
-imports neither Hydra nor an engine.
+Its owner (`launcher.control`) sends it the deployment's lock and one line of JSON with its orders, and hears a line for
+each change of state. When the owner is gone, so is the engine, unless the deployment is detached. Requests, from the
+owner or from the socket in the deployment's folder, are lines such as `{"op": "stop"}`. It imports neither Hydra nor
+an engine.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import heapq
 import itertools
 import json
@@ -24,14 +26,13 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from engines.base import DeploymentError, LaunchPlan
-from launcher import structs
+from engines.base import DeploymentError
+from launcher import plans
 from launcher.atomic import write_text
 from launcher.diagnosis import explain
 from launcher.lifecycle import (
@@ -43,8 +44,8 @@ from launcher.lifecycle import (
     Event,
     GraceOver,
     Phase,
-    Policy,
     RestartAfter,
+    RestartAsked,
     Stable,
     StartEngine,
     State,
@@ -54,6 +55,8 @@ from launcher.lifecycle import (
     WatchLiveness,
     step,
 )
+from launcher.orders import Orders
+from launcher.peers import Peer, listen
 from launcher.probes import Door, Watch
 from launcher.runtimes.base import Handle, Runtime
 
@@ -62,46 +65,17 @@ log = logging.getLogger(__name__)
 _LOGS_KEPT = 10
 _TAIL_BYTES = 8192
 _LINE_LIMIT = 400
-_OWNER_TIMEOUT_S = 2.0  #: for the last word to an owner that does not read
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What the owner asks for."""
-
-    plan: LaunchPlan
-    runtime: str  #: `module:class`; looking through entry points would cost a fifth of the start
-    folder: Path  #: of the deployment
-    policy: Policy
-    stop_grace_s: float
-    stable_s: float
-    api_key: str | None = None
-
-    @classmethod
-    def load(cls, data: Mapping[str, Any]) -> Orders:
-        return cls(
-            plan=structs.load(LaunchPlan, data["plan"]),
-            runtime=data["runtime"],
-            folder=Path(data["folder"]),
-            policy=Policy(**data["policy"]),
-            stop_grace_s=data["stop_grace_s"],
-            stable_s=data["stable_s"],
-            api_key=data["api_key"],
-        )
+_LAST_WORD_S = 2.0  #: for a peer that does not read
 
 
 class Supervisor:
     """One thread owns the state: it takes events from the probes, the kernel, the clock and the owner, in turn."""
 
-    def __init__(self, orders: Orders, runtime: Runtime, control: socket.socket, owner: int | None = None) -> None:
+    def __init__(self, orders: Orders, runtime: Runtime, owner: socket.socket, owner_end: int | None = None) -> None:
+        """`owner_end` is a descriptor that becomes readable when the owner's process ends."""
         self.state = State()
         self._orders = orders
         self._runtime = runtime
-        self._control = control
-        self._control.setblocking(False)
-        self._incoming = b""
-        self._sending = b""  #: the rest of a line that is on its way to the owner
-        self._unsent: bytes | None = None  #: the newest line after it; older ones no longer matter
         self._events: queue.SimpleQueue[tuple[int | None, Event]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, int, Event]] = []  # due, tie-break, start, event
         self._ties = itertools.count()
@@ -109,16 +83,20 @@ class Supervisor:
         self._handle: Handle | None = None
         self._watch: Watch | None = None
         self._left: tuple[str, ...] = ()
-        self._log_file = orders.folder / "logs" / "none"
+        self._log_file = orders.home / "logs" / "none"
+        self._since = time.time()
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ)
-        self._selector.register(self._wake_in, selectors.EVENT_READ)
-        self._owner = owner
-        if owner is not None:  # a process that it forked may keep its end of the socket open
-            self._selector.register(owner, selectors.EVENT_READ)
+        self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
+        self._owner = Peer(owner, self._selector, follows=True)
+        self._peers = [self._owner]
+        self._listener = listen(orders.home)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._owner_end = owner_end
+        if owner_end is not None:  # a process that it forked may keep its end of the socket open
+            self._selector.register(owner_end, selectors.EVENT_READ, self._lose_owner)
 
     def run(self) -> State:
         """Supervise until the verdict, which is returned; by then nothing of the engine is left."""
@@ -142,9 +120,9 @@ class Supervisor:
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _, _, start, event = heapq.heappop(self._timers)
                 self._feed_of(start, event)
-        self._control.settimeout(_OWNER_TIMEOUT_S)
-        with contextlib.suppress(OSError):
-            self._control.sendall(self._sending + (self._unsent or b""))
+        for peer in self._peers:
+            if peer.follows:
+                peer.finish(_LAST_WORD_S)
         return self.state
 
     # -------------------------------------------------------------------------------------------------- events in
@@ -152,37 +130,56 @@ class Supervisor:
     def _wait(self) -> None:
         timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
         for key, ready in self._selector.select(timeout):
-            if key.fileobj is self._wake_in:
-                self._wake_in.recv(4096)
-            elif key.fileobj is not self._control:
-                self._lose_owner()
+            if not isinstance(key.data, Peer):
+                key.data()
             elif ready & selectors.EVENT_READ:
-                self._hear_owner()
+                self._hear(key.data)
             else:
-                self._flush()
+                key.data.flush()
 
-    def _hear_owner(self) -> None:
-        try:
-            data = self._control.recv(65536)
-        except BlockingIOError:
-            return
-        except OSError:  # reset: it was killed before it had read everything
-            data = b""
-        if not data:
-            self._lose_owner()
-            return
-        *lines, self._incoming = (self._incoming + data).split(b"\n")
-        for line in lines:
-            if json.loads(line)["op"] == "stop":
+    def _woken(self) -> None:
+        self._wake_in.recv(4096)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            self._peers.append(Peer(self._listener.accept()[0], self._selector))
+
+    def _hear(self, peer: Peer) -> None:
+        requests = peer.hear()
+        for request in requests or ():
+            self._serve(peer, request)
+        if requests is None:
+            if peer is self._owner and not self._orders.detached:
+                self._lose_owner()
+            else:
+                self._peers.remove(peer)
+                peer.close()
+
+    def _serve(self, peer: Peer, request: Mapping[str, Any]) -> None:
+        match request.get("op"):
+            case "follow":
+                peer.follows = True
+                peer.tell(self._news())
+            case "status":
+                peer.answer(json.loads(self._news()))
+            case "target":
+                peer.answer({"api_key": self._orders.api_key, "options": dict(self._orders.options),
+                             "plan": plans.whole(self._orders.plan)})  # fmt: skip
+            case "stop":
                 self._feed(StopAsked())
+            case "restart":
+                self._feed(RestartAsked())
+            case other:
+                peer.answer({"error": f"op={other!r} is not known; use follow, status, target, stop or restart"})
 
     def _lose_owner(self) -> None:
         """The owner is gone: do not wait for a drain that nobody asked for."""
-        for source in (self._control, self._owner):
-            if source is not None:
-                with contextlib.suppress(KeyError):
-                    self._selector.unregister(source)
-        self._sending, self._unsent = b"", None
+        if self._owner_end is not None:
+            self._selector.unregister(self._owner_end)
+            self._owner_end = None
+        if self._owner in self._peers:
+            self._peers.remove(self._owner)
+            self._owner.close()
         self._feed(StopAsked())
         self._feed(StopAsked())
 
@@ -240,10 +237,17 @@ class Supervisor:
                 self._after(seconds * random.uniform(0.8, 1.2), BackoffOver())  # noqa: S311  (jitter, not a secret)
 
     def _start_engine(self) -> None:
-        self._start += 1
+        adopted = self._orders.adopt if self._start == 0 else None
+        self._start = max(self._start, self._orders.starts) if adopted else self._start + 1
         try:
-            self._log_file = _next_log(self._orders.folder / "logs")
-            self._handle = self._runtime.start(self._orders.plan, self._log_file)
+            if adopted:
+                self._log_file = _newest_log(self._orders.home / "logs")
+                self._selector.register(self._runtime.adopt(adopted), selectors.EVENT_READ, self._lose_adopted)
+                self._handle = adopted
+            else:
+                self._log_file = _next_log(self._orders.home / "logs")
+                legacy = self._orders.dumps() if self._orders.detached else None
+                self._handle = self._runtime.start(self._orders.plan, self._log_file, legacy)
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
             self._post(Crashed(str(exc), permanent=True), self._start)
             return
@@ -255,11 +259,27 @@ class Supervisor:
             report=partial(self._post, start=self._start),
         )
 
+    def _lose_adopted(self) -> None:
+        """The kernel tells the parent alone how a process ended, and that its end has come only once."""
+        for key in list(self._selector.get_map().values()):
+            if key.data == self._lose_adopted:
+                self._selector.unregister(key.fileobj)
+
     def _cancel_watch(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
 
     def _announce(self) -> None:
+        news = self._news()
+        for peer in self._peers:
+            if peer.follows:
+                peer.tell(news)
+        try:
+            write_text(self._orders.home / "state.json", news.decode())
+        except OSError as exc:  # a full disk must not end a healthy engine
+            log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
+
+    def _news(self) -> bytes:
         news = {
             "state": self.state.phase.value,
             "reason": self.state.reason,
@@ -267,32 +287,16 @@ class Supervisor:
             "crashes": self.state.crashes,
             "starts": self._start,
             "pid": self._handle.pid if self._handle else None,
+            "handle": dataclasses.asdict(self._handle) if self._handle else None,
+            "supervisor": os.getpid(),
+            "detached": self._orders.detached,
+            "since": self._since,
             "log": str(self._log_file),
             "timings": self._watch.timings if self._watch else {},
             "leftovers": self._left,
             "tail": self._tail()[-8:] if self.state.phase is Phase.FAILED else [],
         }
-        text = json.dumps(news)
-        self._unsent = text.encode() + b"\n"
-        self._flush()
-        try:
-            write_text(self._orders.folder / "state.json", text)
-        except OSError as exc:  # a full disk must not end a healthy engine
-            log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
-
-    def _flush(self) -> None:
-        """Send what the socket takes now; an owner that does not read must not keep us from supervising."""
-        with contextlib.suppress(OSError):  # gone: that is noticed where it is heard
-            while self._sending or self._unsent:
-                if not self._sending:
-                    self._sending, self._unsent = self._unsent or b"", None
-                try:
-                    self._sending = self._sending[self._control.send(self._sending) :]
-                except BlockingIOError:
-                    break
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._sending else 0)
-        with contextlib.suppress(KeyError):
-            self._selector.modify(self._control, events)
+        return json.dumps(news).encode() + b"\n"
 
     def _tail(self) -> list[str]:
         """The last lines of the engine's log, cut to what a person reads and a terminal can stand."""
@@ -303,6 +307,10 @@ class Supervisor:
         except OSError:
             return []
         return ["".join(c for c in line[-_LINE_LIMIT:] if c.isprintable()) for line in lines]
+
+
+def _newest_log(folder: Path) -> Path:
+    return max(folder.glob("[0-9]*.log"), default=folder / "none")
 
 
 def _next_log(folder: Path) -> Path:
@@ -332,10 +340,12 @@ def main() -> None:
         if not received:
             return
         first += received
-    orders = Orders.load(json.loads(first))
+    orders = Orders.loads(first)
     module, _, name = orders.runtime.partition(":")
     runtime: Runtime = getattr(import_module(module), name)()
-    Supervisor(orders, runtime, control, _watch_owner(int(sys.argv[2]))).run()
+    if orders.detached:
+        os.chdir("/")  # wherever the user stood, it may be unmounted
+    Supervisor(orders, runtime, control, None if orders.detached else _watch_owner(int(sys.argv[2]))).run()
 
 
 def _watch_owner(pid: int) -> int | None:

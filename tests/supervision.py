@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher import plans
-from launcher.control import Supervised
+from launcher.control import Supervised, orders_for
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import render_files
 from launcher.schema import SuperviseConf
@@ -76,7 +76,8 @@ def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s
         liveness_timeout_s=0,
         liveness_failures=0,
     )
-    owner = Supervised(Spawned(), plan, claimed(plan, state), conf, None)
+    claim = claimed(plan, state)
+    owner = Supervised(Spawned(), orders_for(plan, claim.folder, conf), claim)
     try:
         yield owner
     finally:

@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from engines.base import LaunchPlan
 
+#: the exit code of a program that is not our child; no real one is as high
+UNSEEN = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Handle:
@@ -24,15 +27,22 @@ class Runtime(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def start(self, plan: LaunchPlan, log: Path) -> Handle:
+    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
         """Start the program, both of its outputs appended to `log`; does not wait for it to be ready.
 
-        Raises `DeploymentError` where it cannot be started at all.
+        With `legacy` it outlives us, and keeps that for whoever adopts it; without, it dies with us. Raises
+        `DeploymentError` where it cannot be started at all.
         """
 
     @abstractmethod
+    def adopt(self, handle: Handle) -> int:
+        """Take over a program that another supervisor has started; returns a descriptor that is readable when it has
+        ended. Raises `DeploymentError` where it is gone."""
+
+    @abstractmethod
     def poll(self, handle: Handle) -> int | None:
-        """None while the program runs, then its exit code; -N where signal N ended it. Never blocks."""
+        """None while the program runs, then its exit code; -N where signal N ended it, and `UNSEEN` where it was
+        adopted. Never blocks."""
 
     @abstractmethod
     def listens(self, handle: Handle, port: int) -> bool:

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 from typing import ClassVar
 
-from engines.base import LaunchPlan
+from engines.base import DeploymentError, LaunchPlan
 from launcher.runtimes.base import Handle, Runtime
 
 
@@ -18,10 +18,13 @@ class NoRuntime(Runtime):
     def __init__(self) -> None:
         self._running = False
 
-    def start(self, plan: LaunchPlan, log: Path) -> Handle:  # noqa: ARG002
+    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:  # noqa: ARG002
         log.touch()
         self._running = True
         return Handle(0, 0, "")
+
+    def adopt(self, handle: Handle) -> int:  # noqa: ARG002
+        raise DeploymentError("no program was started, so there is none to adopt")
 
     def poll(self, handle: Handle) -> int | None:  # noqa: ARG002
         return None if self._running else -signal.SIGTERM

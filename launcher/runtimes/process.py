@@ -18,12 +18,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.commands import die_with_parent
-from launcher.runtimes.base import Handle, Runtime
+from launcher.runtimes.base import UNSEEN, Handle, Runtime
 
 if TYPE_CHECKING:
     import psutil
@@ -44,6 +45,9 @@ _START_WINDOW_S = 60.0
 _TRACKER = "multiprocessing.resource_tracker"
 _TRACKER_S = 1.0
 
+#: what a program that outlives us keeps open is called
+_LEGACY = "rmlaunch"
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -54,8 +58,9 @@ class ProcessRuntime(Runtime):
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._exits: dict[int, int] = {}
         self._since = time.time()
+        self._adopted: int | None = None  #: a descriptor of the program, where another has started it
 
-    def start(self, plan: LaunchPlan, log: Path) -> Handle:
+    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
         if threading.current_thread() is not threading.main_thread():
             # PR_SET_PDEATHSIG fires when the *thread* that forked ends.
             raise RuntimeError("the process runtime starts programs from the main thread only")
@@ -65,7 +70,8 @@ class ProcessRuntime(Runtime):
         self._since = time.time()
         temporary = _make_temporary(plan.run_dir)
         self._exits.clear()  # a pid of the last start may come again
-        with log.open("ab") as output:
+        self._adopted = None
+        with log.open("ab") as output, _in_memory(legacy) as kept:
             try:
                 process = subprocess.Popen(
                     plan.argv,
@@ -74,8 +80,9 @@ class ProcessRuntime(Runtime):
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
+                    pass_fds=kept,
                     start_new_session=True,
-                    preexec_fn=die_with_parent(),
+                    preexec_fn=None if kept else die_with_parent(),
                 )
             except (OSError, subprocess.SubprocessError) as exc:
                 raise DeploymentError(f"{plan.name}: could not start {plan.argv[0]}: {exc}") from exc
@@ -85,8 +92,20 @@ class ProcessRuntime(Runtime):
 
         return Handle(process.pid, _start_ticks(process.pid), _boot_id())
 
+    def adopt(self, handle: Handle) -> int:
+        if not is_running(handle):
+            raise DeploymentError(f"pid {handle.pid} has ended, or is another program by now")
+        import psutil
+
+        self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._since = psutil.Process(handle.pid).create_time()
+        self._adopted = os.pidfd_open(handle.pid)
+        return self._adopted
+
     def poll(self, handle: Handle) -> int | None:
         self._reap()
+        if self._adopted is not None:
+            return None if is_running(handle) else UNSEEN
         return self._exits.get(handle.pid)
 
     def listens(self, handle: Handle, port: int) -> bool:
@@ -181,12 +200,53 @@ def _remove_temporary(run_dir: str) -> None:
         link.unlink()
 
 
+def is_running(handle: Handle) -> bool:
+    """Whether that very program runs; one that has ended and waits to be noticed does not."""
+    try:
+        return (
+            handle.boot_id == _boot_id()
+            and handle.started == _start_ticks(handle.pid)
+            and _state(handle.pid) not in ("Z", "X")
+        )
+    except OSError:
+        return False
+
+
+def legacy_of(handle: Handle) -> bytes | None:
+    """What `start` gave the program to keep; None where it has nothing, or has ended."""
+    if not is_running(handle):
+        return None
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{handle.pid}/fd").iterdir():
+            if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
+                return descriptor.read_bytes()
+    return None
+
+
+@contextmanager
+def _in_memory(legacy: bytes | None) -> Iterator[tuple[int, ...]]:
+    """A file that is on no disk, to be inherited: it ends with the last process that has it open."""
+    if legacy is None:
+        yield ()
+        return
+    descriptor = os.memfd_create(_LEGACY)
+    try:
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.write(legacy)
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
+    """By a variable, or by the folder it stands in: a program that renames itself may write over its variables."""
     import psutil
 
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get(MARKER) == run_dir:
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and (
+                process.environ().get(MARKER) == run_dir or process.cwd().removesuffix(" (deleted)") == run_dir
+            ):
                 yield process
 
 
@@ -223,5 +283,13 @@ def _boot_id() -> str:
 
 
 def _start_ticks(pid: int) -> int:
-    """Field 22 of /proc/PID/stat; the name in field 2 may hold spaces and brackets."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return int(_fields(pid)[19])
+
+
+def _state(pid: int) -> str:
+    return _fields(pid)[0]
+
+
+def _fields(pid: int) -> list[str]:
+    """Of /proc/PID/stat, from the third; the name in the second may hold spaces and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,143 @@
+"""What is deployed, for commands that come later: found, asked, and adopted where its supervisor was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines.base import LaunchPlan, RequestError, Target
+from launcher import registry, structs
+from launcher.atomic import write_text
+from launcher.client import Client, Connected
+from launcher.control import Connection, News, Supervised
+from launcher.ledger import Ledger, sweep
+from launcher.lifecycle import Phase
+from launcher.orders import Orders
+from launcher.runtimes.base import Handle
+from launcher.spawn import Spawned
+from launcher.suggest import unknown
+
+_ADOPT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One entry of the ledger."""
+
+    name: str
+    folder: Path
+    live: bool  #: a supervisor has it
+    news: News  #: the last that was said
+    plan: Mapping[str, Any]  #: as `rmlaunch plan --json` prints it
+
+    def connect(self) -> Connection:
+        """Raises `RequestError` where it has ended."""
+        if self.live:
+            with contextlib.suppress(OSError):
+                return Connection(self.folder)
+        raise RequestError(f"{self.name} is {self.news.phase.value}, not running; start it with `rmlaunch up -d`")
+
+
+class Deployments:
+    """All of one state folder. Asking for them adopts those that serve without a supervisor."""
+
+    def __init__(self, state: Path) -> None:
+        self._ledger = Ledger(state)
+
+    def all(self) -> list[Deployment]:
+        """By name, ended ones too."""
+        self._adopt_orphans()
+        folders = sorted(path.parent for path in self._ledger.deployments.glob("*/plan.json"))
+        return [self._read(folder) for folder in folders]
+
+    def find(self, name: str) -> Deployment:
+        """Raises `RequestError` with the names that there are."""
+        found = {deployment.name: deployment for deployment in self.all()}
+        if name not in found:
+            raise RequestError(unknown("deployment", name, sorted(found)))
+        return found[name]
+
+    def _read(self, folder: Path) -> Deployment:
+        live = self._ledger.is_live(folder.name)
+        plan = _json(folder / "plan.json").get("plan", {})
+        return Deployment(folder.name, folder, live, _news(folder, live), plan)
+
+    def _adopt_orphans(self) -> None:
+        if not self._ledger.deployments.exists():
+            return
+        adopted: list[Supervised] = []
+        with self._ledger.exclusive():
+            for folder in sorted(self._ledger.deployments.iterdir()):
+                if not self._ledger.is_live(folder.name) and (news := _said(folder)) and not news.phase.final:
+                    adopted += self._adopt(folder, news)
+        for supervised in adopted:
+            supervised.wait_settled(_ADOPT_TIMEOUT_S)
+            supervised.leave()
+
+    def _adopt(self, folder: Path, news: News) -> list[Supervised]:
+        """A supervisor for what still serves; what does not is ended, and said to have."""
+        claim = self._ledger.take_over(folder.name)
+        legacy = self._ledger.legacy(folder.name)
+        if legacy is None or news.handle is None:
+            sweep(folder / "run")
+            reason = "its supervisor was killed, and its program has ended since"
+            write_text(folder / "state.json", json.dumps(_record(News(Phase.FAILED, reason, log=news.log))))
+            claim.lock.close()
+            return []
+        orders = dataclasses.replace(Orders.loads(legacy), adopt=Handle(**news.handle), starts=news.starts)
+        return [Supervised(Spawned(), orders, claim)]
+
+
+class Attached(Client):
+    """A deployment that somebody else has started, to be asked; it goes on when this is closed."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        with deployment.connect() as connection:
+            given = connection.ask("target")
+        plan = structs.load(LaunchPlan, given["plan"])
+        target = Target(plan.endpoints, plan.model.id, given["options"], given["api_key"], key=plan.key)
+        self._asked = Connected(registry.engine(plan.engine), plan, target)
+
+    @property
+    def plan(self) -> LaunchPlan:
+        return self._asked.plan
+
+    def close(self) -> None:
+        self._asked.engine.close()
+
+    def _connected(self) -> Connected:
+        return self._asked
+
+
+def _said(folder: Path) -> News | None:
+    """The state on disk; None where nothing, or nothing that can be read, is there."""
+    try:
+        return News.read((folder / "state.json").read_bytes())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _news(folder: Path, live: bool) -> News:
+    if live:
+        with contextlib.suppress(OSError), Connection(folder) as connection:
+            return News.read(json.dumps(connection.ask("status")).encode())
+        return _said(folder) or News(Phase.PREPARING)
+    return _said(folder) or News(Phase.FAILED, "its state.json cannot be read")
+
+
+def _record(news: News) -> dict[str, Any]:
+    data = dataclasses.asdict(news)
+    return {"state": data.pop("phase"), **data}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

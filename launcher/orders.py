@@ -1,0 +1,43 @@
+"""What a supervisor is told to do, as one line of JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.base import LaunchPlan
+from launcher import structs
+from launcher.lifecycle import Policy
+from launcher.runtimes.base import Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Secrets are in it as they are: it travels through pipes and memory of our own processes, never a disk."""
+
+    plan: LaunchPlan
+    runtime: str  #: `module:class`; looking through entry points would cost a fifth of the start
+    folder: str  #: of the deployment
+    policy: Policy
+    stop_grace_s: float
+    stable_s: float
+    api_key: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's config keys, which a client needs
+    detached: bool = False  #: the deployment outlives whoever asked for it
+    adopt: Handle | None = None  #: the program that serves already; its last supervisor was killed
+    starts: int = 0  #: how many times it had been started by then
+
+    @property
+    def home(self) -> Path:
+        return Path(self.folder)
+
+    def dumps(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def loads(cls, text: bytes) -> Orders:
+        return structs.load(cls, json.loads(text))

@@ -1,0 +1,372 @@
+"""The verbs that manage deployments: up, ps, status, logs, stop, restart, infer, chat."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from engines.base import ConfigError, DeploymentError, RequestError
+from launcher.client import Message
+from launcher.control import News
+from launcher.deployments import Attached, Deployment, Deployments
+from launcher.lifecycle import Phase
+from launcher.paths import state_root
+
+#: beyond the deployment's own grace: for a sweep, and for a supervisor that is busy
+_STOP_TIMEOUT_S = 60.0
+_LOG_PERIOD_S = 0.1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
+
+
+def run(verb: str, words: Sequence[str]) -> int:
+    parser = _Parser(prog=f"rmlaunch {verb}", add_help=False, allow_abbrev=False)
+    arguments, do = _VERBS[verb]
+    for names, options in arguments:
+        parser.add_argument(*names, **options)
+    return do(parser.parse_args(words))
+
+
+# ---------------------------------------------------------------------------------------------------------- looking
+
+
+def _ps(asked: argparse.Namespace) -> int:
+    found = [item for item in Deployments(state_root()).all() if item.live or asked.all]
+    if asked.json:
+        _print_json([_summary(item) for item in found])
+        return 0
+    head = ("NAME", "STATE", "ENGINE", "DEVICE", "MODEL", "ENDPOINT", "UP", "RESTARTS", "PID")
+    rows = [head, *(_row(item) for item in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    return 0
+
+
+def _row(item: Deployment) -> tuple[str, ...]:
+    data = _summary(item)
+    restarts = str(max(0, item.news.starts - 1))
+    up = _duration(data["up_s"]) if item.live else "–"
+    pid = str(item.news.pid or "–") if item.live else "–"
+    columns = ("name", "state", "engine", "device", "model", "endpoint")
+    return (*(data[column] for column in columns), up, restarts, pid)
+
+
+def _summary(item: Deployment) -> dict[str, Any]:
+    plan, news = item.plan, item.news
+    return {
+        "name": item.name,
+        "state": news.phase.value,
+        "reason": news.reason,
+        "engine": plan.get("engine", "–"),
+        "device": plan.get("device", {}).get("kind", "–"),
+        "model": plan.get("model", {}).get("id", "–"),
+        "endpoint": plan.get("endpoints", {}).get("http", "–"),
+        "detached": news.detached,
+        "up_s": round(time.time() - news.since, 1) if item.live and news.since else 0.0,
+        "starts": news.starts,
+        "crashes": news.crashes,
+        "pid": news.pid if item.live else None,
+        "supervisor": news.supervisor if item.live else None,
+        "log": news.log,
+        "timings": dict(news.timings),
+        "leftovers": list(news.leftovers),
+    }
+
+
+def _status(asked: argparse.Namespace) -> int:
+    item = Deployments(state_root()).find(asked.name)
+    summary = _summary(item)
+    if asked.json:
+        _print_json(summary)
+        return 0
+    for key, value in summary.items():
+        if value not in ("", None, [], {}):
+            sys.stdout.write(f"{key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}\n")
+    for line in item.news.tail:
+        sys.stdout.write(f"  | {line}\n")
+    return 0
+
+
+def _logs(asked: argparse.Namespace) -> int:
+    deployments = Deployments(state_root())
+    item = deployments.find(asked.name)
+    log = Path(item.news.log)
+    if not log.is_file():
+        raise RequestError(f"{item.name} has no log yet")
+    lines = log.read_bytes().splitlines(keepends=True)
+    _write(b"".join(lines[-asked.lines :]))
+    if asked.follow and item.live:
+        for piece in _grown(deployments, item, log, log.stat().st_size):
+            _write(piece)
+    return 0
+
+
+def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -> Iterator[bytes]:
+    """What is added to the log from `offset` on, and to those of later starts, until the deployment has ended."""
+    while True:
+        item = deployments.find(item.name)
+        with log.open("rb") as stream:
+            stream.seek(offset)
+            yield (piece := stream.read())
+            offset += len(piece)
+        newest = Path(item.news.log)
+        if newest != log and newest.is_file():
+            log, offset = newest, 0
+        elif not item.live:
+            return
+        time.sleep(_LOG_PERIOD_S)
+
+
+# --------------------------------------------------------------------------------------------------------- changing
+
+
+def _up(asked: argparse.Namespace) -> int:
+    from launcher.compose import normalized
+    from launcher.progress import Progress
+    from launcher.resolve import settle
+    from launcher.serving import ServingEngine
+    from launcher.spawn import Spawned
+
+    spawned = Spawned()
+    try:
+        settled = settle(normalized(asked.overrides), asked.config_dir)
+        if settled.config.prompt is not None:
+            raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
+        for reason in settled.reasons:
+            _note(reason)
+        name = settled.config.name
+        live = {item.name: item for item in Deployments(state_root()).all() if item.live}
+        if name in live and _is_up(live[name], settled.config, replace=asked.replace):
+            return _say_endpoint(live[name].name, live[name].plan["endpoints"]["http"], asked.json)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with_us = ServingEngine(settled, Progress(), spawned, detached=True)
+        try:
+            with_us.start()
+            return _say_endpoint(with_us.name, with_us.plan.endpoints.http.url, asked.json)
+        finally:
+            with_us.close()
+    finally:
+        spawned.close()
+
+
+def _is_up(item: Deployment, config: Any, *, replace: bool) -> bool:
+    """Whether the plan of `config` is what runs under its name; one that is to be replaced is stopped."""
+    from launcher import plans
+    from launcher.ledger import Ledger
+    from launcher.resolve import resolve
+
+    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
+    wanted = plans.public(engine.plan(spec))
+    changes = list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
+    if not changes:
+        _note(f"{item.name} is already up")
+        return True
+    if not replace:
+        shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
+        raise RequestError(
+            f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
+        )
+    _end(item, now=False)
+    return False
+
+
+def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
+    """`argv.7: '2048' → '4096'`, for each leaf that is not the same."""
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted({*have, *want}):
+            yield from _differences(have.get(key), want.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
+        for number, (old, new) in enumerate(zip(have, want, strict=True)):
+            yield from _differences(old, new, f"{path}.{number}")
+    elif have != want:
+        yield f"{path}: {_short(have)} → {_short(want)}"
+
+
+def _stop(asked: argparse.Namespace) -> int:
+    if bool(asked.names) == asked.all:
+        raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
+    deployments = Deployments(state_root())
+    items = [item for item in deployments.all() if item.live] if asked.all else map(deployments.find, asked.names)
+    for item in list(items):
+        _end(item, asked.now)
+    return 0
+
+
+def _end(item: Deployment, now: bool) -> None:
+    """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or it takes too long."""
+    news = _after(item, ["stop", "stop"] if now else ["stop"], lambda news: news.phase.final, _STOP_TIMEOUT_S)
+    if news.phase is not Phase.STOPPED or news.leftovers:
+        left = ", ".join(news.leftovers) or news.reason or news.phase.value
+        raise DeploymentError(f"{item.name} did not stop cleanly: {left}")
+    _note(f"stopped: {item.name}; nothing is left of it")
+
+
+def _restart(asked: argparse.Namespace) -> int:
+    item = Deployments(state_root()).find(asked.name)
+    starts = item.news.starts
+    limit = item.plan.get("probes", {}).get("startup", {}).get("timeout_s", 600.0) + _STOP_TIMEOUT_S
+    news = _after(
+        item,
+        ["restart"],
+        lambda news: (news.phase is Phase.READY and news.starts > starts) or news.phase.final,
+        limit,
+    )
+    if news.phase is not Phase.READY:
+        raise DeploymentError(f"{item.name} is {news.phase.value} after the restart: {news.reason}")
+    return _say_endpoint(item.name, item.plan["endpoints"]["http"], as_json=False)
+
+
+def _after(item: Deployment, ops: Sequence[str], done: Callable[[News], bool], timeout_s: float) -> News:
+    """Ask for `ops`, and wait for the news that `done` waits for."""
+    deadline = time.monotonic() + timeout_s
+    with item.connect() as connection:
+        for op in ops:
+            connection.tell(op)
+        for news in connection.follow(deadline):
+            if done(news):
+                return news
+    raise DeploymentError(f"{item.name}: its supervisor said no more within {timeout_s:.0f} s; see rmlaunch status")
+
+
+# ----------------------------------------------------------------------------------------------------------- asking
+
+
+def _infer(asked: argparse.Namespace) -> int:
+    client = Attached(Deployments(state_root()).find(asked.name))
+    try:
+        if client.plan.model.task == "embed":
+            _print_json(client.embed([asked.text])[0].tolist())
+            return 0
+        _stream(client.stream(asked.text, **_sampling(asked.sampling)))
+        return 0
+    finally:
+        client.close()
+
+
+def _chat(asked: argparse.Namespace) -> int:
+    client = Attached(Deployments(state_root()).find(asked.name))
+    sampling = {"max_tokens": 512, **_sampling(asked.sampling)}
+    messages: list[Message] = []
+    try:
+        while line := _read_line():
+            messages.append({"role": "user", "content": line})
+            messages.append({"role": "assistant", "content": _stream(client.stream(messages, **sampling))})
+    finally:
+        client.close()
+    return 0
+
+
+def _read_line() -> str:
+    """What the user says; empty at the end of the input, and lines with nothing in them are passed over."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line or line.strip():
+            return line.strip()
+
+
+def _stream(pieces: Iterator[str]) -> str:
+    text = ""
+    for piece in pieces:
+        text += piece
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return text
+
+
+def _sampling(words: Sequence[str]) -> Mapping[str, Any]:
+    """`max_tokens=20 temperature=0.5` as numbers, and lists where they are JSON."""
+    given = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r} is not understood; sampling options are written key=value")
+        try:
+            given[key] = json.loads(value)
+        except ValueError:
+            given[key] = value
+    return given
+
+
+# ---------------------------------------------------------------------------------------------------------- showing
+
+
+def _say_endpoint(name: str, url: str, as_json: bool) -> int:
+    if as_json:
+        _print_json({"name": name, "endpoint": url})
+    else:
+        sys.stdout.write(f"{name} {url}\n")
+    return 0
+
+
+def _print_json(data: object) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+_Argument = tuple[tuple[str, ...], dict[str, Any]]
+_NAME: _Argument = (("name",), {})
+_JSON: _Argument = (("--json",), {"action": "store_true"})
+_SAMPLING: _Argument = (("sampling",), {"nargs": "*"})
+_VERBS: dict[str, tuple[list[_Argument], Callable[[argparse.Namespace], int]]] = {
+    "up": (
+        [
+            (("-d", "--detach"), {"action": "store_true", "required": True}),
+            (("--replace",), {"action": "store_true"}),
+            _JSON,
+            (("--config-dir", "-cd"), {}),
+            (("overrides",), {"nargs": "*"}),
+        ],
+        _up,
+    ),
+    "ps": ([(("-a", "--all"), {"action": "store_true"}), _JSON], _ps),
+    "status": ([_NAME, _JSON], _status),
+    "logs": (
+        [_NAME, (("-f", "--follow"), {"action": "store_true"}), (("-n", "--lines"), {"type": int, "default": 100})],
+        _logs,
+    ),
+    "stop": (
+        [
+            (("names",), {"nargs": "*"}),
+            (("--all",), {"action": "store_true"}),
+            (("--now",), {"action": "store_true"}),
+        ],
+        _stop,
+    ),
+    "restart": ([_NAME], _restart),
+    "infer": ([_NAME, (("text",), {}), _SAMPLING], _infer),
+    "chat": ([_NAME, _SAMPLING], _chat),
+}
