@@ -51,7 +51,7 @@ class LlamaCpp(Engine):
             spec,
             argv=argv,
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics" if spec.args.get("metrics") else None),
-            probes=probes(spec),
+            probes=probes(spec, ("llamacpp:n_decode_total", "llamacpp:prompt_tokens_total")),
             env={"LLAMA_API_KEY": spec.api_key} if spec.api_key else {},
             files=files,
         )

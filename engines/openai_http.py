@@ -24,7 +24,7 @@ from engines.base import (
 from engines.json_http import JsonHttp
 
 
-def probes(spec: ServeSpec) -> Probes:
+def probes(spec: ServeSpec, progress: tuple[str, ...] = ()) -> Probes:
     """Those of a server whose /health answers 200 from when it serves, and asks for no key."""
     health = HttpCheck("/health")
     if spec.model.task == "embed":
@@ -33,7 +33,7 @@ def probes(spec: ServeSpec) -> Probes:
     else:
         body = {"model": spec.model.id, "prompt": "a", "max_tokens": 1}
         canary = HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens")
-    return Probes(startup=health, readiness=canary, liveness=health, settings=spec.probes)
+    return Probes(startup=health, readiness=canary, liveness=canary, settings=spec.probes, progress=progress)
 
 
 class OpenAIClient:

@@ -138,6 +138,8 @@ class ProbeSettings:
     liveness_period_s: float = 10.0
     liveness_timeout_s: float = 5.0
     liveness_failures: int = 3
+    stall_timeout_s: float = 300.0  #: of a start that shows no sign of life
+    busy_timeout_s: float = 300.0  #: that a server is believed to be busy which computes and answers nothing
 
 
 # ----------------------------------------------------------------------------- what will be done: plain data, JSON-able
@@ -163,12 +165,16 @@ class HttpCheck:
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Kubernetes' three probes: `startup` is the engine's own word, `readiness` is a real request."""
+    """Kubernetes' three probes: `startup` is the engine's own word, `readiness` and `liveness` are real requests.
+
+    While the counters that `progress` names grow, at `Endpoints.metrics`, there is no need to ask for liveness.
+    """
 
     startup: HttpCheck
     readiness: HttpCheck
     liveness: HttpCheck
     settings: ProbeSettings
+    progress: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,8 @@ def _probes(spec: ServeSpec) -> Probes:
         endpoint=management,
         key=_key(spec, "management"),
     )
-    return Probes(startup=workers, readiness=_canary(spec.model), liveness=workers, settings=spec.probes)
+    canary, counters = _canary(spec.model), ("ts_inference_requests_total",)
+    return Probes(startup=workers, readiness=canary, liveness=canary, settings=spec.probes, progress=counters)
 
 
 def _canary(model: Model) -> HttpCheck:

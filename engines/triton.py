@@ -156,7 +156,8 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
 
 def _probes(spec: ServeSpec) -> Probes:
     ready = HttpCheck("/v2/health/ready")
-    return Probes(startup=ready, readiness=_canary(spec.model), liveness=ready, settings=spec.probes)
+    canary, counters = _canary(spec.model), ("nv_inference_exec_count", "nv_inference_request_failure")
+    return Probes(startup=ready, readiness=canary, liveness=canary, settings=spec.probes, progress=counters)
 
 
 def _canary(model: Model) -> HttpCheck:

@@ -78,7 +78,7 @@ class Vllm(Engine):
             spec,
             argv=(*_program(spec), *vllm_command.flags(spec)),
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics"),
-            probes=probes(spec),
+            probes=probes(spec, ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")),
             env=_environment(spec),
             files={f"server/{name}": spec.templates[name] for name in _files(spec)},
             shm_size="8g",  # NCCL and the ranks' queues; Docker's own 64 MB end at the first of them

@@ -19,6 +19,7 @@ from launcher.ledger import Ledger, sweep
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
 from launcher.runtimes.base import Handle
+from launcher.runtimes.process import is_alive
 from launcher.spawn import Spawned
 from launcher.suggest import unknown
 
@@ -73,7 +74,8 @@ class Deployments:
         adopted: list[Supervised] = []
         with self._ledger.exclusive():
             for folder in sorted(self._ledger.deployments.iterdir()):
-                if not self._ledger.is_live(folder.name) and (news := _said(folder)) and not news.phase.final:
+                news = _said(folder)
+                if news and not news.phase.final and not (news.supervisor and is_alive(news.supervisor)):
                     adopted += self._adopt(folder, news)
         for supervised in adopted:
             supervised.wait_settled(_ADOPT_TIMEOUT_S)
@@ -82,6 +84,8 @@ class Deployments:
     def _adopt(self, folder: Path, news: News) -> list[Supervised]:
         """A supervisor for what still serves; what does not is ended, and said to have."""
         claim = self._ledger.take_over(folder.name)
+        if claim is None:  # another launch of its name has begun
+            return []
         legacy = self._ledger.legacy(folder.name)
         if legacy is None or news.handle is None:
             sweep(folder / "run")

@@ -17,6 +17,7 @@ import json
 import shlex
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,21 +89,28 @@ class Ledger:
         """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = self._lock(name)
+        lock = (folder / "lock").open("w")
+        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         self._sweep_dead()
         sweep(folder / "run")
+        (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
         write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         return Claim(folder, lock)
 
-    def take_over(self, name: str) -> Claim:
-        """The lock of a deployment that has nobody, as it is; call inside `exclusive`."""
-        return Claim(self.deployments / name, self._lock(name))
+    def take_over(self, name: str, timeout_s: float = 0.5) -> Claim | None:
+        """The lock of a deployment whose supervisor is gone; call inside `exclusive`.
 
-    def _lock(self, name: str) -> TextIO:
+        A supervisor that was killed holds it until the last of its threads has ended. None where somebody else has it.
+        """
         lock = (self.deployments / name / "lock").open("w")
-        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return lock
+        deadline = time.monotonic() + timeout_s
+        while not _try_lock(lock):
+            if time.monotonic() > deadline:
+                lock.close()
+                return None
+            time.sleep(0.005)
+        return Claim(self.deployments / name, lock)
 
     def _sweep_dead(self) -> None:
         """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""
@@ -160,6 +168,14 @@ class Ledger:
         has = json.loads((self.deployments / name / "plan.json").read_text())["ports"]
         have = dict(zip(wanted, has, strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
+
+
+def _try_lock(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sweep(run: Path) -> None:

@@ -1,25 +1,18 @@
-"""Checks over HTTP: start-up, then a real request, then liveness; run in a thread, reported as lifecycle events."""
+"""Checks of a server over HTTP, and the numbers that it counts."""
 
 from __future__ import annotations
 
 import json
-import socket
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engines.base import Endpoint, HttpCheck, InferenceError, KeyFile, Probes
-from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
+from engines.base import Endpoint, HttpCheck, InferenceError, KeyFile
 
 if TYPE_CHECKING:
     import http.client
 
-#: between two looks at a server that is starting; it bounds how late READY is said
-_STARTING_PERIOD_S = 0.01
-_PATIENCE_S = 10.0
-_CHECK_TIMEOUT_S = 5.0
 _BODY_LIMIT = 1 << 20
 
 
@@ -44,27 +37,40 @@ class Missing:
     final: bool = False  #: waiting will not change it
 
 
+class UnreachableError(Exception):
+    """No answer, in words."""
+
+
 def check(door: Door, probe: HttpCheck, timeout_s: float) -> Missing | None:
     """Do `probe` once, in `timeout_s` in all. Returns None where it passed, else what came instead."""
-    deadline = time.monotonic() + timeout_s
+    try:
+        status, answer = _answer(door, probe, timeout_s)
+    except UnreachableError as exc:
+        return Missing(str(exc))
+    words = _judge(probe, status, answer)
+    return Missing(words, final=probe.final and status < 500) if words else None
+
+
+def _answer(door: Door, probe: HttpCheck, timeout_s: float) -> tuple[int, bytes]:
+    """Status and body, in `timeout_s` in all. Raises `UnreachableError`."""
     import http.client  # not at the top: it would keep the engine's first start waiting
 
+    deadline = time.monotonic() + timeout_s
+    endpoint = probe.endpoint or door.endpoint
     body = json.dumps(probe.body) if probe.body is not None else None
+    headers = {"Content-Type": "application/json"}
     try:
-        headers = {"Content-Type": "application/json"}
         if bearer := door.bearer(probe):
             headers["Authorization"] = f"Bearer {bearer}"
-        connection = _connection(probe.endpoint or door.endpoint, timeout_s)
+        connection = _connection(endpoint, timeout_s)
         try:
-            connection.request(probe.method, f"{(probe.endpoint or door.endpoint).path}{probe.path}", body, headers)
+            connection.request(probe.method, f"{endpoint.path}{probe.path}", body, headers)
             response = connection.getresponse()
-            answer = _read(connection, response, deadline)
+            return response.status, _read(connection, response, deadline)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, InferenceError) as exc:
-        return Missing(f"{type(exc).__name__} from {probe.path}: {exc}")
-    words = _judge(probe, response.status, answer)
-    return Missing(words, final=probe.final and response.status < 500) if words else None
+        raise UnreachableError(f"{type(exc).__name__} from {probe.path}: {exc}") from exc
 
 
 def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnection:
@@ -102,101 +108,23 @@ def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResp
     return b"".join(parts)
 
 
-class Watch:
-    """The probes of one start of the engine, in a thread of their own.
+def count(door: Door, url: str, names: Sequence[str], timeout_s: float) -> float | None:
+    """The sum of the Prometheus samples at `url` that are called `names`, whatever their labels; None where there are
+    none, or they cannot be read."""
+    from urllib.parse import urlsplit
 
-    `report` is called from that thread with an event; one that is on its way when `cancel` is called may still arrive.
-    """
-
-    def __init__(
-        self,
-        door: Door,
-        probes: Probes,
-        is_ours: Callable[[], bool],
-        report: Callable[[Event], None],
-    ) -> None:
-        self._is_ours = is_ours
-        self._door = door
-        self._probes = probes
-        self._report = report
-        self._cancelled = threading.Event()
-        self._began = time.monotonic()
-        self.timings: dict[str, float] = {}  #: seconds, of the start-up's parts
-        threading.Thread(target=self._run, name="probes", daemon=True).start()
-
-    def cancel(self) -> None:
-        self._cancelled.set()
-
-    def _run(self) -> None:
-        failure = self._until_ready()
-        if self._cancelled.is_set():
-            return
-        if failure:
-            limit = self._probes.settings.startup_timeout_s
-            late = TimedOut(f"not ready after {limit:g} s (supervise.startup_timeout_s): {failure.words}")
-            self._say(Crashed(failure.words, permanent=True) if failure.final else late)
-            return
-        self._say(Proved())
-        self._until_dead()
-
-    def _until_ready(self) -> Missing | None:
-        """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
-        deadline = self._began + self._probes.settings.startup_timeout_s
-        missing = self._repeat(self._listening, deadline)
-        if not missing:
-            missing = self._repeat(lambda: self._try(self._probes.startup, _CHECK_TIMEOUT_S), deadline)
-        if not missing:
-            missing = self._repeat(self._answers_itself, deadline)
-        self.timings["startup_s"] = time.monotonic() - self._began
-        if not missing:
-            asked = time.monotonic()
-            missing = self._repeat(lambda: self._try(self._probes.readiness, deadline - time.monotonic()), deadline)
-            self.timings["readiness_s"] = time.monotonic() - asked
-        return missing
-
-    def _repeat(self, attempt: Callable[[], Missing | None], deadline: float) -> Missing | None:
-        while not self._cancelled.is_set():
-            missing = attempt()
-            if not missing or missing.final or time.monotonic() > deadline:
-                return missing
-            # Short loads are noticed at once; minutes of looking cost less, and stay below 50 ms.
-            waited = time.monotonic() - self._began
-            self._cancelled.wait(_STARTING_PERIOD_S if waited < _PATIENCE_S else 4 * _STARTING_PERIOD_S)
+    parts = urlsplit(url)
+    place = Endpoint(parts.hostname or "", parts.port or 80, parts.scheme)
+    try:
+        status, text = _answer(door, HttpCheck(parts.path, endpoint=place), timeout_s)
+    except UnreachableError:
         return None
+    samples = [line.rpartition(" ")[2] for line in text.decode(errors="replace").splitlines() if _is_one(line, names)]
+    return sum(map(float, samples)) if status == 200 and samples else None
 
-    def _listening(self) -> Missing | None:
-        """A bare connect costs a tenth of an HTTP request, and loading can take minutes."""
-        endpoint = self._door.endpoint
-        try:
-            socket.create_connection((endpoint.host, endpoint.port), _CHECK_TIMEOUT_S).close()
-        except OSError as exc:
-            return Missing(f"nothing listens on {endpoint}: {exc}")
-        return None
 
-    def _answers_itself(self) -> Missing | None:
-        """Some servers bind their port when the model is loaded; by then another may have it, and answer well."""
-        return None if self._is_ours() else Missing(f"another process answers on {self._door.endpoint}")
-
-    def _until_dead(self) -> None:
-        settings = self._probes.settings
-        failures = 0
-        while not self._cancelled.wait(settings.liveness_period_s):
-            missing = self._try(self._probes.liveness, settings.liveness_timeout_s)
-            if not missing and failures:
-                self._say(Recovered())
-            failures = failures + 1 if missing else 0
-            if missing and failures >= settings.liveness_failures:
-                self._say(Crashed(f"{failures} liveness checks in a row failed: {missing.words}"))
-                return
-            if missing:
-                self._say(Missed(missing.words))
-
-    def _try(self, probe: HttpCheck, timeout_s: float) -> Missing | None:
-        return check(self._door, probe, max(timeout_s, 0.1))
-
-    def _say(self, event: Event) -> None:
-        if not self._cancelled.is_set():
-            self._report(event)
+def _is_one(line: str, names: Sequence[str]) -> bool:
+    return any(line.startswith(name) and line[len(name) : len(name) + 1] in ("{", " ") for name in names)
 
 
 def _values(answer: bytes, path: str) -> Sequence[Any]:

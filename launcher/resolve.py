@@ -144,6 +144,8 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
             config.supervise.liveness_period_s,
             config.supervise.liveness_timeout_s,
             config.supervise.liveness_failures,
+            config.supervise.stall_timeout_s,
+            config.supervise.busy_timeout_s,
         ),
     )
 

@@ -114,6 +114,8 @@ class SuperviseConf:
     liveness_period_s: float = MISSING
     liveness_timeout_s: float = MISSING
     liveness_failures: int = MISSING
+    stall_timeout_s: float = MISSING
+    busy_timeout_s: float = MISSING
 
 
 @dataclass

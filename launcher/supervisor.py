@@ -57,8 +57,9 @@ from launcher.lifecycle import (
 )
 from launcher.orders import Orders
 from launcher.peers import Peer, listen
-from launcher.probes import Door, Watch
+from launcher.probes import Door
 from launcher.runtimes.base import Handle, Runtime
+from launcher.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,8 @@ class Supervisor:
             self._orders.plan.probes,
             is_ours=partial(self._runtime.listens, self._handle, http.port),
             report=partial(self._post, start=self._start),
+            effort=Effort(partial(self._runtime.activity, self._handle), self._log_bytes),
+            metrics=self._orders.plan.endpoints.metrics,
         )
 
     def _lose_adopted(self) -> None:
@@ -297,6 +300,12 @@ class Supervisor:
             "tail": self._tail()[-8:] if self.state.phase is Phase.FAILED else [],
         }
         return json.dumps(news).encode() + b"\n"
+
+    def _log_bytes(self) -> int:
+        try:
+            return self._log_file.stat().st_size
+        except OSError:
+            return 0
 
     def _tail(self) -> list[str]:
         """The last lines of the engine's log, cut to what a person reads and a terminal can stand."""

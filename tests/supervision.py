@@ -12,9 +12,11 @@ from pathlib import Path
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher import plans
-from launcher.control import Supervised, orders_for
+from launcher.control import Connection, Supervised, orders_for
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import render_files
+from launcher.runtimes.process import is_alive as is_alive
+from launcher.runtimes.process import kill_marked
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 
@@ -29,12 +31,12 @@ def free_port() -> int:
 
 
 def fake_plan(
-    state: Path, *options: str, startup_timeout_s: float = 10.0, leftovers: tuple[str, ...] = ()
+    state: Path, *options: str, startup_timeout_s: float = 10.0, leftovers: tuple[str, ...] = (), name: str = "fake"
 ) -> LaunchPlan:
     port = free_port()
     ready = HttpCheck("/health")
     return LaunchPlan(
-        name="fake",
+        name=name,
         engine="fake",
         device=Device("cpu"),
         model=Model("none", "file:/none", "gguf", "/none"),
@@ -50,7 +52,7 @@ def fake_plan(
                 startup_timeout_s, liveness_period_s=0.05, liveness_timeout_s=0.3, liveness_failures=2
             ),
         ),
-        run_dir=str(state / "deployments" / "fake" / "run"),
+        run_dir=str(state / "deployments" / name / "run"),
         leftovers=leftovers,
     )
 
@@ -65,7 +67,40 @@ def claimed(plan: LaunchPlan, state: Path) -> Claim:
 
 @contextlib.contextmanager
 def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s: float = 5.0) -> Iterator[Supervised]:
-    conf = SuperviseConf(
+    claim = claimed(plan, state)
+    owner = Supervised(Spawned(), orders_for(plan, claim.folder, _settings(max_crashes, stop_grace_s)), claim)
+    try:
+        yield owner
+    finally:
+        owner.close()
+
+
+@contextlib.contextmanager
+def detached(plan: LaunchPlan, state: Path, api_key: str | None = None) -> Iterator[Path]:
+    """The folder of a deployment that serves, and that nobody owns; whatever is left of it ends with the block."""
+    claim = claimed(plan, state)
+    orders = orders_for(plan, claim.folder, _settings(3, 5.0), api_key, {"protocol": "x"}, detached=True)
+    owner = Supervised(Spawned(), orders, claim)
+    try:
+        owner.wait_ready()
+        owner.close()
+        yield claim.folder
+    finally:
+        owner.close()
+        _end(claim.folder)
+
+
+def _end(folder: Path) -> None:
+    with contextlib.suppress(OSError), Connection(folder) as connection:
+        connection.tell("stop")
+        connection.tell("stop")
+        for _ in connection.follow(time.monotonic() + 10):
+            pass
+    kill_marked(str(folder / "run"), 5.0)
+
+
+def _settings(max_crashes: int, stop_grace_s: float) -> SuperviseConf:
+    return SuperviseConf(
         startup_timeout_s=0,  # the plan's probes have it
         stop_grace_s=stop_grace_s,
         max_crashes=max_crashes,
@@ -75,13 +110,9 @@ def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s
         liveness_period_s=0,
         liveness_timeout_s=0,
         liveness_failures=0,
+        stall_timeout_s=0,
+        busy_timeout_s=0,
     )
-    claim = claimed(plan, state)
-    owner = Supervised(Spawned(), orders_for(plan, claim.folder, conf), claim)
-    try:
-        yield owner
-    finally:
-        owner.close()
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
@@ -89,14 +120,6 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
         time.sleep(0.005)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether `pid` runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def marked_processes(run_dir: str) -> list[int]:

@@ -1,4 +1,7 @@
-"""The contract of a runtime: where the engine's program runs. One supervisor thread calls it, but for `listens`."""
+"""The contract of a runtime: where the engine's program runs.
+
+One supervisor thread calls it, but for `listens` and `activity`.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,14 @@ class Handle:
     started: int  #: clock ticks from boot to its start
     boot_id: str
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What the processes of a program have done since they were started."""
+
+    cpu_s: float
+    read_bytes: int  #: by calls, from files and sockets; what is mapped shows as time alone
 
 
 class Runtime(ABC):
@@ -47,6 +58,10 @@ class Runtime(ABC):
     @abstractmethod
     def listens(self, handle: Handle, port: int) -> bool:
         """Whether it is this program, or a worker of it, that listens on `port`. Called from the probes' thread."""
+
+    @abstractmethod
+    def activity(self, handle: Handle) -> Activity | None:
+        """None where it cannot be told. Called from the probes' thread."""
 
     @abstractmethod
     def terminate(self, handle: Handle) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher.runtimes.base import Handle, Runtime
+from launcher.runtimes.base import Activity, Handle, Runtime
 
 
 class NoRuntime(Runtime):
@@ -32,6 +32,9 @@ class NoRuntime(Runtime):
     def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
         """True: whoever listens there is the one that was asked for."""
         return True
+
+    def activity(self, handle: Handle) -> Activity | None:  # noqa: ARG002
+        return None
 
     def terminate(self, handle: Handle) -> None:  # noqa: ARG002
         self._running = False

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.commands import die_with_parent
-from launcher.runtimes.base import UNSEEN, Handle, Runtime
+from launcher.runtimes.base import UNSEEN, Activity, Handle, Runtime
 
 if TYPE_CHECKING:
     import psutil
@@ -117,6 +117,20 @@ class ProcessRuntime(Runtime):
             return _listens(leader, port) or any(_listens(worker, port) for worker in leader.children(recursive=True))
         return False
 
+    def activity(self, handle: Handle) -> Activity | None:
+        import psutil
+
+        cpu_s, read = 0.0, 0
+        with contextlib.suppress(psutil.Error):
+            leader = psutil.Process(handle.pid)
+            for process in (leader, *leader.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    cpu_s += times.user + times.system
+                    read += process.io_counters().read_chars
+            return Activity(cpu_s, read)
+        return None
+
     def terminate(self, handle: Handle) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(handle.pid, signal.SIGTERM)
@@ -156,7 +170,7 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
 
     began = time.monotonic()
     while True:
-        alive = [process for process in find() if _is_alive(process)]
+        alive = [process for process in find() if is_alive(process.pid)]
         spent = time.monotonic() - began
         if not alive or spent > deadline_s:
             return tuple(f"pid {process.pid} ({_name(process)})" for process in alive)
@@ -201,13 +215,17 @@ def _remove_temporary(run_dir: str) -> None:
 
 
 def is_running(handle: Handle) -> bool:
-    """Whether that very program runs; one that has ended and waits to be noticed does not."""
+    """Whether that very program runs."""
     try:
-        return (
-            handle.boot_id == _boot_id()
-            and handle.started == _start_ticks(handle.pid)
-            and _state(handle.pid) not in ("Z", "X")
-        )
+        return handle.boot_id == _boot_id() and handle.started == _start_ticks(handle.pid) and is_alive(handle.pid)
+    except OSError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs; one that has ended and waits to be noticed does not."""
+    try:
+        return _fields(pid)[0] not in ("Z", "X")
     except OSError:
         return False
 
@@ -260,15 +278,6 @@ def _listens(process: psutil.Process, port: int) -> bool:
     return False
 
 
-def _is_alive(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _name(process: psutil.Process) -> str:
     import psutil
 
@@ -284,10 +293,6 @@ def _boot_id() -> str:
 
 def _start_ticks(pid: int) -> int:
     return int(_fields(pid)[19])
-
-
-def _state(pid: int) -> str:
-    return _fields(pid)[0]
 
 
 def _fields(pid: int) -> list[str]:

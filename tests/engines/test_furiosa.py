@@ -75,7 +75,7 @@ def test_the_model_is_compiled_once_and_served_on_the_named_npus() -> None:
     assert plan.probes == Probes(
         startup=HttpCheck("/health"),
         readiness=HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens"),
-        liveness=HttpCheck("/health"),
+        liveness=HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens"),
         settings=ProbeSettings(),
     )
     assert (plan.env, plan.files) == ({"HF_HUB_OFFLINE": "1"}, {})

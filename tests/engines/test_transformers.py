@@ -73,7 +73,7 @@ def test_the_plan_is_the_servers_command_line_with_the_model_behind_a_link() -> 
     assert plan.probes == Probes(
         startup=HttpCheck("/health"),
         readiness=HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens"),
-        liveness=HttpCheck("/health"),
+        liveness=HttpCheck("/v1/completions", "POST", body, expect="usage.completion_tokens"),
         settings=ProbeSettings(),
     )
 

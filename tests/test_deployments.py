@@ -1,0 +1,232 @@
+"""Deployments that outlive whoever asked for them: found by name, asked over their socket, adopted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from engines.base import LaunchPlan, RequestError
+from launcher.control import Connection, News
+from launcher.deployments import Deployments
+from launcher.ledger import Ledger
+from launcher.lifecycle import Phase
+from launcher.peers import SOCKET, connect
+from tests.supervision import claimed, detached, fake_plan, is_alive, marked_processes, supervised, wait_for
+
+
+def pids(state: Path, name: str = "fake") -> tuple[int, int]:
+    """Of the supervisor and of the program."""
+    news = Deployments(state).find(name).news
+    assert news.supervisor is not None
+    assert news.pid is not None
+    return news.supervisor, news.pid
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not is_alive(pid))
+
+
+def stop(folder: Path) -> News:
+    with Connection(folder) as connection:
+        connection.tell("stop")
+        return list(connection.follow(time.monotonic() + 10))[-1]
+
+
+def serves(plan: LaunchPlan) -> bool:
+    try:
+        socket.create_connection((plan.endpoints.http.host, plan.endpoints.http.port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_it_goes_on_without_its_owner_and_stops_without_a_trace(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+    with detached(plan, tmp_path) as folder:
+        found = Deployments(tmp_path).find("fake")
+        assert (found.live, found.news.phase, found.news.detached, found.plan["name"]) == (
+            True, Phase.READY, True, "fake",
+        )  # fmt: skip
+
+        last = stop(folder)
+
+    assert (last.phase, last.leftovers) == (Phase.STOPPED, ())
+    assert not Path(plan.run_dir).exists()
+    assert marked_processes(plan.run_dir) == []
+    wait_for(lambda: not Deployments(tmp_path).find("fake").live)
+
+
+def test_a_killed_supervisor_leaves_it_serving_and_the_next_command_adopts_it(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--starts-file", str(tmp_path / "starts"))
+    with detached(plan, tmp_path) as folder:
+        supervisor, program = pids(tmp_path)
+        kill(supervisor)
+        assert serves(plan)
+
+        adopter, same = pids(tmp_path)
+
+        assert (same, is_alive(program), adopter != supervisor) == (program, True, True)
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+        assert len((tmp_path / "starts").read_text().splitlines()) == 1
+        assert stop(folder).phase is Phase.STOPPED
+        assert not serves(plan)
+        assert marked_processes(plan.run_dir) == []
+
+
+def test_an_adopted_program_that_ends_is_started_again(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path):
+        supervisor, program = pids(tmp_path)
+        kill(supervisor)
+        assert pids(tmp_path)[1] == program
+
+        kill(program)
+
+        wait_for(lambda: Deployments(tmp_path).find("fake").news.starts == 2)
+        wait_for(lambda: Deployments(tmp_path).find("fake").news.phase is Phase.READY)
+        news = Deployments(tmp_path).find("fake").news
+        assert (news.pid != program, news.crashes) == (True, 1)
+        assert news.reason == "it ended, and nobody saw its exit code"
+
+
+def test_what_nobody_can_adopt_is_ended_and_said(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    plan = fake_plan(tmp_path, "--setsid-child", str(child))
+    with detached(plan, tmp_path):
+        supervisor, program = pids(tmp_path)
+        kill(supervisor)
+        kill(program)
+        assert is_alive(int(child.read_text()))
+
+        found = Deployments(tmp_path).find("fake")
+
+        assert (found.live, found.news.phase) == (False, Phase.FAILED)
+        assert found.news.reason == "its supervisor was killed, and its program has ended since"
+        assert not is_alive(int(child.read_text()))
+        assert not Path(plan.run_dir).exists()
+        with pytest.raises(RequestError, match="fake is FAILED, not running"):
+            found.connect()
+
+
+def test_its_key_is_on_no_disk_and_is_there_after_an_adoption(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path, api_key="sesame-open") as folder:
+        kill(pids(tmp_path)[0])
+        with Deployments(tmp_path).find("fake").connect() as connection:
+            given = connection.ask("target")
+
+        assert (given["api_key"], given["options"]) == ("sesame-open", {"protocol": "x"})
+        assert [file for file in folder.rglob("*") if file.is_file() and b"sesame" in file.read_bytes()] == []
+
+
+def test_a_launch_of_another_name_leaves_an_orphan_alone(tmp_path: Path) -> None:
+    """It is swept where it cannot serve, and only there."""
+    plan = fake_plan(tmp_path)
+    with detached(plan, tmp_path):
+        kill(pids(tmp_path)[0])
+
+        claimed(fake_plan(tmp_path, name="other"), tmp_path).release()
+
+        assert serves(plan)
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+
+
+def test_the_program_of_a_foreground_launch_is_adopted_by_nobody(tmp_path: Path) -> None:
+    with supervised(fake_plan(tmp_path), tmp_path) as owner:
+        owner.wait_ready()
+        found = Deployments(tmp_path).find("fake")
+        assert (found.live, found.news.detached) == (True, False)
+        supervisor, program = pids(tmp_path)
+
+        kill(supervisor)
+
+        wait_for(lambda: not is_alive(program))
+        assert Ledger(tmp_path).legacy("fake") is None
+
+
+@pytest.mark.parametrize("file", ["state.json", "plan.json"])
+@pytest.mark.parametrize("content", [b"", b'{"state": "REA', b"[]", b"\xff\xfe"], ids=["empty", "cut", "list", "bytes"])
+def test_a_damaged_file_is_no_harm_to_others(tmp_path: Path, file: str, content: bytes) -> None:
+    with detached(fake_plan(tmp_path), tmp_path):
+        broken = claimed(fake_plan(tmp_path, name="broken"), tmp_path)
+        broken.release()
+        (broken.folder / "state.json").write_text('{"state": "STOPPED", "leftovers": [], "tail": []}')
+        (broken.folder / file).write_bytes(content)
+
+        found = {item.name: item for item in Deployments(tmp_path).all()}
+
+        assert found["fake"].news.phase is Phase.READY
+        if file == "state.json":
+            assert found["broken"].news.reason == "its state.json cannot be read"
+        else:
+            assert found["broken"].plan == {}
+
+
+def test_a_restart_is_no_crash_and_another_program(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        _, program = pids(tmp_path)
+        seen = []
+        with Connection(folder) as connection:
+            connection.tell("restart")
+            for news in connection.follow(time.monotonic() + 10):
+                seen.append(news.phase)
+                if news.phase is Phase.READY and news.starts == 2:
+                    break
+
+        assert Phase.STARTING in seen
+        assert (news.crashes, news.pid != program, is_alive(program)) == (0, True, False)
+
+
+def test_a_stop_during_a_restart_is_a_stop(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path, "--ignore-sigterm"), tmp_path) as folder, Connection(folder) as connection:
+        connection.tell("restart")
+        connection.tell("stop")
+        connection.tell("stop")
+
+        assert list(connection.follow(time.monotonic() + 10))[-1].phase is Phase.STOPPED
+
+
+def test_what_it_does_not_understand_is_said_or_hung_up_on(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        with Connection(folder) as connection:
+            assert "use follow, status, target, stop or restart" in connection.ask("dance")["error"]
+        for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"x" * 100_000):
+            with connect(folder, 5) as raw:
+                raw.sendall(nonsense)
+                assert raw.recv(10) == b""
+
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+
+
+def test_somebody_who_does_not_read_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder, connect(folder, 5) as deaf:
+        deaf.sendall(b'{"op": "follow"}\n' + b'{"op": "target"}\n' * 500)
+
+        for _ in range(3):
+            assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+        assert stop(folder).phase is Phase.STOPPED
+
+
+def test_its_folder_is_its_users_alone(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        assert (folder / SOCKET).is_socket()
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    claimed(fake_plan(tmp_path), tmp_path).release()
+
+    with pytest.raises(RequestError, match=r"did you mean 'fake'\? available: fake"):
+        Deployments(tmp_path).find("fak")
+
+
+def test_the_state_on_disk_names_the_program_beyond_its_pid(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        handle = json.loads((folder / "state.json").read_text())["handle"]
+
+    assert handle.keys() == {"pid", "started", "boot_id", "version"}
