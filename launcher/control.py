@@ -210,9 +210,13 @@ class Connection:
         answer: dict[str, Any] = json.loads(self._lines.readline() or b'{"error": "it ended before it answered"}')
         return answer
 
-    def follow(self, deadline: float) -> Iterator[News]:
-        """The state, and each change of it from now on, until the supervisor ends or `deadline` (monotonic) is over."""
-        self.tell("follow")
+    def follow(self, deadline: float, *ops: str) -> Iterator[News]:
+        """The state, and each change of it from now on, until the supervisor ends or `deadline` (monotonic) is over.
+
+        `ops` are asked for by then: whoever asks for a stop first may come too late to hear of it.
+        """
+        for op in ("follow", *ops):
+            self.tell(op)
         while (left := deadline - time.monotonic()) > 0:
             self._socket.settimeout(left)
             try:

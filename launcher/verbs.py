@@ -230,9 +230,7 @@ def _after(item: Deployment, ops: Sequence[str], done: Callable[[News], bool], t
     """Ask for `ops`, and wait for the news that `done` waits for."""
     deadline = time.monotonic() + timeout_s
     with item.connect() as connection:
-        for op in ops:
-            connection.tell(op)
-        for news in connection.follow(deadline):
+        for news in connection.follow(deadline, *ops):
             if done(news):
                 return news
     raise DeploymentError(f"{item.name}: its supervisor said no more within {timeout_s:.0f} s; see rmlaunch status")

@@ -92,9 +92,7 @@ def detached(plan: LaunchPlan, state: Path, api_key: str | None = None) -> Itera
 
 def _end(folder: Path) -> None:
     with contextlib.suppress(OSError), Connection(folder) as connection:
-        connection.tell("stop")
-        connection.tell("stop")
-        for _ in connection.follow(time.monotonic() + 10):
+        for _ in connection.follow(time.monotonic() + 10, "stop", "stop"):
             pass
     kill_marked(str(folder / "run"), 5.0)
 

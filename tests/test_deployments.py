@@ -35,8 +35,7 @@ def kill(pid: int) -> None:
 
 def stop(folder: Path) -> News:
     with Connection(folder) as connection:
-        connection.tell("stop")
-        return list(connection.follow(time.monotonic() + 10))[-1]
+        return list(connection.follow(time.monotonic() + 10, "stop"))[-1]
 
 
 def serves(plan: LaunchPlan) -> bool:
@@ -172,8 +171,7 @@ def test_a_restart_is_no_crash_and_another_program(tmp_path: Path) -> None:
         _, program = pids(tmp_path)
         seen = []
         with Connection(folder) as connection:
-            connection.tell("restart")
-            for news in connection.follow(time.monotonic() + 10):
+            for news in connection.follow(time.monotonic() + 10, "restart"):
                 seen.append(news.phase)
                 if news.phase is Phase.READY and news.starts == 2:
                     break
@@ -184,11 +182,7 @@ def test_a_restart_is_no_crash_and_another_program(tmp_path: Path) -> None:
 
 def test_a_stop_during_a_restart_is_a_stop(tmp_path: Path) -> None:
     with detached(fake_plan(tmp_path, "--ignore-sigterm"), tmp_path) as folder, Connection(folder) as connection:
-        connection.tell("restart")
-        connection.tell("stop")
-        connection.tell("stop")
-
-        assert list(connection.follow(time.monotonic() + 10))[-1].phase is Phase.STOPPED
+        assert list(connection.follow(time.monotonic() + 10, "restart", "stop", "stop"))[-1].phase is Phase.STOPPED
 
 
 def test_what_it_does_not_understand_is_said_or_hung_up_on(tmp_path: Path) -> None:

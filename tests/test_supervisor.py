@@ -271,6 +271,7 @@ def test_state_that_cannot_be_written_does_not_end_the_engine(tmp_path: Path) ->
     with supervised(plan, tmp_path) as owner:
         pid = owner.wait_ready().pid
         folder = tmp_path / "deployments/fake"
+        wait_for(lambda: '"READY"' in (folder / "state.json").read_text())
         (folder / "state.json").unlink()
         (folder / "state.json").mkdir()
         owner.stop()
