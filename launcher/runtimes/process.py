@@ -234,8 +234,12 @@ def legacy_of(handle: Handle) -> bytes | None:
     """What `start` gave the program to keep; None where it has nothing, or has ended."""
     if not is_running(handle):
         return None
-    with contextlib.suppress(OSError):
-        for descriptor in Path(f"/proc/{handle.pid}/fd").iterdir():
+    try:
+        descriptors = list(Path(f"/proc/{handle.pid}/fd").iterdir())
+    except OSError:
+        return None
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # closed in the meantime
             if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
                 return descriptor.read_bytes()
     return None
