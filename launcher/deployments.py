@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ class Deployments:
         if name not in found:
             raise RequestError(unknown("deployment", name, sorted(found)))
         return found[name]
+
+    def wait_ended(self, name: str, timeout_s: float = 5.0) -> None:
+        """Block until the name is free: a supervisor says its last word a moment before it ends."""
+        deadline = time.monotonic() + timeout_s
+        while self._ledger.is_live(name) and time.monotonic() < deadline:
+            time.sleep(0.005)
 
     def _read(self, folder: Path) -> Deployment:
         live = self._ledger.is_live(folder.name)

@@ -208,6 +208,7 @@ def _end(item: Deployment, now: bool) -> None:
     if news.phase is not Phase.STOPPED or news.leftovers:
         left = ", ".join(news.leftovers) or news.reason or news.phase.value
         raise DeploymentError(f"{item.name} did not stop cleanly: {left}")
+    Deployments(state_root()).wait_ended(item.name)
     _note(f"stopped: {item.name}; nothing is left of it")
 
 

@@ -27,7 +27,9 @@ COMMANDS = [
     if line.startswith("rmlaunch ")
 ]
 PLANS = [command for command in COMMANDS if command.startswith("rmlaunch plan ")]
-LAUNCHES = [command for command in COMMANDS if command not in PLANS]
+#: the verbs of what is deployed, which go one after the other
+SEQUENCE = [command for command in COMMANDS if command not in PLANS and command.split()[1].isalpha()]
+LAUNCHES = [command for command in COMMANDS if command not in (*PLANS, *SEQUENCE)]
 
 
 def test_the_first_screen_shows_one_command_and_its_output() -> None:
@@ -52,6 +54,20 @@ def test_a_launch_answers(command: str, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "The capital of France is Paris." in done.stdout
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_deployments_are_managed_in_the_order_of_the_readme(tmp_path: Path) -> None:
+    said = ""
+    for command in SEQUENCE:
+        words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        said += done.stdout
+
+    assert re.search(r"^a http://127\.0\.0\.1:\d+$", said, re.MULTILINE)
+    assert "Paris" in said
 
 
 @pytest.mark.real
