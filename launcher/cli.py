@@ -31,7 +31,7 @@ rmlaunch: plan, start, prove and stop model servers
 
   rmlaunch up -d … [name=NAME] [--replace] [--json]         launch, and return when it serves; it goes on without you
   rmlaunch ps [--all] [--json], status NAME [--json]        what is deployed
-  rmlaunch logs NAME [-f] [-n LINES]                        what its engine says
+  rmlaunch logs NAME [-f] [-n LINES], metrics NAME          what its engine says; what its supervisor counts
   rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
@@ -128,7 +128,7 @@ def _manage(verb: str, words: Sequence[str]) -> int:
     return verbs.run(verb, words)
 
 
-_MANAGED = ("ps", "status", "logs", "stop", "restart", "infer", "chat")
+_MANAGED = ("ps", "status", "logs", "metrics", "stop", "restart", "infer", "chat")
 _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "up": _up,

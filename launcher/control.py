@@ -66,6 +66,7 @@ def orders_for(
         policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
         stop_grace_s=supervise.stop_grace_s,
         stable_s=supervise.stable_s,
+        log_bytes=supervise.log_mib << 20,
         api_key=api_key,
         options=options or {},
         detached=detached,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from launcher.runtimes.base import UNSEEN
 
@@ -54,21 +56,38 @@ SIGNATURES = (
               "the model's file cannot be read", "check model.source and model.format; fetch it again"),
 )  # fmt: skip
 
+_OUT_OF_MEMORY = (
+    "the kernel killed it because memory had run out; use a smaller model or a shorter model.context_length, or "
+    "give it more memory"
+)
 _SIGNALS = {
-    signal.SIGKILL: ("it was killed (SIGKILL), as the kernel does when memory runs out", False),
+    signal.SIGKILL: ("somebody killed it (SIGKILL)", False),
     signal.SIGILL: ("it used an instruction that this processor lacks (SIGILL); use a build for this processor", True),
     signal.SIGSEGV: ("it crashed (SIGSEGV)", False),
     signal.SIGTERM: ("somebody ended it (SIGTERM)", False),
 }
 
 
-def explain(exit_code: int, log: Sequence[str], starting: bool = True) -> Diagnosis:
+def oom_kills() -> int:
+    """How many processes the kernel has killed since the machine started because memory had run out."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_memory: bool = False) -> Diagnosis:
     """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines).
+
+    `out_of_memory` says that the kernel has killed somebody for memory since the program was started.
 
     A cause is permanent only where it was found while `starting`: an engine that has served once can serve again, and
     what it logs meanwhile may be a client's words. Nor does its log say why somebody else's signal ended it.
     """
     ended = _ended(exit_code)
+    if exit_code == -signal.SIGKILL and out_of_memory:
+        return Diagnosis(_OUT_OF_MEMORY, permanent=False)
     if exit_code < 0 and -exit_code in _SIGNALS:
         sentence, permanent = _SIGNALS[signal.Signals(-exit_code)]
         return Diagnosis(sentence, permanent and starting)

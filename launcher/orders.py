@@ -25,6 +25,7 @@ class Orders:
     policy: Policy
     stop_grace_s: float
     stable_s: float
+    log_bytes: int = 1 << 25  #: of one log; what is more goes to a second file, and is then forgotten
     api_key: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's config keys, which a client needs
     detached: bool = False  #: the deployment outlives whoever asked for it

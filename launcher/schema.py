@@ -116,6 +116,7 @@ class SuperviseConf:
     liveness_failures: int = MISSING
     stall_timeout_s: float = MISSING
     busy_timeout_s: float = MISSING
+    log_mib: int = MISSING
 
 
 @dataclass

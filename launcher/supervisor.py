@@ -25,16 +25,17 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError
-from launcher import plans
+from launcher import logs, plans
 from launcher.atomic import write_text
-from launcher.diagnosis import explain
+from launcher.diagnosis import explain, oom_kills
+from launcher.exposition import render
 from launcher.lifecycle import (
     Action,
     BackoffOver,
@@ -63,9 +64,7 @@ from launcher.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
 
-_LOGS_KEPT = 10
-_TAIL_BYTES = 8192
-_LINE_LIMIT = 400
+_CHORES_S = 10.0  #: between two looks at what nobody tells us of
 _LAST_WORD_S = 2.0  #: for a peer that does not read
 
 
@@ -86,6 +85,8 @@ class Supervisor:
         self._left: tuple[str, ...] = ()
         self._log_file = orders.home / "logs" / "none"
         self._since = time.time()
+        self._exits: Counter[int] = Counter()
+        self._oom_kills = 0  #: of the whole machine, when the program was started
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
@@ -118,6 +119,7 @@ class Supervisor:
             while not self._events.empty():
                 self._feed_of(*self._events.get())
             self._notice_exit()
+            logs.rotate(self._log_file, self._orders.log_bytes)
             while self._timers and self._timers[0][0] <= time.monotonic():
                 _, _, start, event = heapq.heappop(self._timers)
                 self._feed_of(start, event)
@@ -129,8 +131,8 @@ class Supervisor:
     # -------------------------------------------------------------------------------------------------- events in
 
     def _wait(self) -> None:
-        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-        for key, ready in self._selector.select(timeout):
+        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else _CHORES_S
+        for key, ready in self._selector.select(min(timeout, _CHORES_S)):
             if not isinstance(key.data, Peer):
                 key.data()
             elif ready & selectors.EVENT_READ:
@@ -166,12 +168,16 @@ class Supervisor:
             case "target":
                 peer.answer({"api_key": self._orders.api_key, "options": dict(self._orders.options),
                              "plan": plans.whole(self._orders.plan)})  # fmt: skip
+            case "metrics":
+                peer.answer({"text": self._metrics()})
             case "stop":
                 self._feed(StopAsked())
             case "restart":
                 self._feed(RestartAsked())
             case other:
-                peer.answer({"error": f"op={other!r} is not known; use follow, status, target, stop or restart"})
+                peer.answer(
+                    {"error": f"op={other!r} is not known; use follow, status, target, metrics, stop or restart"}
+                )
 
     def _lose_owner(self) -> None:
         """The owner is gone: do not wait for a drain that nobody asked for."""
@@ -188,10 +194,16 @@ class Supervisor:
         if self._handle is None or (code := self._runtime.poll(self._handle)) is None:
             return
         self._handle = None
+        self._exits[code] += 1
         if self.state.phase is Phase.STOPPING:
             self._feed(Ended())
             return
-        verdict = explain(code, self._tail(), starting=self.state.phase is Phase.STARTING)
+        verdict = explain(
+            code,
+            logs.tail(self._log_file),
+            starting=self.state.phase is Phase.STARTING,
+            out_of_memory=oom_kills() > self._oom_kills,
+        )
         self._feed(Crashed(verdict.sentence, verdict.permanent))
 
     def _post(self, event: Event, start: int | None) -> None:
@@ -242,12 +254,13 @@ class Supervisor:
         self._start = max(self._start, self._orders.starts) if adopted else self._start + 1
         try:
             if adopted:
-                self._log_file = _newest_log(self._orders.home / "logs")
+                self._log_file = logs.newest(self._orders.home / "logs")
                 self._selector.register(self._runtime.adopt(adopted), selectors.EVENT_READ, self._lose_adopted)
                 self._handle = adopted
             else:
-                self._log_file = _next_log(self._orders.home / "logs")
+                self._log_file = logs.next_file(self._orders.home / "logs")
                 legacy = self._orders.dumps() if self._orders.detached else None
+                self._oom_kills = oom_kills()
                 self._handle = self._runtime.start(self._orders.plan, self._log_file, legacy)
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
             self._post(Crashed(str(exc), permanent=True), self._start)
@@ -258,7 +271,7 @@ class Supervisor:
             self._orders.plan.probes,
             is_ours=partial(self._runtime.listens, self._handle, http.port),
             report=partial(self._post, start=self._start),
-            effort=Effort(partial(self._runtime.activity, self._handle), self._log_bytes),
+            effort=Effort(partial(self._runtime.activity, self._handle), partial(logs.size, self._log_file)),
             metrics=self._orders.plan.endpoints.metrics,
         )
 
@@ -282,6 +295,10 @@ class Supervisor:
         except OSError as exc:  # a full disk must not end a healthy engine
             log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
 
+    def _metrics(self) -> str:
+        timings = self._watch.timings if self._watch else {}
+        return render(self._orders.plan.name, self.state.phase, self._start, self.state.crashes, timings, self._exits)
+
     def _news(self) -> bytes:
         news = {
             "state": self.state.phase.value,
@@ -297,39 +314,9 @@ class Supervisor:
             "log": str(self._log_file),
             "timings": self._watch.timings if self._watch else {},
             "leftovers": self._left,
-            "tail": self._tail()[-8:] if self.state.phase is Phase.FAILED else [],
+            "tail": logs.tail(self._log_file)[-8:] if self.state.phase is Phase.FAILED else [],
         }
         return json.dumps(news).encode() + b"\n"
-
-    def _log_bytes(self) -> int:
-        try:
-            return self._log_file.stat().st_size
-        except OSError:
-            return 0
-
-    def _tail(self) -> list[str]:
-        """The last lines of the engine's log, cut to what a person reads and a terminal can stand."""
-        try:
-            with self._log_file.open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
-                lines = stream.read().decode(errors="replace").splitlines()
-        except OSError:
-            return []
-        return ["".join(c for c in line[-_LINE_LIMIT:] if c.isprintable()) for line in lines]
-
-
-def _newest_log(folder: Path) -> Path:
-    return max(folder.glob("[0-9]*.log"), default=folder / "none")
-
-
-def _next_log(folder: Path) -> Path:
-    """A new file for one start; the oldest go when there are many."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-    kept = sorted(folder.glob("[0-9]*.log"))
-    for old in kept[: max(0, len(kept) - _LOGS_KEPT + 1)]:
-        old.unlink()
-    number = int(kept[-1].stem) + 1 if kept else 1
-    return folder / f"{number:06d}.log"
 
 
 def main() -> None:

@@ -116,6 +116,8 @@ def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -
     while True:
         item = deployments.find(item.name)
         with log.open("rb") as stream:
+            if log.stat().st_size < offset:  # it was cut
+                offset = 0
             stream.seek(offset)
             yield (piece := stream.read())
             offset += len(piece)
@@ -125,6 +127,12 @@ def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -
         elif not item.live:
             return
         time.sleep(_LOG_PERIOD_S)
+
+
+def _metrics(asked: argparse.Namespace) -> int:
+    with Deployments(state_root()).find(asked.name).connect() as connection:
+        sys.stdout.write(connection.ask("metrics")["text"])
+    return 0
 
 
 # --------------------------------------------------------------------------------------------------------- changing
@@ -366,6 +374,7 @@ _VERBS: dict[str, tuple[list[_Argument], Callable[[argparse.Namespace], int]]] =
         _stop,
     ),
     "restart": ([_NAME], _restart),
+    "metrics": ([_NAME], _metrics),
     "infer": ([_NAME, (("text",), {}), _SAMPLING], _infer),
     "chat": ([_NAME, _SAMPLING], _chat),
 }

@@ -76,7 +76,7 @@ class Watch:
         self._report = report
         self._cancelled = threading.Event()
         self._began = self._moved = self._looked = time.monotonic()
-        self.timings: dict[str, float] = {}  #: seconds, of the start-up's parts
+        self.timings: dict[str, float] = {}  #: seconds, of the start-up's parts and of the last liveness request
         threading.Thread(target=self._run, name="probes", daemon=True).start()
 
     def cancel(self) -> None:
@@ -173,7 +173,10 @@ class Watch:
 
     def _ask_canary(self) -> Missing | None:
         self._effort.worked()  # what it does from here on is compared with this
-        return self._try(self._probes.liveness, self._probes.settings.liveness_timeout_s)
+        asked = time.monotonic()
+        missing = self._try(self._probes.liveness, self._probes.settings.liveness_timeout_s)
+        self.timings["liveness_s"] = time.monotonic() - asked
+        return missing
 
     def _is_busy(self, counted: float | None, proved: float) -> bool:
         """A canary may wait behind the requests of others. That they are answered shows in the engine's counters, or

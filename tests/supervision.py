@@ -110,6 +110,7 @@ def _settings(max_crashes: int, stop_grace_s: float) -> SuperviseConf:
         liveness_failures=0,
         stall_timeout_s=0,
         busy_timeout_s=0,
+        log_mib=32,
     )
 
 

@@ -188,7 +188,7 @@ def test_a_stop_during_a_restart_is_a_stop(tmp_path: Path) -> None:
 def test_what_it_does_not_understand_is_said_or_hung_up_on(tmp_path: Path) -> None:
     with detached(fake_plan(tmp_path), tmp_path) as folder:
         with Connection(folder) as connection:
-            assert "use follow, status, target, stop or restart" in connection.ask("dance")["error"]
+            assert "use follow, status, target, metrics, stop or restart" in connection.ask("dance")["error"]
         for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"x" * 100_000):
             with connect(folder, 5) as raw:
                 raw.sendall(nonsense)

@@ -55,6 +55,7 @@ def test_two_deployments_live_side_by_side_and_are_asked_by_name(rmlaunch: Run) 
     assert "The capital of France is Paris." in chat
     assert "Rome" in chat
     assert rmlaunch("logs", "a", "-n", "3").stdout.count("\n") == 3
+    assert 'rmlaunch_state{deployment="a",state="READY"} 1' in rmlaunch("metrics", "a").stdout
 
     assert rmlaunch("stop", "--all").stderr.count("nothing is left of it") == 2
     assert rmlaunch("ps").stdout.count("\n") == 1

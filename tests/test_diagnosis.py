@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launcher.diagnosis import SIGNATURES, Diagnosis, explain
+from launcher.diagnosis import SIGNATURES, Diagnosis, explain, oom_kills
 
 #: a line as the programs themselves write it → (the cause that is named, permanent)
 LINES = [
@@ -85,3 +85,12 @@ def test_a_sentence_is_one_line_and_a_long_log_line_is_cut() -> None:
 
     assert "\n" not in sentence
     assert len(sentence) < 400
+
+
+def test_a_kill_is_the_kernels_where_it_has_killed_for_memory_since() -> None:
+    assert explain(-signal.SIGKILL, [], out_of_memory=True).sentence.startswith(
+        "the kernel killed it because memory had"
+    )
+    assert explain(-signal.SIGKILL, []).sentence == "somebody killed it (SIGKILL)"
+    assert explain(1, [], out_of_memory=True).sentence == "exited 1"
+    assert oom_kills() >= 0

@@ -1,0 +1,43 @@
+"""What a supervisor counts, as Prometheus' text format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from launcher.lifecycle import Phase
+
+Sample = tuple[Mapping[str, str], float]
+
+
+def render(
+    name: str,
+    phase: Phase,
+    starts: int,
+    crashes: int,
+    timings: Mapping[str, float],
+    exits: Mapping[int, int],
+) -> str:
+    """`exits` is how often the program ended with which code, -N by signal N."""
+    families: list[tuple[str, str, str, Iterable[Sample]]] = [
+        ("rmlaunch_state", "gauge", "1 for the state that the deployment is in, 0 for the others",
+         [({"state": known.value}, float(known is phase)) for known in Phase]),
+        ("rmlaunch_starts_total", "counter", "how often the engine was started", [({}, starts)]),
+        ("rmlaunch_crashes_in_a_row", "gauge", "crashes since it last served for supervise.stable_s", [({}, crashes)]),
+        ("rmlaunch_exits_total", "counter", "ends of the engine's program by exit code, -N by signal N",
+         [({"code": str(code)}, count) for code, count in sorted(exits.items())]),
+        ("rmlaunch_seconds", "gauge", "how long the parts of the last start took, and the last liveness request",
+         [({"part": part.removesuffix("_s")}, seconds) for part, seconds in sorted(timings.items())]),
+    ]  # fmt: skip
+    lines = []
+    for metric, kind, about, samples in families:
+        lines += [f"# HELP {metric} {about}", f"# TYPE {metric} {kind}"]
+        lines += [f"{metric}{_labels({'deployment': name, **labels})} {value:g}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return "{" + ",".join(f'{key}="{_escaped(value)}"' for key, value in labels.items()) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

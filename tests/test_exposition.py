@@ -1,0 +1,29 @@
+"""A supervisor's numbers, as Prometheus' own parser reads them."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from launcher.exposition import render
+from launcher.lifecycle import Phase
+
+
+def test_every_number_is_a_sample_with_its_deployment() -> None:
+    text = render('a"b\\', Phase.READY, 3, 1, {"startup_s": 0.5, "liveness_s": 0.25}, {-9: 2, 1: 1})
+
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+
+    def values(name: str, label: str) -> dict[str, float]:
+        return {sample.labels.get(label, ""): sample.value for sample in families[name].samples}
+
+    assert {sample.labels["deployment"] for family in families.values() for sample in family.samples} == {'a"b\\'}
+    assert {state for state, value in values("rmlaunch_state", "state").items() if value} == {"READY"}
+    assert len(values("rmlaunch_state", "state")) == len(Phase)
+    assert values("rmlaunch_starts", "") == {"": 3.0}
+    assert values("rmlaunch_crashes_in_a_row", "") == {"": 1.0}
+    assert values("rmlaunch_exits", "code") == {"-9": 2.0, "1": 1.0}
+    assert values("rmlaunch_seconds", "part") == {"startup": 0.5, "liveness": 0.25}
+    assert {name: family.type for name, family in families.items()} == {
+        "rmlaunch_state": "gauge", "rmlaunch_starts": "counter", "rmlaunch_crashes_in_a_row": "gauge",
+        "rmlaunch_exits": "counter", "rmlaunch_seconds": "gauge",
+    }  # fmt: skip
