@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan
-from launcher.runtimes.process import ProcessRuntime
+from launcher.runtimes.process import ProcessRuntime, is_alive, kill_marked
 from tests.supervision import fake_plan, wait_for
 
 
@@ -79,3 +79,24 @@ def test_shared_memory_of_a_killed_python_is_removed(tmp_path: Path) -> None:
 
     assert left == ()
     assert not any(path.exists() for path in shared)
+
+
+def test_a_worker_that_wrote_over_its_variables_is_known_by_where_it_stands(tmp_path: Path) -> None:
+    """As programs do that give themselves a name."""
+    script = (
+        "import subprocess; print(subprocess.Popen(['sleep', '60'], env={}, start_new_session=True).pid, flush=True)"
+    )
+    plan = dataclasses.replace(
+        fake_plan(tmp_path), argv=(sys.executable, "-c", f"{script}; import time; time.sleep(60)")
+    )
+    Path(plan.run_dir).mkdir(parents=True)
+    log, runtime = tmp_path / "log", ProcessRuntime()
+    handle = runtime.start(plan, log)
+    wait_for(lambda: log.read_text().endswith("\n"))
+    worker = int(log.read_text())
+
+    assert kill_marked(plan.run_dir, 5.0) == ()
+
+    assert not is_alive(handle.pid)
+    assert not is_alive(worker)
+    runtime.sweep(plan)

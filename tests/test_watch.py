@@ -108,9 +108,10 @@ def events(server: Server) -> Iterator[queue.SimpleQueue[Event]]:
 
 
 def test_a_server_whose_counters_grow_is_not_asked(server: Server, events: queue.SimpleQueue[Event]) -> None:
-    server.growing, server.answering = True, False
+    server.growing, server.answering, asked = True, False, server.asked
     with pytest.raises(queue.Empty):
         events.get(timeout=20 * PERIOD_S)
+    assert server.asked == asked
 
     server.growing = False
     assert isinstance(events.get(timeout=5), Missed)
