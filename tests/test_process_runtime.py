@@ -100,3 +100,20 @@ def test_a_worker_that_wrote_over_its_variables_is_known_by_where_it_stands(tmp_
     assert not is_alive(handle.pid)
     assert not is_alive(worker)
     runtime.sweep(plan)
+
+
+def test_a_file_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "mine-1"
+    left.touch()
+    plan = fake_plan(tmp_path, leftovers=(f"{tmp_path}/mine-*",))
+    Path(plan.run_dir).mkdir(parents=True)
+    runtime = ProcessRuntime()
+
+    def refused(path: Path, missing_ok: bool = False) -> None:  # noqa: ARG001
+        raise PermissionError(f"{path}: read-only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        assert runtime.sweep(plan) == (str(left),)
+    assert runtime.sweep(plan) == ()
+    assert not left.exists()

@@ -143,9 +143,7 @@ class ProcessRuntime(Runtime):
             yield from psutil.Process().children(recursive=True)
             yield from _marked(plan.run_dir)
 
-        left = _kill_until_gone(find, deadline_s)
-        remove_leftovers(plan, self._since)
-        return left
+        return _kill_until_gone(find, deadline_s) + remove_leftovers(plan, self._since)
 
     def _reap(self) -> None:
         """Collect every child that has ended: the engine, and orphans that we adopted."""
@@ -181,20 +179,23 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
         time.sleep(0.005)
 
 
-def remove_leftovers(plan: LaunchPlan, since: float) -> None:
-    """Remove what an engine that was started at `since` (epoch seconds) left outside its `run_dir`.
+def remove_leftovers(plan: LaunchPlan, since: float) -> tuple[str, ...]:
+    """Remove what an engine that was started at `since` (epoch seconds) left outside its `run_dir`; returns the files
+    that could not be removed.
 
     Folders that match go only if they are empty and were made while it started: their names tell nobody's.
     """
     _remove_temporary(plan.run_dir)
+    files: list[Path] = []
     for pattern in plan.leftovers:
-        for name in glob.glob(pattern):  # noqa: PTH207  (absolute patterns)
-            path = Path(name)
+        for path in map(Path, glob.glob(pattern)):  # noqa: PTH207  (absolute patterns)
             with contextlib.suppress(OSError):  # gone already, in use, or not ours
                 if not path.is_dir():
+                    files.append(path)
                     path.unlink()
                 elif since - 1 <= path.stat().st_ctime <= since + _START_WINDOW_S:
                     path.rmdir()
+    return tuple(str(path) for path in files if path.exists())
 
 
 def _make_temporary(run_dir: str) -> str:
