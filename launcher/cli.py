@@ -30,7 +30,7 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch -m engine=triton,llamacpp … prompt="…"           launch, measure and stop each combination; one report
 
   rmlaunch up -d … [name=NAME] [--replace] [--json]         launch, and return when it serves; it goes on without you
-  rmlaunch ps [--all] [--json], status NAME [--json]        what is deployed
+  rmlaunch ps [--all] [--watch] [--json], status NAME [--json]   what is deployed
   rmlaunch logs NAME [-f] [-n LINES], metrics NAME          what its engine says; what its supervisor counts
   rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it

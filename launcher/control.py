@@ -93,9 +93,12 @@ class Supervised:
             spawned.give(orders.dumps(), claim.lock, output.fileno())
         threading.Thread(target=self._listen, name="supervisor news", daemon=True).start()
 
-    def wait_ready(self) -> News:
-        """Block until the engine serves. Raises the `DeploymentError` that fits, with cause and last lines."""
-        news = self._wait(lambda news: self._was_ready or news.phase.final, None)
+    def wait_ready(self, meanwhile: Callable[[News], None] = lambda _: None) -> News:
+        """Block until the engine serves, and call `meanwhile` now and then.
+
+        Raises the `DeploymentError` that fits, with cause and last lines.
+        """
+        news = self._wait(lambda news: self._was_ready or news.phase.final, None, meanwhile)
         if news.phase.final:
             raise self.failure()
         return news
@@ -148,7 +151,12 @@ class Supervised:
             return ExitedBeforeReady(f"{text}\n  it ended {news.crashes or 1} × before it served")
         return DeploymentError(text)
 
-    def _wait(self, done: Callable[[News], bool], timeout_s: float | None) -> News:
+    def _wait(
+        self,
+        done: Callable[[News], bool],
+        timeout_s: float | None,
+        meanwhile: Callable[[News], None] = lambda _: None,
+    ) -> News:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not done(self.news):
@@ -156,6 +164,7 @@ class Supervised:
                 if left <= 0:
                     break
                 self._changed.wait(min(left, 0.5))  # short, so that a signal is handled in between
+                meanwhile(self.news)
         return self.news
 
     def _listen(self) -> None:

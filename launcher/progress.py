@@ -17,7 +17,7 @@ class Progress:
         self.seconds: dict[str, float] = {}
         self._stream = stream or sys.stderr
         self._quiet = quiet
-        self._live = not quiet and self._stream.isatty()
+        self.live = not quiet and self._stream.isatty()  #: one line, written over
         self._stage = ""
         self._started = 0.0
 
@@ -25,19 +25,19 @@ class Progress:
     def stage(self, name: str, text: str) -> Iterator[None]:
         """Announce `text`, and when the block ends say how long it took."""
         self._stage, self._started = name, time.monotonic()
-        self._show(text, end="" if self._live else "\n")
+        self._show(text, end="" if self.live else "\n")
         try:
             yield
         finally:
             elapsed = time.monotonic() - self._started
             self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-            if self._live:
+            if self.live:
                 self._show(f"{text} · {elapsed:.1f} s", end="\n")
 
     def detail(self, text: str) -> None:
         """The newest line of a long stage's own output."""
         elapsed = time.monotonic() - self._started
-        self._show(f"{text.strip()[:100]} · {elapsed:.0f} s", end="" if self._live else "\n")
+        self._show(f"{text.strip()[:100]} · {elapsed:.0f} s", end="" if self.live else "\n")
 
     def note(self, text: str) -> None:
         """A fact that belongs to no stage."""
@@ -48,7 +48,7 @@ class Progress:
         if self._quiet:
             return
         line = f"{self._stage:<12} {text}"
-        if self._live:  # a line that wraps could not be cleared
+        if self.live:  # a line that wraps could not be cleared
             line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
         self._stream.write(f"{line}{end}")
         self._stream.flush()

@@ -14,7 +14,7 @@ from engines.base import (
     PlanError,
     Target,
 )
-from launcher import models, plans, registry
+from launcher import logs, models, plans, registry
 from launcher.client import Client, Connected
 from launcher.compose import normalized, options, quoted
 from launcher.control import News, Supervised, orders_for
@@ -77,7 +77,7 @@ class ServingEngine(Client):
             raise
         try:
             with self.progress.stage("start", f"{self.name} at {self.plan.endpoints.http.url}"):
-                self._supervised.wait_ready()
+                self._supervised.wait_ready(self._show_log)
         except BaseException:
             self.close()
             raise
@@ -259,6 +259,11 @@ class ServingEngine(Client):
         if self._supervised is None:
             raise InferenceError(_NOT_RUNNING)
         return self._supervised
+
+    def _show_log(self, news: News) -> None:
+        """What the engine says while it starts."""
+        if self.progress.live and (lines := logs.tail(Path(news.log))):
+            self.progress.detail(lines[-1])
 
     def _tell(self, news: News) -> None:
         """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""

@@ -21,6 +21,8 @@ from launcher.paths import state_root
 #: beyond the deployment's own grace: for a sweep, and for a supervisor that is busy
 _STOP_TIMEOUT_S = 60.0
 _LOG_PERIOD_S = 0.1
+_WATCH_PERIOD_S = 1.0
+_CLEAR = "\x1b[H\x1b[2J"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,16 +42,25 @@ def run(verb: str, words: Sequence[str]) -> int:
 
 
 def _ps(asked: argparse.Namespace) -> int:
-    found = [item for item in Deployments(state_root()).all() if item.live or asked.all]
-    if asked.json:
-        _print_json([_summary(item) for item in found])
-        return 0
+    while True:
+        found = [item for item in Deployments(state_root()).all() if item.live or asked.all]
+        if asked.json:
+            _print_json([_summary(item) for item in found])
+            return 0
+        sys.stdout.write(_CLEAR if asked.watch else "")
+        _print_table(found)
+        if not asked.watch:
+            return 0
+        time.sleep(_WATCH_PERIOD_S)
+
+
+def _print_table(found: Sequence[Deployment]) -> None:
     head = ("NAME", "STATE", "ENGINE", "DEVICE", "MODEL", "ENDPOINT", "UP", "RESTARTS", "PID")
     rows = [head, *(_row(item) for item in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     for row in rows:
         sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
-    return 0
+    sys.stdout.flush()
 
 
 def _row(item: Deployment) -> tuple[str, ...]:
@@ -359,7 +370,14 @@ _VERBS: dict[str, tuple[list[_Argument], Callable[[argparse.Namespace], int]]] =
         ],
         _up,
     ),
-    "ps": ([(("-a", "--all"), {"action": "store_true"}), _JSON], _ps),
+    "ps": (
+        [
+            (("-a", "--all"), {"action": "store_true"}),
+            (("-w", "--watch"), {"action": "store_true"}),
+            _JSON,
+        ],
+        _ps,
+    ),
     "status": ([_NAME, _JSON], _status),
     "logs": (
         [_NAME, (("-f", "--follow"), {"action": "store_true"}), (("-n", "--lines"), {"type": int, "default": 100})],
