@@ -115,11 +115,7 @@ class Watch:
     def _until_ready(self) -> Missing | None:
         """Wait until the server has proved itself; returns what is missing when `startup_timeout_s` are over."""
         deadline = self._began + self._probes.settings.startup_timeout_s
-        missing = self._repeat(self._listening, deadline)
-        if not missing:
-            missing = self._repeat(lambda: self._try(self._probes.startup, _CHECK_TIMEOUT_S), deadline)
-        if not missing:
-            missing = self._repeat(self._answers_itself, deadline)
+        missing = self._repeat(self._serves, deadline)
         self.timings["startup_s"] = time.monotonic() - self._began
         if not missing:
             asked = time.monotonic()
@@ -138,6 +134,9 @@ class Watch:
             self._cancelled.wait(_STARTING_PERIOD_S if waited < _PATIENCE_S else 4 * _STARTING_PERIOD_S)
         return None
 
+    def _serves(self) -> Missing | None:
+        return self._listening() or self._try(self._probes.startup, _CHECK_TIMEOUT_S) or self._answers_itself()
+
     def _listening(self) -> Missing | None:
         """A bare connect costs a tenth of an HTTP request, and loading can take minutes."""
         endpoint = self._door.endpoint
@@ -149,7 +148,10 @@ class Watch:
 
     def _answers_itself(self) -> Missing | None:
         """Some servers bind their port when the model is loaded; by then another may have it, and answer well."""
-        return None if self._is_ours() else Missing(f"another process answers on {self._door.endpoint}")
+        if self._is_ours():
+            return None
+        self._cancelled.wait(_LOOK_PERIOD_S)  # who listens is asked of all processes
+        return Missing(f"another process answers on {self._door.endpoint}")
 
     def _until_dead(self) -> None:
         settings = self._probes.settings
