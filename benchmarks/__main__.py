@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks import engine_infer, engine_start, infer_overhead, launch_overhead, ready_latency, throughput
+from benchmarks import (
+    engine_infer,
+    engine_start,
+    infer_overhead,
+    launch_overhead,
+    ready_latency,
+    supervision,
+    throughput,
+)
 
 
 def main() -> None:
@@ -12,6 +20,7 @@ def main() -> None:
     engine_start.main()
     engine_infer.main()
     throughput.main()
+    supervision.main()
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engines.base import LaunchPlan
-from launcher.runtimes.process import ProcessRuntime, is_alive, kill_marked
+from launcher.runtimes.process import ProcessRuntime, _workers, is_alive, kill_marked
 from tests.supervision import fake_plan, wait_for
 
 
@@ -117,3 +119,19 @@ def test_a_file_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pyte
         assert runtime.sweep(plan) == (str(left),)
     assert runtime.sweep(plan) == ()
     assert not left.exists()
+
+
+def test_workers_are_found_whichever_thread_started_them() -> None:
+    script = (
+        "import subprocess, threading, time\n"
+        "threading.Thread(target=subprocess.run, args=(['sh', '-c', 'sleep 60 & wait'],)).start()\n"
+        "subprocess.run(['sleep', '60'])\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True) as process:
+        try:
+            leader = psutil.Process(process.pid)
+            wait_for(lambda: len(leader.children(recursive=True)) == 3)
+
+            assert {worker.pid for worker in _workers(leader)} == {item.pid for item in leader.children(recursive=True)}
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
