@@ -224,3 +224,19 @@ def test_the_state_on_disk_names_the_program_beyond_its_pid(tmp_path: Path) -> N
         handle = json.loads((folder / "state.json").read_text())["handle"]
 
     assert handle.keys() == {"pid", "started", "boot_id", "version"}
+
+
+def test_what_an_adopted_program_leaves_is_ended_before_it_is_started_again(tmp_path: Path) -> None:
+    """Its grandchild went to init when the first supervisor was killed: nobody's descendant by now."""
+    child = tmp_path / "child"
+    with detached(fake_plan(tmp_path, "--setsid-child", str(child)), tmp_path):
+        wait_for(lambda: child.exists() and bool(child.read_text()))
+        grandchild = int(child.read_text())
+        supervisor, _ = pids(tmp_path)
+        kill(supervisor)
+        _, program = pids(tmp_path)
+
+        kill(program)
+
+        wait_for(lambda: Deployments(tmp_path).find("fake").news.starts == 2)
+        assert not is_alive(grandchild)
