@@ -62,6 +62,7 @@ def orders_for(
     return Orders(
         plan=plan,
         runtime=registry.place("runtime", plan.runtime),
+        device=registry.place("device", plan.device.kind),
         folder=str(folder),
         policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
         stop_grace_s=supervise.stop_grace_s,
@@ -70,6 +71,7 @@ def orders_for(
         api_key=api_key,
         options=options or {},
         detached=detached,
+        metrics_port=supervise.metrics_port,
     )
 
 

@@ -82,11 +82,23 @@ class Deployments:
         with self._ledger.exclusive():
             for folder in sorted(self._ledger.deployments.iterdir()):
                 news = _said(folder)
+                if news is None and (folder / "plan.json").exists():
+                    self._end_unknown(folder)
                 if news and not news.phase.final and not (news.supervisor and is_alive(news.supervisor)):
                     adopted += self._adopt(folder, news)
         for supervised in adopted:
             supervised.wait_settled(_ADOPT_TIMEOUT_S)
             supervised.leave()
+
+    def _end_unknown(self, folder: Path) -> None:
+        """End what nobody could ever find again: its record cannot be read, and its supervisor is gone."""
+        claim = self._ledger.take_over(folder.name, timeout_s=0.1)
+        if claim is None:  # its supervisor, or who is starting one, knows better and will write again
+            return
+        sweep(folder / "run")
+        reason = "its state.json cannot be read, and it has no supervisor; what was left of it has been ended"
+        write_text(folder / "state.json", json.dumps(_record(News(Phase.FAILED, reason))))
+        claim.lock.close()
 
     def _adopt(self, folder: Path, news: News) -> list[Supervised]:
         """A supervisor for what still serves; what does not is ended, and said to have."""

@@ -57,7 +57,7 @@ SIGNATURES = (
 )  # fmt: skip
 
 _OUT_OF_MEMORY = (
-    "the kernel killed it because memory had run out; use a smaller model or a shorter model.context_length, or "
+    "the kernel killed {whom} because memory had run out; use a smaller model or a shorter model.context_length, or "
     "give it more memory"
 )
 _SIGNALS = {
@@ -87,7 +87,7 @@ def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_me
     """
     ended = _ended(exit_code)
     if exit_code == -signal.SIGKILL and out_of_memory:
-        return Diagnosis(_OUT_OF_MEMORY, permanent=False)
+        return Diagnosis(_OUT_OF_MEMORY.format(whom="it"), permanent=False)
     if exit_code < 0 and -exit_code in _SIGNALS:
         sentence, permanent = _SIGNALS[signal.Signals(-exit_code)]
         return Diagnosis(sentence, permanent and starting)
@@ -96,6 +96,8 @@ def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_me
             if re.search(known.pattern, line, re.IGNORECASE):
                 sentence = f"{ended}: {known.cause} ({line.strip()[:200]}); {known.remedy}"
                 return Diagnosis(sentence, known.permanent and starting)
+    if out_of_memory:  # of its workers perhaps, whose end it did not survive
+        return Diagnosis(f"{ended}, after {_OUT_OF_MEMORY.format(whom='a process')}", permanent=False)
     return Diagnosis(ended, False)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 
 from launcher.lifecycle import Phase
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[Mapping[str, str], float]
 
@@ -33,6 +36,30 @@ def render(
         lines += [f"# HELP {metric} {about}", f"# TYPE {metric} {kind}"]
         lines += [f"{metric}{_labels({'deployment': name, **labels})} {value:g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
+
+
+def serve(port: int, text: Callable[[], str]) -> None:
+    """Answer `GET /metrics` on loopback from now on, in threads. Raises `OSError` where the port is taken."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 5.0  #: of a client that says nothing
+
+        def do_GET(self) -> None:
+            found = self.path.partition("?")[0] == "/metrics"
+            body = text().encode() if found else b"see /metrics\n"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """A line for each scrape says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -21,6 +21,7 @@ class Orders:
 
     plan: LaunchPlan
     runtime: str  #: `module:class`; looking through entry points would cost a fifth of the start
+    device: str  #: the plugin, likewise
     folder: str  #: of the deployment
     policy: Policy
     stop_grace_s: float
@@ -30,7 +31,9 @@ class Orders:
     options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's config keys, which a client needs
     detached: bool = False  #: the deployment outlives whoever asked for it
     adopt: Handle | None = None  #: the program that serves already; its last supervisor was killed
+    metrics_port: int | None = None  #: on loopback, for Prometheus
     starts: int = 0  #: how many times it had been started by then
+    memory_before: Mapping[str, int] | None = None  #: bytes in use on its devices, before the first start
 
     @property
     def home(self) -> Path:

@@ -118,6 +118,9 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     for unused in wanted.keys() - set(listened):
         if wanted[unused] is not None:
             raise PlanError(f"{unused}={wanted[unused]}, but engine={engine.name} has no such port; leave it out")
+    wishes = {port: wanted.get(port) for port in listened}
+    if config.supervise.metrics_port:  # the supervisor's own: none of the engine's may be the same
+        wishes["supervise.metrics_port"] = config.supervise.metrics_port
     sources = shipped("templates")
     return engine, ServeSpec(
         name=name,
@@ -127,7 +130,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         runtime=config.runtime.name,
         environment=environment,
         bind=config.host,
-        ports=ledger.choose_ports(config.host, {port: wanted.get(port) for port in listened}),
+        ports=ledger.choose_ports(config.host, wishes)[: len(listened)],
         run_dir=str(ledger.deployments / name / "run"),
         artifacts=str(builds.artifacts(cache_root())),
         options=options,

@@ -117,6 +117,7 @@ class SuperviseConf:
     stall_timeout_s: float = MISSING
     busy_timeout_s: float = MISSING
     log_mib: int = MISSING
+    metrics_port: int | None = None
 
 
 @dataclass

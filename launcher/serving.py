@@ -91,7 +91,8 @@ class ServingEngine(Client):
         with ledger.exclusive():
             self._engine, spec = resolve(self.config, ledger, to_launch=True)
             plan = self._plan = self._engine.plan(spec)
-            claim = ledger.claim(plan.name, spec.ports, plans.public(plan))
+            ours = self.config.supervise.metrics_port
+            claim = ledger.claim(plan.name, (*spec.ports, *([ours] if ours else [])), plans.public(plan))
         try:
             prepare(plan, self.progress)
             options = dataclasses.asdict(self.config.engine)

@@ -32,10 +32,10 @@ from importlib import import_module
 from typing import Any
 
 from engines.base import DeploymentError
-from launcher import logs, plans
+from launcher import exposition, logs, plans
 from launcher.atomic import write_text
+from launcher.device_memory import DeviceMemory
 from launcher.diagnosis import explain, oom_kills
-from launcher.exposition import render
 from launcher.lifecycle import (
     Action,
     BackoffOver,
@@ -66,6 +66,7 @@ log = logging.getLogger(__name__)
 
 _CHORES_S = 10.0  #: between two looks at what nobody tells us of
 _LAST_WORD_S = 2.0  #: for a peer that does not read
+_MEMORY_S = 5.0  #: for a driver, to take back the memory of a process that has ended
 
 
 class Supervisor:
@@ -83,6 +84,7 @@ class Supervisor:
         self._handle: Handle | None = None
         self._watch: Watch | None = None
         self._left: tuple[str, ...] = ()
+        self._memory: DeviceMemory | None = None
         self._log_file = orders.home / "logs" / "none"
         self._since = time.time()
         self._exits: Counter[int] = Counter()
@@ -113,6 +115,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._post(StopAsked(), None))
         self._feed(Begin())
+        self._publish_metrics()
         while not self.state.phase.final:
             self._wait()
             # Before the exit is noticed: who asks us to stop has often asked the engine too.
@@ -245,13 +248,19 @@ class Supervisor:
             case Sweep():
                 self._cancel_watch()
                 self._left = self._runtime.sweep(self._orders.plan)
+                if self._memory:
+                    self._left += self._memory.not_back(_MEMORY_S)
                 self._handle = None
             case RestartAfter(seconds):
                 self._after(seconds * random.uniform(0.8, 1.2), BackoffOver())  # noqa: S311  (jitter, not a secret)
 
     def _start_engine(self) -> None:
         adopted = self._orders.adopt if self._start == 0 else None
+        if self._start == 0:
+            self._memory = self._device_memory()
+            self._orders = dataclasses.replace(self._orders, memory_before=self._memory.before)
         self._start = max(self._start, self._orders.starts) if adopted else self._start + 1
+        self._oom_kills = oom_kills()
         try:
             if adopted:
                 self._log_file = logs.newest(self._orders.home / "logs")
@@ -260,7 +269,6 @@ class Supervisor:
             else:
                 self._log_file = logs.next_file(self._orders.home / "logs")
                 legacy = self._orders.dumps() if self._orders.detached else None
-                self._oom_kills = oom_kills()
                 self._handle = self._runtime.start(self._orders.plan, self._log_file, legacy)
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
             self._post(Crashed(str(exc), permanent=True), self._start)
@@ -274,6 +282,10 @@ class Supervisor:
             effort=Effort(partial(self._runtime.activity, self._handle), partial(logs.size, self._log_file)),
             metrics=self._orders.plan.endpoints.metrics,
         )
+
+    def _device_memory(self) -> DeviceMemory:
+        plugin = _load(self._orders.device)
+        return DeviceMemory(plugin.detect, self._orders.plan.device.ids, self._orders.memory_before)
 
     def _lose_adopted(self) -> None:
         """The kernel tells the parent alone how a process ended, and that its end has come only once."""
@@ -295,9 +307,18 @@ class Supervisor:
         except OSError as exc:  # a full disk must not end a healthy engine
             log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
 
+    def _publish_metrics(self) -> None:
+        if port := self._orders.metrics_port:
+            try:
+                exposition.serve(port, self._metrics)
+            except OSError as exc:
+                self._feed(Crashed(f"supervise.metrics_port={port} cannot be used: {exc.strerror}", permanent=True))
+
     def _metrics(self) -> str:
-        timings = self._watch.timings if self._watch else {}
-        return render(self._orders.plan.name, self.state.phase, self._start, self.state.crashes, timings, self._exits)
+        timings = dict(self._watch.timings) if self._watch else {}
+        return exposition.render(
+            self._orders.plan.name, self.state.phase, self._start, self.state.crashes, timings, self._exits
+        )
 
     def _news(self) -> bytes:
         news = {
@@ -337,11 +358,16 @@ def main() -> None:
             return
         first += received
     orders = Orders.loads(first)
-    module, _, name = orders.runtime.partition(":")
-    runtime: Runtime = getattr(import_module(module), name)()
+    runtime: Runtime = _load(orders.runtime)
     if orders.detached:
         os.chdir("/")  # wherever the user stood, it may be unmounted
     Supervisor(orders, runtime, control, None if orders.detached else _watch_owner(int(sys.argv[2]))).run()
+
+
+def _load(place: str) -> Any:
+    """An instance of the plugin at `place`, which is `module:class`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)()
 
 
 def _watch_owner(pid: int) -> int | None:

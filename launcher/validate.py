@@ -32,7 +32,12 @@ def _names(config: LaunchConfig) -> Iterator[str]:
 
 
 def _ports(config: LaunchConfig) -> Iterator[str]:
-    given = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
+    given = {
+        "port": config.port,
+        "grpc_port": config.grpc_port,
+        "metrics_port": config.metrics_port,
+        "supervise.metrics_port": config.supervise.metrics_port,
+    }
     seen: dict[int, str] = {}
     for key, port in given.items():
         if port is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import random
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher import plans
@@ -24,10 +27,12 @@ FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the kernel gives to connections: engines bind theirs seconds later."""
+    while True:
+        port = random.randrange(20000, 30000)  # noqa: S311  (no secret)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def fake_plan(
@@ -76,10 +81,11 @@ def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s
 
 
 @contextlib.contextmanager
-def detached(plan: LaunchPlan, state: Path, api_key: str | None = None) -> Iterator[Path]:
+def detached(plan: LaunchPlan, state: Path, api_key: str | None = None, **orders_too: Any) -> Iterator[Path]:
     """The folder of a deployment that serves, and that nobody owns; whatever is left of it ends with the block."""
     claim = claimed(plan, state)
     orders = orders_for(plan, claim.folder, _settings(3, 5.0), api_key, {"protocol": "x"}, detached=True)
+    orders = dataclasses.replace(orders, **orders_too)
     owner = Supervised(Spawned(), orders, claim)
     try:
         owner.wait_ready()

@@ -7,17 +7,19 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 
-from engines.base import LaunchPlan, RequestError
+from engines.base import DeploymentError, LaunchPlan, RequestError
 from launcher.control import Connection, News
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.peers import SOCKET, connect
-from tests.supervision import claimed, detached, fake_plan, is_alive, marked_processes, supervised, wait_for
+from tests.supervision import claimed, detached, fake_plan, free_port, is_alive, marked_processes, supervised, wait_for
 
 
 def pids(state: Path, name: str = "fake") -> tuple[int, int]:
@@ -36,6 +38,14 @@ def kill(pid: int) -> None:
 def stop(folder: Path) -> News:
     with Connection(folder) as connection:
         return list(connection.follow(time.monotonic() + 10, "stop"))[-1]
+
+
+def forget(state: Path) -> None:
+    (state / "deployments/fake/state.json").unlink()
+
+
+def garble(state: Path) -> None:
+    (state / "deployments/fake/state.json").write_text('{"state": "REA')
 
 
 def serves(plan: LaunchPlan) -> bool:
@@ -62,6 +72,22 @@ def test_it_goes_on_without_its_owner_and_stops_without_a_trace(tmp_path: Path) 
     wait_for(lambda: not Deployments(tmp_path).find("fake").live)
 
 
+@pytest.mark.parametrize("harm", [forget, garble])
+def test_what_nobody_can_find_again_is_ended(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    plan = fake_plan(tmp_path)
+    with detached(plan, tmp_path):
+        supervisor, program = pids(tmp_path)
+        harm(tmp_path)
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY  # its supervisor knows
+        kill(supervisor)
+
+        found = Deployments(tmp_path).find("fake")
+
+        assert (found.news.phase, found.live, is_alive(program)) == (Phase.FAILED, False, False)
+        assert "its state.json cannot be read" in found.news.reason
+        assert marked_processes(plan.run_dir) == []
+
+
 def test_a_killed_supervisor_leaves_it_serving_and_the_next_command_adopts_it(tmp_path: Path) -> None:
     plan = fake_plan(tmp_path, "--starts-file", str(tmp_path / "starts"))
     with detached(plan, tmp_path) as folder:
@@ -77,6 +103,24 @@ def test_a_killed_supervisor_leaves_it_serving_and_the_next_command_adopts_it(tm
         assert stop(folder).phase is Phase.STOPPED
         assert not serves(plan)
         assert marked_processes(plan.run_dir) == []
+
+
+def test_device_memory_that_is_not_given_back_is_told_by_an_adopter_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = tmp_path / "used"
+    used.write_text("0")
+    monkeypatch.setenv("LEAKY_DEVICE", str(used))
+    with detached(fake_plan(tmp_path), tmp_path, device="tests.fakes.leaky_device:LeakyDevice") as folder:
+        used.write_text(str(1 << 30))
+        kill(pids(tmp_path)[0])
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+
+        last = stop(folder)
+
+    assert (last.phase, last.leftovers) == (
+        Phase.STOPPED, ("1024 MiB more of the memory of npu 0 than before the start",),
+    )  # fmt: skip
 
 
 def test_an_adopted_program_that_ends_is_started_again(tmp_path: Path) -> None:
@@ -161,9 +205,38 @@ def test_a_damaged_file_is_no_harm_to_others(tmp_path: Path, file: str, content:
 
         assert found["fake"].news.phase is Phase.READY
         if file == "state.json":
-            assert found["broken"].news.reason == "its state.json cannot be read"
+            assert found["broken"].news.reason.startswith("its state.json cannot be read")
         else:
             assert found["broken"].plan == {}
+
+
+def test_its_numbers_can_be_scraped_on_loopback(tmp_path: Path) -> None:
+    port = free_port()
+    with detached(fake_plan(tmp_path), tmp_path, metrics_port=port) as folder:
+        with Connection(folder) as connection:
+            told = connection.ask("metrics")["text"]
+        answer = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5)
+
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        assert 'rmlaunch_state{deployment="fake",state="READY"} 1' in answer.text.splitlines()
+        assert [line.split()[0] for line in answer.text.splitlines()] == [line.split()[0] for line in told.splitlines()]
+        assert requests.get(f"http://127.0.0.1:{port}/", timeout=5).status_code == 404
+        kill(pids(tmp_path)[0])
+        assert Deployments(tmp_path).find("fake").news.phase is Phase.READY
+        assert requests.get(f"http://127.0.0.1:{port}/metrics", timeout=5).status_code == 200
+
+
+def test_a_port_for_its_numbers_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(DeploymentError, match=f"supervise.metrics_port={port} cannot be used: Address already"),
+            detached(fake_plan(tmp_path), tmp_path, metrics_port=port),
+        ):
+            pass
+    assert marked_processes(str(tmp_path / "deployments/fake/run")) == []
 
 
 def test_a_restart_is_no_crash_and_another_program(tmp_path: Path) -> None:

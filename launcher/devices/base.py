@@ -16,7 +16,8 @@ class Resource:
 
     id: int
     type: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)  #: product, memory_bytes, …
+    #: product, memory_bytes, used_bytes, holders (pid → bytes), …; what is not known is left out
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from launcher.devices.base import GIB, DevicePlugin, Resource
 
@@ -69,5 +69,18 @@ def _resource(index: int) -> Resource:
         "uuid": pynvml.nvmlDeviceGetUUID(handle),
         "memory_bytes": memory.total,
         "used_bytes": memory.used,
+        "holders": _holders(handle),
     }
     return Resource(index, "gpu", attributes)
+
+
+def _holders(handle: Any) -> dict[int, int]:
+    """Who has memory of it, in bytes; 0 where NVML does not say how much, as inside of containers."""
+    import pynvml
+
+    try:
+        return {
+            process.pid: process.usedGpuMemory or 0 for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        }
+    except pynvml.NVMLError:
+        return {}

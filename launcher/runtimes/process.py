@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.commands import die_with_parent
@@ -71,7 +71,7 @@ class ProcessRuntime(Runtime):
         temporary = _make_temporary(plan.run_dir)
         self._exits.clear()  # a pid of the last start may come again
         self._adopted = None
-        with log.open("ab") as output, _in_memory(legacy) as kept:
+        with _output(log) as output, _in_memory(legacy) as kept:
             try:
                 process = subprocess.Popen(
                     plan.argv,
@@ -246,6 +246,19 @@ def legacy_of(handle: Handle) -> bytes | None:
             if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
                 return descriptor.read_bytes()
     return None
+
+
+def _output(log: Path) -> BinaryIO:
+    """`log`, to be appended to; nowhere while its disk is full: some engines end when they cannot print."""
+    stream = log.open("ab", buffering=0)
+    size = stream.tell()
+    try:
+        stream.write(b"\n")
+        stream.truncate(size)
+    except OSError:
+        stream.close()
+        return Path(os.devnull).open("wb", buffering=0)
+    return stream
 
 
 @contextmanager
