@@ -8,6 +8,8 @@ xllamacpp carries llama.cpp's server but keeps its argument parser to itself, so
 its `CommonParams` can express are listed below; any other is refused by name. Of llama-server's
 environment variables only LLAMA_API_KEY is read.
 
+Asked to stop it answers what it was asked before, with --metrics, and then ends; a second signal ends it at once.
+
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 the server could not start, 2 a bad command line.
 A signal that comes while the model loads ends the process at once, by that signal.
 """
@@ -17,14 +19,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL_S = 0.02
+LOOKS = 4
 
 Convert = Callable[[str], object]
 
@@ -315,7 +322,7 @@ def _params(settings: Mapping[str, object]) -> object:
     return params
 
 
-def start(settings: Mapping[str, object]) -> object:
+def start(settings: Mapping[str, object]) -> Any:
     """Load the model and return the native server, which answers from threads of its own.
 
     Blocks with the interpreter locked: until it returns no Python signal handler runs. HTTP is
@@ -344,16 +351,34 @@ def wait_for_signal() -> None:
     reader.recv(1)
 
 
+def is_busy(server: Any) -> bool:
+    """Whether it answers anybody, seen for a moment: a request is read before it is counted, and sent after it was.
+
+    Without --metrics nothing says so, and it counts as idle.
+    """
+    for _ in range(LOOKS):
+        counted = re.findall(
+            r"^llamacpp:requests_(?:processing|deferred) (\d+)$", server.handle_metrics(), re.MULTILINE
+        )
+        if any(map(int, counted)):
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
 def main(argv: Sequence[str]) -> int:
     # The default action needs no interpreter, so it also works while `start` holds it.
     _default_signals()
     settings = parse(argv)
     try:
-        _server = start(settings)  # without a name its destructor would run at once
+        server = start(settings)
     except StartError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     wait_for_signal()
+    _default_signals()
+    while is_busy(server):
+        time.sleep(POLL_S)
     # No orderly teardown: with a generation running, the server's destructor was still waiting
     # after 5 s (xllamacpp 2026.10.11549 stops HTTP, which waits for the reply, before the queue
     # that makes it). Nothing is on disk; the kernel takes back ports and memory.

@@ -284,10 +284,19 @@ def test_a_client_goes_on_after_the_engine_was_killed_and_restarted(engine: Serv
     assert engine.infer("One, two, three,", max_tokens=4) == before
 
 
-def test_stop_leaves_nothing(engine: ServingEngine, litter: set[str]) -> None:
+def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine, litter: set[str]) -> None:
     plan = engine.plan
     assert marked_processes(plan.run_dir) != []
+    text = "Once upon a time, there was a"
+    expected = engine.infer(text, max_tokens=64)
+    pieces = engine.stream(text, max_tokens=64)
+    answer = next(pieces)
 
+    assert engine.ask_stop()
+    wait_for(lambda: engine.news.phase is Phase.STOPPING)
+    answer += "".join(pieces)
+
+    assert answer == expected
     stopped = engine.stop()
 
     assert stopped is not None
