@@ -212,7 +212,7 @@ def _probes(spec: ServeSpec) -> Probes:
         endpoint=management,
         key=_key(spec, "management"),
     )
-    canary, counters = _canary(spec.model), ("ts_inference_requests_total",)
+    canary, counters = _canary(spec.model), ("ts_inference_latency_microseconds",)
     return Probes(startup=workers, readiness=canary, liveness=canary, settings=spec.probes, progress=counters)
 
 

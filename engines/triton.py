@@ -156,7 +156,7 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
 
 def _probes(spec: ServeSpec) -> Probes:
     ready = HttpCheck("/v2/health/ready")
-    canary, counters = _canary(spec.model), ("nv_inference_exec_count", "nv_inference_request_failure")
+    canary, counters = _canary(spec.model), ("nv_inference_exec_count",)
     return Probes(startup=ready, readiness=canary, liveness=canary, settings=spec.probes, progress=counters)
 
 

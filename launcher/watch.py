@@ -22,6 +22,8 @@ _CHECK_TIMEOUT_S = 5.0
 _LOOK_PERIOD_S = 1.0
 #: of a core, on average since the last look: what an idle server takes is far below
 _BUSY_SHARE = 0.1
+#: of `liveness_timeout_s`: numbers come at once, or the server hangs and a request will show it
+_COUNTING_SHARE = 0.25
 
 
 class Effort:
@@ -183,14 +185,15 @@ class Watch:
     def _is_busy(self, counted: float | None, proved: float) -> bool:
         """A canary may wait behind the requests of others. That they are answered shows in the engine's counters, or
         at least in the processor's time; the latter is believed for `busy_timeout_s`, since a loop takes time too."""
-        if _grew(counted, self._count()):
+        if counted is not None and _grew(counted, self._count()):
             return True
         return self._effort.worked() and time.monotonic() - proved < self._probes.settings.busy_timeout_s
 
     def _count(self) -> float | None:
         if not self._metrics or not self._probes.progress:
             return None
-        return count(self._door, self._metrics, self._probes.progress, self._probes.settings.liveness_timeout_s)
+        timeout_s = self._probes.settings.liveness_timeout_s * _COUNTING_SHARE
+        return count(self._door, self._metrics, self._probes.progress, timeout_s)
 
     def _try(self, probe: HttpCheck, timeout_s: float) -> Missing | None:
         return check(self._door, probe, max(timeout_s, 0.1))

@@ -20,10 +20,10 @@ class EmbedHandler:
     """What TorchServe loads: the one class of this file. Each worker has its own copy of the model."""
 
     def initialize(self, context: Any) -> None:
-        import torch
-
-        end_at_once()
         with loading():
+            import torch
+
+            end_at_once()
             given = context.model_yaml_config["handler"]
             torch.set_num_threads(threads_per_worker(int(given["workers"])))
             self._name = context.model_name

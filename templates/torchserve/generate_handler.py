@@ -23,10 +23,10 @@ class GenerateHandler:
     """What TorchServe loads: the one class of this file."""
 
     def initialize(self, context: Any) -> None:
-        import torch
-
-        end_at_once()
         with loading():
+            import torch
+
+            end_at_once()
             # TorchServe's worker logs each turn, and a metric of how long it took, which says nothing.
             logging.getLogger().setLevel(logging.WARNING)
             given = context.model_yaml_config["handler"]

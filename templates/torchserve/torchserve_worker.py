@@ -26,6 +26,7 @@ JSON = "application/json"
 _FOLDER = Path(tempfile.gettempdir())
 _BUSY = _FOLDER / "busy"
 _FAILED = _FOLDER / "failed"
+_LOADS = 2  #: that were killed before one is not tried again
 
 
 class Context(Protocol):
@@ -60,17 +61,27 @@ class Request:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around `initialize`: an exception ends TorchServe, which would try again for five minutes.
+    """Around `initialize`: an exception ends TorchServe, which would try again for five minutes. So do workers that are
+    killed while they load, one after the other: each leaves a file behind that only a load that succeeds removes.
 
     The frontend is killed with what it has not logged yet, so start.py gets the reason in a file.
     """
+    if not _BUSY.exists():
+        yield
+        return
+    mark = _FOLDER / f"loading-{os.getpid()}"
+    killed = [path for path in _FOLDER.glob("loading-*") if not Path("/proc", path.name.partition("-")[2]).exists()]
     try:
+        if len(killed) >= _LOADS:
+            raise RuntimeError(f"{len(killed)} workers were killed while they loaded the model")
+        mark.touch()
         yield
     except Exception:
-        if _BUSY.exists():
-            _FAILED.write_text(traceback.format_exc())
-            os.kill(os.getppid(), signal.SIGKILL)
+        _FAILED.write_text(traceback.format_exc())
+        os.kill(os.getppid(), signal.SIGKILL)
         raise
+    for path in (mark, *killed):
+        path.unlink(missing_ok=True)
 
 
 def end_at_once() -> None:
