@@ -2,12 +2,13 @@
 #   make run     set up, launch the embedded default on this CPU, ask it a question, stop
 #   make test    set up, run every test, those of the real engines included
 #   make check   lint, types, and the wheel outside the checkout
+#   make faults  strike every engine with every fault, and write docs/faults.md
 #   make bench   the numbers of docs/benchmarks.md, measured beside their peers
 VENV ?= .venv
 PYTHON ?= python3
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup run test check bench clean
+.PHONY: setup run test check faults bench clean
 setup: $(VENV)/.done
 
 # What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
@@ -37,6 +38,9 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m pytest -q tests/test_wheel.py
+
+faults: setup
+	$(VENV)/bin/python -m tests.faults.report
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks

@@ -2,7 +2,8 @@
 
     python misbehaving_server.py --port 8000 --ready-after 0.5 --ignore-sigterm
 
-/health answers 503, then 200; POST /ask answers {"answer": "yes"} once it is ready.
+/health answers 503, then 200; POST /ask answers {"answer": "yes"} once it is ready. With --worker the answer comes from
+a process of its own, and /health says 200 whatever becomes of that one, as real engines do.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def main() -> None:
         threading.Timer(options.exit_after, lambda: os._exit(options.exit_code)).start()
     if options.bind_nothing:
         threading.Event().wait(600)
-    _serve(options.port, time.monotonic() + options.ready_after, options.empty_answers)
+    held = b"x" * (options.allocate << 20)  # kept until the end
+    worker = _Worker() if options.worker else None
+    _serve(options.port, time.monotonic() + options.ready_after, options.empty_answers, worker)
+    del held
 
 
 def _options() -> argparse.Namespace:
@@ -55,6 +59,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--starts-file", help="add a line to this file at each start")
     parser.add_argument("--bind-nothing", action="store_true", help="run, but listen nowhere")
     parser.add_argument("--say", help="print this line at the start")
+    parser.add_argument("--worker", action="store_true", help="a process of its own answers; it outlives the server")
+    parser.add_argument("--allocate", type=int, default=0, help="take this many MiB of memory before it serves")
     return parser.parse_args()
 
 
@@ -71,14 +77,41 @@ def _leave_child(pid_file: Path) -> None:
     subprocess.run([sys.executable, "-c", script, str(pid_file)], check=True)
 
 
-def _serve(port: int, ready_at: float, empty_answers: bool) -> None:
+class _Worker:
+    """Answers a line with a line; one that has ended makes `ask` raise, one that hangs makes it hang."""
+
+    _SCRIPT = (
+        "import sys, time\n"
+        "for line in sys.stdin:\n"
+        "    print('yes', flush=True)\n"
+        "time.sleep(600)\n"  # nor does it end with its parent
+    )
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-u", "-c", self._SCRIPT, "misbehaving-worker"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._lock = threading.Lock()
+
+    def ask(self) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write("?\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline().strip()
+
+
+def _serve(port: int, ready_at: float, empty_answers: bool, worker: _Worker | None) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer({})
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._answer({"answer": "yes"})
+            try:
+                self._answer({"answer": worker.ask() if worker else "yes"})
+            except OSError:  # the worker has ended
+                self.send_error(500)
 
         def _answer(self, body: dict[str, str]) -> None:
             ready = time.monotonic() >= ready_at

@@ -1,0 +1,68 @@
+"""What an engine leaves on a machine, looked for without asking the launcher."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+_SHARED = Path("/dev/shm")
+
+#: a process by pid and start: pids are reused
+Process = tuple[int, float]
+
+
+def processes(run_dir: Path) -> dict[Process, str]:
+    """Every live process that carries the deployment's mark or stands in its folder, and its command line."""
+    found = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            marked = process.environ().get("RMLAUNCH_DEPLOYMENT") == str(run_dir)
+            stands = process.cwd().removesuffix(" (deleted)") == str(run_dir)
+            if (marked or stands) and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid, process.create_time()] = " ".join(process.cmdline())
+    return found
+
+
+def alive(process: Process) -> bool:
+    pid, created = process
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(pid)
+        return found.create_time() == created and found.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def taken(ports: Iterable[int]) -> list[str]:
+    """Those that no server could bind now."""
+    found = []
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                found.append(f"port {port}")
+    return found
+
+
+def shared_memory() -> set[str]:
+    return {entry.name for entry in _SHARED.iterdir()}
+
+
+def abandoned(before: set[str]) -> list[str]:
+    """What is in /dev/shm since `before` and in nobody's hands: the machine may run other engines."""
+    return [f"/dev/shm/{name}" for name in sorted(shared_memory() - before) if not _is_held(name)]
+
+
+def _is_held(name: str) -> bool:
+    path = str(_SHARED / name)
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if path in (process / "maps").read_text():
+                return True
+            if any(str(descriptor.readlink()) == path for descriptor in (process / "fd").iterdir()):
+                return True
+    return False
