@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import LaunchPlan, RequestError, Target
+from engines.base import DeploymentError, LaunchPlan, RequestError, Target
 from launcher import registry, structs
 from launcher.atomic import write_text
 from launcher.client import Client, Connected
@@ -65,9 +65,14 @@ class Deployments:
         return found[name]
 
     def wait_ended(self, name: str, timeout_s: float = 5.0) -> None:
-        """Block until the name is free: a supervisor says its last word a moment before it ends."""
+        """Block until the name is free: a supervisor says its last word a moment before it ends.
+
+        Raises `DeploymentError` where it is not after `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
-        while self._ledger.is_live(name) and time.monotonic() < deadline:
+        while self._ledger.is_live(name):
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"{name} has stopped, but its supervisor has not ended within {timeout_s:g} s")
             time.sleep(0.005)
 
     def _read(self, folder: Path) -> Deployment:

@@ -210,6 +210,14 @@ def test_a_damaged_file_is_no_harm_to_others(tmp_path: Path, file: str, content:
             assert found["broken"].plan == {}
 
 
+def test_a_name_that_does_not_come_free_is_told(tmp_path: Path) -> None:
+    with (
+        detached(fake_plan(tmp_path), tmp_path),
+        pytest.raises(DeploymentError, match=r"fake has stopped, but its supervisor has not ended within 0\.1 s"),
+    ):
+        Deployments(tmp_path).wait_ended("fake", timeout_s=0.1)
+
+
 def test_its_numbers_can_be_scraped_on_loopback(tmp_path: Path) -> None:
     port = free_port()
     with detached(fake_plan(tmp_path), tmp_path, metrics_port=port) as folder:
