@@ -47,6 +47,14 @@ class Claim:
         self.lock.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    name: str
+    ports: tuple[int, ...]
+    kind: str  #: of its devices
+    devices: tuple[int, ...]
+
+
 class Ledger:
     """`replacing` is a live deployment whose name and ports count as free: what would be in its place?"""
 
@@ -130,13 +138,22 @@ class Ledger:
 
     def held_ports(self) -> dict[int, str]:
         """The ports of running deployments and whose they are, whether their engines listen yet or not."""
-        held: dict[int, str] = {}
-        for record in self.deployments.glob("*/plan.json"):
-            name = record.parent.name
-            if self.is_live(name):
-                with contextlib.suppress(OSError, ValueError, KeyError):
-                    held |= dict.fromkeys(json.loads(record.read_text())["ports"], name)
-        return held
+        return {port: held.name for held in self._held() for port in held.ports}
+
+    def held_devices(self, kind: str) -> dict[int, str]:
+        """The devices of `kind` that running deployments have, and whose they are."""
+        return {number: held.name for held in self._held() if held.kind == kind for number in held.devices}
+
+    def _held(self) -> Iterator[_Held]:
+        """What deployments that run have, those included that an adopter has yet to find."""
+        for file in self.deployments.glob("*/plan.json"):
+            name = file.parent.name
+            if name != self._replacing and (self.is_live(name) or self.legacy(name) is not None):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                    record = json.loads(file.read_text())
+                    device = record["plan"].get("device", {"kind": "", "ids": ()})
+                    ports, devices = tuple(map(int, record["ports"])), tuple(map(int, device["ids"]))
+                    yield _Held(name, ports, device["kind"], devices)
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         """A port for each key of `wanted`: the given one, or the first free ones from 8000 up.

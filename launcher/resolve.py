@@ -22,7 +22,7 @@ from engines.base import (
     ResourceError,
     ServeSpec,
 )
-from launcher import builds, environments, models, policy, registry, signatures
+from launcher import assignment, builds, environments, models, policy, registry, signatures
 from launcher.composed import compose
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
@@ -106,7 +106,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         able = ", ".join(engine.capabilities.devices)
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
-    device = _device(config, to_launch, engine.device_count(kind, options))
+    device = _device(config, ledger, to_launch, engine.device_count(kind, options))
     key = engine.environment_key(kind, options)
     environment = environments.describe(
         f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
@@ -166,7 +166,7 @@ def _check_bind(config: LaunchConfig, engine: Engine) -> None:
     )
 
 
-def _device(config: LaunchConfig, to_launch: bool, wanted: int | None) -> Device:
+def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
     conf = config.device
     plugin = registry.device(conf.kind)
     found = () if conf.assume else plugin.detect()
@@ -179,7 +179,9 @@ def _device(config: LaunchConfig, to_launch: bool, wanted: int | None) -> Device
         if said and said not in plugin.products and (not found or key == "assume"):
             known = ", ".join(plugin.products) or "none; leave it out"
             raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
-    ids = _ids(config, plugin, found, wanted)
+    alone = to_launch and not conf.share and not plugin.shared  # a mere plan takes nothing away
+    in_use = assignment.taken(found, ledger.held_devices(conf.kind)) if alone else {}
+    ids = _ids(config, plugin, found, wanted, in_use)
     by_id = {resource.id: resource.attributes for resource in found}
     first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
     product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
@@ -199,18 +201,15 @@ def _device(config: LaunchConfig, to_launch: bool, wanted: int | None) -> Device
     )
 
 
-def _ids(config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None) -> tuple[int, ...]:
+def _ids(
+    config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None, in_use: assignment.Taken
+) -> tuple[int, ...]:
     conf = config.device
     published = config.model.build.get(conf.kind, {}).get("num_devices")
     count = conf.count or (len(conf.ids) if conf.ids else wanted or published) or 1
     if not found:
         return tuple(conf.ids or range(count))
-    have = [resource.id for resource in found]
-    if missing := sorted(set(conf.ids or ()) - set(have)):
-        raise ResourceError(f"device.ids={conf.ids}: this machine has no {plugin.kind} {missing}; it has {have}")
-    if count > len(have):
-        raise ResourceError(f"device.count={count}: this machine has {len(have)} of {plugin.kind}; it has {have}")
-    return tuple(conf.ids or have[:count])
+    return assignment.choose(plugin.kind, found, in_use, count, conf.ids)
 
 
 def _source_format(config: LaunchConfig) -> str:

@@ -54,6 +54,7 @@ class DeviceConf:
     count: int | None = None
     product: str | None = None  #: what it must be; a plan without hardware assumes it
     assume: str | None = None  #: plan for this product without looking for it
+    share: bool = False  #: take devices that others use, too
 
 
 @dataclass

@@ -191,6 +191,22 @@ def test_a_broken_record_does_not_stop_others(ledger: Ledger) -> None:
         assert set(ledger.held_ports()) == set()
 
 
+def test_devices_are_held_for_as_long_as_a_deployment_runs(ledger: Ledger, tmp_path: Path) -> None:
+    claims = [
+        ledger.claim("a", (), {"device": {"kind": "gpu", "ids": [0, 1]}}),
+        ledger.claim("b", (), {"device": {"kind": "gpu", "ids": [3]}}),
+        ledger.claim("c", (), {"device": {"kind": "rbln", "ids": [0]}}),
+    ]
+    try:
+        assert ledger.held_devices("gpu") == {0: "a", 1: "a", 3: "b"}
+        assert ledger.held_devices("rbln") == {0: "c"}
+        assert Ledger(tmp_path / "state", replacing="a").held_devices("gpu") == {3: "b"}
+    finally:
+        for claim in claims:
+            claim.release()
+    assert ledger.held_devices("gpu") == {}
+
+
 def test_the_deployment_that_holds_a_port_is_named(ledger: Ledger) -> None:
     (free,) = ledger.choose_ports(LOOPBACK, {"port": None})
 

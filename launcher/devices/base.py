@@ -27,6 +27,7 @@ class DevicePlugin(ABC):
     looked_for: ClassVar[str]  #: what detect() looks at, in words for an error message
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: what a plan describes when nothing was found or said
+    shared: ClassVar[bool] = False  #: any number of deployments may have it
 
     @abstractmethod
     def detect(self) -> tuple[Resource, ...]:

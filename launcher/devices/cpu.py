@@ -12,6 +12,7 @@ class Cpu(DevicePlugin):
     kind = "cpu"
     label = "processor"
     looked_for: ClassVar[str] = "the processor"
+    shared = True
 
     def detect(self) -> tuple[Resource, ...]:
         """One resource: the whole processor. `cores` counts those that this process may run on."""

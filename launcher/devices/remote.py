@@ -11,6 +11,7 @@ class Remote(DevicePlugin):
     kind = "remote"
     label = "remote server"
     looked_for: ClassVar[str] = "nothing: the server is not on this machine"
+    shared = True
 
     def detect(self) -> tuple[Resource, ...]:
         return (Resource(0, self.kind),)
