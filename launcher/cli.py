@@ -93,7 +93,7 @@ def _help() -> int:
     from launcher.compose import options
 
     groups = "".join(
-        f"  {group:<8} {', '.join(options(group))}\n" for group in ("engine", "device", "model", "runtime")
+        f"  {group:<8} {', '.join(options(group))}\n" for group in ("engine", "device", "model", "runtime", "policy")
     )
     sys.stdout.write(f"{_USAGE}\nconfig groups:\n{groups}")
     return 0

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 from engines.base import Capabilities, PlanError
 
+#: why a kind cannot be had that this machine has none of
+ABSENT = "there is none here"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kind of device as far as a choice depends on it; `missing` says in words why it cannot be had."""
+
+    kind: str
+    missing: str = ""  #: `ABSENT`, or such as "is in use by deployment 'a'"
+    made_for: Collection[str] = ()  #: goals
+
 
 def choose_device(
-    found: Sequence[str], engines: Mapping[str, Capabilities], order: Sequence[str], task: str = "generate"
+    devices: Sequence[Device], engines: Mapping[str, Capabilities], task: str = "generate", goal: str | None = None
 ) -> tuple[str, str]:
-    """The device kind and why.
+    """The device kind and why, and why not the others.
 
-    `found` has the kinds that this machine has, `engines` those that may be used, and `order` the best kind first.
+    `devices` has the best kind first; those that are made for the `goal` come before the others. `engines` has those
+    that may be used.
     """
-    for kind in order:
-        able = [name for name, can in engines.items() if task in can.tasks(kind)]
-        if kind in found and able:
-            return kind, f"device=auto → {kind}{_passed(order[: order.index(kind)], found, engines)}"
-    if len(engines) == 1:  # a plan can be made all the same, and a launch says what it has looked for
-        ((name, can),) = engines.items()
-        for kind in order:
-            if task in can.tasks(kind):
-                return kind, f"device=auto → {kind} (the best that {name} can use; there is none here)"
+    ranked = sorted(devices, key=lambda device: goal not in device.made_for) if goal else list(devices)
+    able = [device for device in ranked if any(task in can.tasks(device.kind) for can in engines.values())]
+    for device in able:
+        if not device.missing:
+            why = [f"made for {goal}"] if goal in device.made_for else []
+            why += _passed(ranked[: ranked.index(device)], engines)
+            return device.kind, f"device=auto → {device.kind}{_in_brackets(why)}"
+    if len(engines) == 1 and able:  # a plan can be made all the same, and a launch says what it has looked for
+        (name,) = engines
+        return able[0].kind, f"device=auto → {able[0].kind} (the best that {name} can use; {able[0].missing})"
+    found = ", ".join(device.kind for device in devices if not device.missing)
     for_task = "" if task == "generate" else f" for model.task={task}"
-    raise PlanError(f"no device of this machine ({', '.join(found)}) can be used by engine {_or(engines)}{for_task}")
+    raise PlanError(f"no device of this machine ({found}) can be used by engine {_or(engines)}{for_task}")
 
 
 def choose_engine(
@@ -34,10 +50,12 @@ def choose_engine(
     engines: Mapping[str, Capabilities],
     order: Sequence[str],
     leads_to: Collection[str] = (),
+    goal: str | None = None,
 ) -> tuple[str, str]:
-    """The engine and why: one that reads the format as it is, before one that reads what it `leads_to`.
+    """The engine and why, and why not the others.
 
-    Among equals the first in `order` is taken; engines that it does not name come last.
+    The first in `order` that reads the format as it is, before one that reads what the format `leads_to`; where a
+    `goal` was named, a conversion is no reason to pass one over. Engines that `order` does not name come last.
     """
     ranked = sorted(engines, key=lambda name: order.index(name) if name in order else len(order))
     able = [name for name in ranked if kind in engines[name].devices]
@@ -46,22 +64,39 @@ def choose_engine(
     able = [name for name in able if task in engines[name].tasks(kind)]
     if not able:
         raise PlanError(f"no engine does model.task={task} on device={kind}; engines: {', '.join(engines)}")
+    reads: dict[str, str] = {}  # name → the format that it would get
     for name in able:
-        if model_format in engines[name].formats[kind][task]:
-            return name, f"engine=auto → {name} (reads {model_format} on {kind})"
-    for name in able:
-        for reached in engines[name].formats[kind][task]:
-            if reached in leads_to:
-                return name, f"engine=auto → {name} (reads {reached} on {kind}, which {model_format} is converted to)"
-    raise PlanError(f"no engine reads {model_format} on device={kind}, nor what it can be converted to")
+        formats = engines[name].formats[kind][task]
+        reached = [model_format] if model_format in formats else [given for given in formats if given in leads_to]
+        if reached:
+            reads[name] = reached[0]
+    if not reads:
+        raise PlanError(f"no engine reads {model_format} on device={kind}, nor what it can be converted to")
+    chosen = next((name for name, given in reads.items() if goal or given == model_format), next(iter(reads)))
+    why = f"reads {reads[chosen]} on {kind}"
+    if reads[chosen] != model_format:
+        why += f", which {model_format} is converted to"
+    later = [name for name in reads if name != chosen and (goal or reads[name] == model_format)]
+    converted = [name for name in reads if name != chosen and name not in later]
+    parts = [*([f"first for {goal}"] if goal else []), why]
+    parts += [f"{', '.join(later)} {'follow' if len(later) > 1 else 'follows'} in policy.engines"] if later else []
+    parts += [f"{', '.join(converted)} would need it converted"] if converted else []
+    return chosen, f"engine=auto → {chosen}{_in_brackets(parts)}"
 
 
-def _passed(kinds: Sequence[str], found: Sequence[str], engines: Mapping[str, Capabilities]) -> str:
-    absent = [kind for kind in kinds if kind not in found]
-    unusable = [kind for kind in kinds if kind in found]
-    why = [f"no {', '.join(absent)} here"] if absent else []
-    why += [f"{', '.join(unusable)} cannot be used by {_or(engines)}"] if unusable else []
-    return f" ({'; '.join(why)})" if why else ""
+def _passed(devices: Sequence[Device], engines: Mapping[str, Capabilities]) -> list[str]:
+    """Why those of `devices` were not taken; several with the same reason share it."""
+    whys: dict[str, list[str]] = {}
+    for device in devices:
+        why = device.missing or f"cannot be used by {_or(engines)}"
+        whys.setdefault(why, []).append(device.kind)
+    return [
+        f"no {', '.join(kinds)} here" if why == ABSENT else f"{', '.join(kinds)} {why}" for why, kinds in whys.items()
+    ]
+
+
+def _in_brackets(parts: Sequence[str]) -> str:
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _or(engines: Mapping[str, Capabilities]) -> str:

@@ -26,7 +26,7 @@ from launcher import assignment, builds, environments, models, policy, registry,
 from launcher.composed import compose
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
-from launcher.paths import cache_root, shipped
+from launcher.paths import cache_root, shipped, state_root
 from launcher.schema import EngineConf, LaunchConfig
 from launcher.validate import check
 
@@ -80,18 +80,33 @@ def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | No
     able = {name: registry.engine_class(name).capabilities for name in names}
     kind, task = config.device.kind, config.model.task
     if kind == "auto":
-        found = [kind for kind in config.policy.devices if registry.device(kind).detect()]
-        kind, why = policy.choose_device(found, able, config.policy.devices, task)
+        kind, why = policy.choose_device(_devices(config), able, task, config.policy.goal)
         reasons.append(why)
     if config.engine.name == "auto":
         given = _source_format(config)
         order = config.policy.engines.get(kind) or config.policy.engines["default"]
-        name, why = policy.choose_engine(kind, task, given, able, order, builds.reachable(given))
+        name, why = policy.choose_engine(kind, task, given, able, order, builds.reachable(given), config.policy.goal)
         reasons.append(why)
         others = [item for item in overrides if not item.startswith("engine=")]
         config = compose([*others, f"engine={name}"], config_dir)
     config.device.kind = kind
     return config, reasons
+
+
+def _devices(config: LaunchConfig) -> list[policy.Device]:
+    """What this machine has free, the best kind first."""
+    ledger = Ledger(state_root())
+    return [_device_of(kind, ledger, config.device.share) for kind in config.policy.devices]
+
+
+def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
+    plugin = registry.device(kind)
+    found = plugin.detect()
+    if not found:
+        return policy.Device(kind, policy.ABSENT)
+    in_use = {} if share or plugin.shared else assignment.taken(found, ledger.held_devices(kind))
+    busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
+    return policy.Device(kind, f"is in use by {busy}" if busy else "")
 
 
 def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:

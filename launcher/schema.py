@@ -84,10 +84,14 @@ class RuntimeConf:
     name: str = MISSING
 
 
+GOALS = ("latency", "throughput", "memory", "energy")
+
+
 @dataclass
 class PolicyConf:
     """What `auto` means; the first that fits is taken."""
 
+    goal: str | None = None  #: one of `GOALS`; devices that are made for it come first
     devices: list[str] = MISSING
     engines: dict[str, list[str]] = MISSING  #: by device kind; `default` for kinds that are not named
 
@@ -127,7 +131,7 @@ class LaunchConfig:
     device: DeviceConf = MISSING
     model: ModelConf = MISSING
     runtime: RuntimeConf = MISSING
-    policy: PolicyConf = field(default_factory=PolicyConf)
+    policy: PolicyConf = MISSING
     builders: dict[str, EnvironmentConf] = field(default_factory=dict)  #: what conversions run in
     name: str | None = None
     host: str = MISSING
@@ -147,6 +151,7 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("device", "base_device"): DeviceConf,
     ("model", "base_model"): ModelConf,
     ("runtime", "base_runtime"): RuntimeConf,
+    ("policy", "base_policy"): PolicyConf,
 }
 
 

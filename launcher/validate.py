@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engines.base import ConfigError
-from launcher.schema import LaunchConfig
+from launcher.schema import GOALS, LaunchConfig
 
 #: becomes a folder, a file and part of a URL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
@@ -20,6 +20,8 @@ def check(config: LaunchConfig) -> None:
 
 def _problems(config: LaunchConfig) -> Iterator[str]:
     yield from _names(config)
+    if config.policy.goal not in (None, *GOALS):
+        yield f"policy.goal={config.policy.goal!r} is not known; choose policy={'|'.join(GOALS)}"
     yield from _ports(config)
     yield from _devices(config)
     yield from _numbers(config)

@@ -38,7 +38,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "device=auto → cpu" in done.stderr
-    assert "engine=auto → llamacpp (reads gguf on cpu)" in done.stderr
+    assert "engine=auto → llamacpp (reads gguf on cpu; " in done.stderr
 
 
 def test_a_sweep_reports_every_combination_and_survives_one_that_fails(tmp_path: Path) -> None:
