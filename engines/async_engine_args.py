@@ -15,7 +15,7 @@ from engines.base import Device, Model, PlanError
 #: arguments that say over how many devices a model is spread; tensor parallelism takes what the others leave
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
 #: of a CPU; what vLLM takes when it is not told is most of the machine
-_KV_CACHE_BYTES = 1 << 30
+KV_CACHE_BYTES = 1 << 30
 
 
 def engine_args(
@@ -34,7 +34,7 @@ def engine_args(
         defaults |= {"runner": "pooling", "convert": "embed"}
     if device.kind == "cpu":
         # Compiling wants a C++ compiler, and 100 s more at the first start, for a fifth more tokens.
-        defaults |= {"kv_cache_memory_bytes": _KV_CACHE_BYTES, "enforce_eager": True}
+        defaults |= {"kv_cache_memory_bytes": KV_CACHE_BYTES, "enforce_eager": True}
         _sizes(wanted, keys or {})
         return {**defaults, **wanted}
     return {**defaults, **_parallel(device, wanted, keys or {}, nodes), **wanted}

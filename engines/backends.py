@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from engines.base import PlanError, ServeSpec
+from engines import memory_use
+from engines.async_engine_args import KV_CACHE_BYTES
+from engines.base import Device, MemoryUse, Model, PlanError, ServeSpec
 
 #: `Capabilities.formats`
 FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
@@ -48,3 +51,19 @@ def check_one_gpu(spec: ServeSpec) -> None:
         raise PlanError(
             f"engine.backend=python uses one GPU, but device.ids={list(spec.device.ids)}; give one{instead}"
         )
+
+
+def memory(model: Model, device: Device, options: Mapping[str, Any], cpu_bytes: int) -> MemoryUse:
+    """Of either backend; on a CPU, `cpu_bytes` are those of the server and one worker without a model."""
+    asked = {"max_num_seqs": options["max_num_seqs"], **options.get("vllm_args", {})}
+    if device.kind == "rbln":
+        return memory_use.rbln(model, device, asked)
+    if options["backend"] == "vllm":
+        if device.kind == "cpu":
+            return memory_use.vllm_cpu(model, asked, KV_CACHE_BYTES)
+        return memory_use.vllm_gpu(model, device, asked)
+    generates = model.task == "generate"
+    workers = options["workers"] or (2 if generates else 1)
+    return memory_use.transformers_model(
+        model, device, sequences=workers, copies=1 if generates else workers, cpu_bytes=cpu_bytes
+    )

@@ -35,6 +35,8 @@ from engines.plan import (
     Environment,
     HttpCheck,
     LaunchPlan,
+    Memory,
+    MemoryUse,
     Model,
     Probes,
     ProbeSettings,
@@ -59,7 +61,8 @@ __all__ = [
     "Answer", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container", "DeploymentError", "Device",
     "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady", "GenerateRequest",
     "HttpCheck",
-    "InferenceError", "KeyFile", "LaunchPlan", "Model", "NoOptions", "PlanError", "PrepareError", "ProbeSettings",
+    "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse",
+    "Model", "NoOptions", "PlanError", "PrepareError", "ProbeSettings",
     "Probes", "ReadyTimeout", "Request", "RequestError", "ResourceError", "RmLaunchError", "Sampling", "ServeSpec",
     "StoppedBeforeReady", "Target", "TensorRequest", "TensorSpec", "Tensors", "Vector",
 ]  # fmt: skip
@@ -121,6 +124,19 @@ class Engine(ABC):
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:  # noqa: ARG002
         """How many devices the options ask for; None where they say nothing about it."""
+        return None
+
+    def memory(
+        self,
+        model: Model,  # noqa: ARG002
+        device: Device,  # noqa: ARG002
+        options: Mapping[str, Any],  # noqa: ARG002
+        args: Mapping[str, Any],  # noqa: ARG002
+    ) -> MemoryUse | None:
+        """How it would use the memory of `device` for `model`; None claims nothing, and nothing is checked. Pure.
+
+        Of `model`, the format is that of the source.
+        """
         return None
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002

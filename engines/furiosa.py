@@ -18,10 +18,13 @@ from engines.base import (
     BuildStep,
     Capabilities,
     Chunk,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     LaunchPlan,
+    MemoryUse,
+    Model,
     PlanError,
     Request,
     ServeSpec,
@@ -101,6 +104,24 @@ class Furiosa(Engine):
             return None
         wanted: int = (elements or ELEMENTS) * prod(copy or 1 for copy in copies)
         return max(1, -(-wanted // ELEMENTS))
+
+    def memory(
+        self,
+        model: Model,
+        device: Device,  # noqa: ARG002
+        options: Mapping[str, Any],
+        args: Mapping[str, Any],  # noqa: ARG002
+    ) -> MemoryUse | None:
+        """The least that it can be: the vendor publishes nothing of what else it takes."""
+        stages = options["pipeline_parallel_size"] or 1
+        return MemoryUse(
+            model.context_length,
+            sequences=0 if model.task == "embed" else 1,
+            weights_dtype=model.dtype,
+            kv_dtype=model.dtype,
+            spread="any" if stages > 1 else "",
+            replicas=options["data_parallel_size"] or 1,
+        )
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
         (port,) = spec.ports

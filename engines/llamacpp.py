@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from engines import memory_use
 from engines.base import (
     Answer,
     Capabilities,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     LaunchPlan,
+    MemoryUse,
+    Model,
     Request,
     ServeSpec,
     Target,
@@ -46,7 +50,8 @@ class LlamaCpp(Engine):
         argv += ["--host", spec.bind, "--port", str(port)]
         if spec.model.task == "embed":
             argv += ["--embeddings", "--pooling", "mean"]
-        argv += _flags({"n_gpu_layers": 999 if spec.device.kind == "gpu" else None, **spec.args})
+        offloaded = 999 if spec.device.kind == "gpu" else None
+        argv += _flags({"ctx_size": spec.model.context_length, "n_gpu_layers": offloaded, **spec.args})
         return LaunchPlan.of(
             spec,
             argv=argv,
@@ -55,6 +60,17 @@ class LlamaCpp(Engine):
             env={"LLAMA_API_KEY": spec.api_key} if spec.api_key else {},
             files=files,
         )
+
+    def memory(
+        self,
+        model: Model,
+        device: Device,
+        options: Mapping[str, Any],  # noqa: ARG002
+        args: Mapping[str, Any],
+    ) -> MemoryUse | None:
+        if device.kind == "gpu" and args.get("n_gpu_layers") not in (None, "all", -2, 999):
+            return None  # what is left to the processor takes no memory of the GPU
+        return memory_use.llama_cpp(model, device, args)
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         return self._client.infer(target, request)

@@ -62,6 +62,50 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What an engine does with the memory of its devices, as far as that can be said before it has seen the model.
+
+    The defaults are those of an engine that has one copy of the weights on one device.
+    """
+
+    context_length: int  #: tokens of one sequence
+    context_key: str = "model.context_length"  #: what sets it
+    sequences: int = 1  #: of that length that there must be room for at the same time
+    weights_dtype: str = "bfloat16"  #: what weights are cast to that are not quantized
+    as_stored: bool = False  #: weights stay as they are in the file (GGUF)
+    kv_dtype: str = "bfloat16"
+    kv_pool_bytes: int | None = None  #: of a KV cache that is this large, however long the sequences are
+    kv_pool_key: str = ""  #: what sets it
+    copies: int = 1  #: of the weights on a device
+    spread: str = ""  #: over several devices: by "heads" (tensor parallelism), by "layers", "any" number; "" is not
+    replicas: int = 1  #: that the devices are shared out to, each with all of the weights
+    stages: int = 1  #: of layers; the devices of each share its heads
+    nodes: int = 1  #: machines with these devices
+    usable: float = 1.0  #: the share of a device's memory that the engine takes at most
+    usable_key: str = ""  #: what sets it
+    reserved_bytes: int = 0  #: of each device, which no program gets
+    overhead_bytes: int = 0  #: of programs and libraries, on each device
+    link_bytes: int = 0  #: more on each device, where several work together
+    tokens_at_once: int = 512  #: of prompts, in one step
+    logits_at_once: int = 1  #: positions whose logits are there at the same time
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The estimate for one device, in bytes."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    overhead: int  #: programs and libraries
+    usable: int  #: what the engine may have of the device
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.overhead
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """An isolated set of packages; `path` is the folder of the Python environment that holds it."""
 
@@ -123,6 +167,8 @@ class ServeSpec:
     api_key: str | None = None
     stop_grace_s: float = 10.0  #: from TERM to KILL
     probes: ProbeSettings = field(default_factory=lambda: ProbeSettings())
+    memory: Memory | None = None  #: what it will take of each device; None is not known
+    notes: tuple[str, ...] = field(default=(), compare=False)  #: what a user should know of the choices made
 
     @property
     def connect_host(self) -> str:
@@ -210,6 +256,8 @@ class LaunchPlan:
     key: KeyFile | None = None  #: of a server that makes its own keys
     model_repository: str | None = None  #: the folder below `run_dir` that is one (Triton)
     model_archive: str | None = None  #: the output of the build step that makes one (TorchServe)
+    memory: Memory | None = None
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
     def of(
@@ -256,4 +304,6 @@ class LaunchPlan:
             key=key,
             model_repository=model_repository,
             model_archive=model_archive,
+            memory=spec.memory,
+            notes=spec.notes,
         )

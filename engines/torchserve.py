@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import backends, rbln_vllm
+from engines import backends, memory_use, rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
     Capabilities,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     HttpCheck,
     KeyFile,
     LaunchPlan,
+    MemoryUse,
     Model,
     PlanError,
     Probes,
@@ -98,6 +100,15 @@ class TorchServe(Engine):
 
     def close(self) -> None:
         self._client.close()
+
+    def memory(
+        self,
+        model: Model,
+        device: Device,
+        options: Mapping[str, Any],
+        args: Mapping[str, Any],  # noqa: ARG002
+    ) -> MemoryUse | None:
+        return backends.memory(model, device, options, memory_use.TORCHSERVE_CPU_BYTES)
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return f"{kind}-vllm" if kind in ("cpu", "gpu") and options["backend"] == "vllm" else kind

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+from engines import memory_use
 from engines.base import (
     MISSING,
     Capabilities,
     Chunk,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     LaunchPlan,
+    MemoryUse,
+    Model,
     PlanError,
     Request,
     ServeSpec,
@@ -102,6 +106,20 @@ class Transformers(Engine):
     def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
         return self._client.infer(target, request)
 
+    def memory(
+        self, model: Model, device: Device, options: Mapping[str, Any], args: Mapping[str, Any]
+    ) -> MemoryUse | None:
+        batching = bool(options["continuous_batching"])
+        if batching and _sized_by_user(device.kind, args):
+            return None
+        return memory_use.transformers_model(
+            model,
+            device,
+            sequences=_CONTEXTS_ON_CPU if batching and device.kind == "cpu" else 1,
+            spread="layers",
+            tokens_at_once=model.context_length,  # it reads a prompt in one step
+        )
+
     def close(self) -> None:
         self._client.close()
 
@@ -117,6 +135,10 @@ def _batching_defaults(spec: ServeSpec, batching: bool) -> dict[str, Any]:
         return {}
     blocks = -(-spec.model.context_length // _TOKENS_OF_A_BLOCK)
     return {"cb_num_blocks": _CONTEXTS_ON_CPU * blocks, "cb_max_batch_tokens": max(512, spec.model.context_length)}
+
+
+def _sized_by_user(kind: str, args: Mapping[str, Any]) -> bool:
+    return kind != "cpu" or any(args.get(name) is not None for name in ("cb_max_memory_percent", "cb_num_blocks"))
 
 
 def _checked(args: Mapping[str, Any], batching: bool) -> Mapping[str, Any]:

@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from engines import backends, rbln_vllm
+from engines import backends, memory_use, rbln_vllm
 from engines.base import (
     MISSING,
     Answer,
     Capabilities,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     HttpCheck,
     LaunchPlan,
+    MemoryUse,
     Model,
     PlanError,
     Probes,
@@ -86,6 +88,15 @@ class Triton(Engine):
 
     def close(self) -> None:
         self._client.close()
+
+    def memory(
+        self,
+        model: Model,
+        device: Device,
+        options: Mapping[str, Any],
+        args: Mapping[str, Any],  # noqa: ARG002
+    ) -> MemoryUse | None:
+        return backends.memory(model, device, options, memory_use.TRITON_CPU_BYTES)
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-vllm" if kind == "gpu" and options["backend"] == "vllm" else kind

@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from engines import async_engine_args, rbln_vllm, vllm_command
+from engines import async_engine_args, memory_use, rbln_vllm, vllm_command
 from engines.base import (
     MISSING,
     Answer,
     Capabilities,
+    Device,
     Endpoint,
     Endpoints,
     Engine,
     LaunchPlan,
+    MemoryUse,
+    Model,
     PlanError,
     Request,
     ServeSpec,
@@ -104,6 +107,16 @@ class Vllm(Engine):
         if kind == "rbln":
             return rbln_vllm.device_count({name: options[name] for name in async_engine_args.PARALLEL})
         return async_engine_args.device_count(options, options["nodes"]) if kind == "gpu" else None
+
+    def memory(
+        self, model: Model, device: Device, options: Mapping[str, Any], args: Mapping[str, Any]
+    ) -> MemoryUse | None:
+        wanted = {name: value for name, value in {**options, **args}.items() if value is not None}
+        if device.kind == "rbln":
+            return memory_use.rbln(model, device, wanted)
+        if device.kind == "cpu":
+            return memory_use.vllm_cpu(model, wanted, async_engine_args.KV_CACHE_BYTES)
+        return memory_use.vllm_gpu(model, device, wanted, options["nodes"])
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-ray" if kind == "gpu" and options["nodes"] > 1 else kind

@@ -110,7 +110,7 @@ def _plan(words: Sequence[str]) -> int:
     settled = settle(normalized(overrides), config_dir)
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
     plan = engine.plan(spec)
-    _say_reasons(settled.reasons)
+    _say_reasons((*settled.reasons, *plan.notes))
     text = json.dumps(plans.public(plan), indent=2) if "--json" in words else "\n".join(plans.lines(plan))
     sys.stdout.write(f"{text}\n")
     return 0

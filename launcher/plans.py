@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from engines.base import BuildStep, Environment, HttpCheck, LaunchPlan, Probes
+from launcher import fit
 from launcher.masking import mask_argv, mask_env, mask_url
 
 
@@ -39,6 +40,7 @@ def public(plan: LaunchPlan) -> dict[str, Any]:
         },
         "probes": _probes(plan.probes),
         "container": dataclasses.asdict(plan.container) if plan.container else None,
+        "memory": {**dataclasses.asdict(plan.memory), "needed": plan.memory.needed} if plan.memory else None,
     }
 
 
@@ -52,6 +54,8 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
     yield f"engine       {data['engine']} on {device['kind']} {device['ids']}{product}{assumed}"
     yield f"model        {data['model']['id']} ({data['model']['format']}) from {data['model']['source']}"
     yield f"             {data['model']['path']}"
+    if plan.memory:
+        yield f"memory       {fit.line(plan.memory)}"
     yield f"runtime      {data['runtime']}"
     yield f"environment  {environment['path']} (Python {environment['python']})"
     for key in ("requirements", "overrides", "indexes"):

@@ -16,13 +16,14 @@ from engines.base import (
     Device,
     Engine,
     Environment,
+    MemoryUse,
     Model,
     PlanError,
     ProbeSettings,
     ResourceError,
     ServeSpec,
 )
-from launcher import assignment, builds, environments, models, policy, registry, signatures
+from launcher import assignment, builds, environments, fit, model_facts, models, policy, registry, signatures
 from launcher.composed import compose
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
@@ -60,6 +61,8 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
         )
     wanted = config.model.engine_args.get(config.engine.name, {})
     said = {item.lstrip("+").partition("=")[0] for item in overrides}
+    if config.fit == "auto" and "model.context_length" in said:
+        config.fit = "keep"
     # What the model wants beats the engine's defaults, and what the user says beats both.
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
     config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
@@ -121,7 +124,14 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         able = ", ".join(engine.capabilities.devices)
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
-    device = _device(config, ledger, to_launch, engine.device_count(kind, options))
+    wanted_count = engine.device_count(kind, options)
+    device = _device(config, ledger, to_launch, wanted_count)
+    fitted, notes = _fitted(config, engine, device, options, wanted_count)
+    if fitted and fitted.count != device.count:
+        device = _device(config, ledger, to_launch, fitted.count)
+    if fitted and fitted.context_length < config.model.context_length:
+        model_conf = dataclasses.replace(config.model, context_length=fitted.context_length)
+        config = dataclasses.replace(config, model=model_conf)
     key = engine.environment_key(kind, options)
     environment = environments.describe(
         f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
@@ -165,6 +175,8 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
             config.supervise.stall_timeout_s,
             config.supervise.busy_timeout_s,
         ),
+        memory=fitted.memory if fitted else None,
+        notes=notes,
     )
 
 
@@ -182,8 +194,12 @@ def _check_bind(config: LaunchConfig, engine: Engine) -> None:
 
 
 def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
-    conf = config.device
-    plugin = registry.device(conf.kind)
+    plugin = registry.device(config.device.kind)
+    conf = dataclasses.replace(
+        config.device,
+        assume=_product_name(plugin, config.device.assume),
+        product=_product_name(plugin, config.device.product),
+    )
     found = () if conf.assume else plugin.detect()
     if to_launch and not found:
         what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
@@ -214,6 +230,77 @@ def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int |
         env=plugin.visible_env(ids, found),
         nodes=plugin.nodes(ids),
     )
+
+
+def _fitted(
+    config: LaunchConfig, engine: Engine, device: Device, options: Mapping[str, Any], wanted: int | None
+) -> tuple[fit.Fit | None, tuple[str, ...]]:
+    """Devices and context on which the model fits, and what to say of it. Raises `PlanError` where it does not."""
+    fit.check_choice(config.fit)
+    conf = config.model
+    source = models.parse(conf.source)
+    model = _bare_model(config, source)
+    use = engine.memory(model, device, options, config.engine.args)
+    if use is None or config.fit == "off":
+        return None, ()
+    facts = model_facts.of(conf, source.path(cache_root()))
+    unknown = f"the size of {conf.id} is not known, so whether it fits is not checked"
+    if facts is None:
+        return None, (unknown,)
+    asked = bool(config.device.count or config.device.ids or wanted)
+    published = not asked and "num_devices" in conf.build.get(device.kind, {})
+    ask = fit.Question(
+        model=conf.id,
+        engine=engine.name,
+        facts=facts,
+        use=use,
+        device=device,
+        counts=[device.count] if asked or published or device.assumed else _counts(device.kind, use, facts),
+        # What is compiled is compiled for its length.
+        shorten=config.fit == "auto" and use.context_key == "model.context_length" and device.kind in ("cpu", "gpu"),
+        published=published and config.fit == "auto",
+        in_use=_in_use() if device.kind == "cpu" else 0,
+    )
+    found = fit.answer(ask)
+    return found, found.notes if found else (unknown,)
+
+
+def _bare_model(config: LaunchConfig, source: models.Source) -> Model:
+    """The model as its source has it, before any conversion."""
+    conf = config.model
+    return Model(
+        id=conf.id,
+        source=conf.source,
+        format=_source_format(config),
+        path=str(source.path(cache_root())),
+        task=conf.task,
+        context_length=conf.context_length,
+        dtype=conf.dtype,
+        batch_size=conf.build.get(config.device.kind, {}).get("batch_size"),
+    )
+
+
+def _counts(kind: str, use: MemoryUse, facts: model_facts.ModelFacts) -> Sequence[int]:
+    found = 1 if kind == "cpu" or not use.spread else len(registry.device(kind).detect())
+    return tuple(fit.counts(use, facts, found))
+
+
+def _in_use() -> int:
+    """Bytes of this machine's memory that programs have, and would not give back."""
+    words = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(words[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    return total - free
+
+
+def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
+    """The product that `said` is short for, such as RTX3090; `said` itself where it is none, or several."""
+    if said is None or said in plugin.products:
+        return said
+    plain = {name: name.replace(" ", "").replace("-", "").lower() for name in plugin.products}
+    asked = said.replace(" ", "").replace("-", "").lower()
+    near = [name for name, word in plain.items() if asked and word.endswith(asked)]
+    near = near or [name for name, word in plain.items() if asked and asked in word]
+    return near[0] if len(near) == 1 else said
 
 
 def _ids(

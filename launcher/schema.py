@@ -65,6 +65,30 @@ class TensorConf:
 
 
 @dataclass
+class FactsConf:
+    """Sizes of a model that need not be here to be known: from its published config.json, by that file's names.
+
+    But for num_kv_heads: what is named like a key is taken for a secret.
+    """
+
+    of: str = MISSING  #: what model.source begins with; for any other source they do not count
+    parameters: int = MISSING  #: elements of the weights
+    stored_bytes: int | None = None  #: of a GGUF file's weights
+    model_type: str | None = None
+    num_hidden_layers: int | None = None
+    hidden_size: int | None = None
+    num_attention_heads: int | None = None
+    num_kv_heads: int | None = None  #: None is as many as attention heads
+    head_dim: int | None = None  #: None is hidden_size / num_attention_heads
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    tie_word_embeddings: bool | None = None
+    sliding_window: int | None = None
+    max_position_embeddings: int | None = None
+    dtype: str | None = None  #: that the weights are published in
+
+
+@dataclass
 class ModelConf:
     id: str = MISSING
     source: str = MISSING
@@ -77,6 +101,7 @@ class ModelConf:
     outputs: list[TensorConf] | None = None
     build: dict[str, dict[str, Any]] = field(default_factory=dict)  #: compile settings, by device kind
     engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  #: flags that this model wants, by engine
+    facts: FactsConf | None = None  #: None is read from the model's files, once they are here
 
 
 @dataclass
@@ -139,6 +164,7 @@ class LaunchConfig:
     grpc_port: int | None = None
     metrics_port: int | None = None
     api_key: str | None = None
+    fit: str = MISSING  #: auto, keep or off
     prompt: str | None = None
     sampling: SamplingConf = field(default_factory=SamplingConf)
     supervise: SuperviseConf = field(default_factory=SuperviseConf)

@@ -94,6 +94,8 @@ class ServingEngine(Client):
             ours = self.config.supervise.metrics_port
             claim = ledger.claim(plan.name, (*spec.ports, *([ours] if ours else [])), plans.public(plan))
         try:
+            for note in plan.notes:
+                self.progress.note(note)
             prepare(plan, self.progress)
             options = dataclasses.asdict(self.config.engine)
             self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key, key=plan.key)

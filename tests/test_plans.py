@@ -16,7 +16,7 @@ from tests.supervision import free_port
 
 KEYS = {
     "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env",
-    "endpoints", "probes", "container",
+    "endpoints", "probes", "container", "memory",
 }  # fmt: skip
 
 

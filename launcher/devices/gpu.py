@@ -7,19 +7,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launcher.devices.base import GIB, DevicePlugin, Resource
+from launcher.devices.base import DevicePlugin, Resource
 
 
 class Gpu(DevicePlugin):
     kind = "gpu"
     label = "NVIDIA GPU"
     looked_for: ClassVar[str] = "NVIDIA's driver (/proc/driver/nvidia) and NVML (nvidia-ml-py)"
+    #: by NVML's names; what NVML says of their memory (MiB), which is less than what is printed on some
     products: ClassVar[Mapping[str, int]] = {
-        "NVIDIA L4": 24 * GIB,
-        "NVIDIA A10": 24 * GIB,
-        "NVIDIA A100 80GB": 80 * GIB,
-        "NVIDIA H100 80GB HBM3": 80 * GIB,
-        "NVIDIA H200": 141 * GIB,
+        name: mib << 20
+        for name, mib in {
+            "NVIDIA L4": 23034,
+            "NVIDIA L40S": 46068,
+            "NVIDIA A10": 23028,
+            "NVIDIA A100 80GB": 81920,
+            "NVIDIA H100 80GB HBM3": 81559,
+            "NVIDIA H200": 143771,
+            "NVIDIA RTX A6000": 49140,
+            "NVIDIA GeForce RTX 3060": 12288,
+            "NVIDIA GeForce RTX 3080": 10240,
+            "NVIDIA GeForce RTX 3090": 24576,
+            "NVIDIA GeForce RTX 4080": 16376,
+            "NVIDIA GeForce RTX 4090": 24564,
+            "NVIDIA GeForce RTX 5090": 32607,
+            "Tesla T4": 15360,
+        }.items()
     }
     assumed_product = "NVIDIA H100 80GB HBM3"
 

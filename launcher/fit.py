@@ -1,0 +1,293 @@
+"""Whether a model fits into the memory of its devices: the estimate, and the choices that follow from it. Pure.
+
+What is not known is not claimed. What is estimated, and how far that is from what engines really take: docs/fit.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from engines.base import Device, Memory, MemoryUse, PlanError
+from launcher.model_facts import BITS, ModelFacts, size
+
+_GIB = 1 << 30
+#: what a model is shortened to at the least, where nobody has said how long its context must be
+_SHORTEST = 2048
+#: contexts are counted in these
+_STEP = 256
+#: devices that a refusal thinks of
+_MOST_DEVICES = 64
+_CHOICES = ("auto", "keep", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One model, one engine, devices of one kind."""
+
+    model: str  #: its name
+    engine: str
+    facts: ModelFacts
+    use: MemoryUse
+    device: Device  #: with the memory of one
+    counts: Sequence[int]  #: how many there can be, the preferred first
+    shorten: bool = False  #: a context that does not fit may be made shorter
+    published: bool = False  #: the vendor has shown that it fits on `counts[0]`
+    in_use: int = 0  #: bytes of a processor's memory that others have now
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What is chosen; it fits by the same arithmetic, unless `published` says so against the estimate."""
+
+    count: int
+    context_length: int
+    memory: Memory
+    notes: tuple[str, ...] = ()
+
+
+def check_choice(value: str) -> None:
+    """Raises `PlanError` where `fit=` is none that there is."""
+    if value not in _CHOICES:
+        raise PlanError(f"fit={value!r} is not known; use {', '.join(_CHOICES)}")
+
+
+def answer(ask: Question) -> Fit | None:
+    """The first count on which the model fits, else a shorter context; None where too little is known.
+
+    Raises `PlanError` with each part of the estimate and the nearest settings that fit.
+    """
+    wanted = ask.use.context_length
+    check_heads(ask)
+    for count in ask.counts:
+        memory = estimate(ask, count, wanted)
+        if memory is None:
+            return None
+        if not _too_much(ask, memory, wanted):
+            return Fit(count, wanted, memory, tuple(_count_notes(ask, count, memory)))
+    count = ask.counts[0] if ask.published else ask.counts[-1]
+    memory = estimate(ask, count, wanted)
+    assert memory is not None
+    if ask.published:
+        note = f"{count} × {_product(ask)} as published for {ask.model}, though the estimate is {_parts(memory)}"
+        return Fit(count, wanted, memory, (note,))
+    length = longest(ask, count)
+    if ask.shorten and length >= min(_SHORTEST, wanted):
+        memory = estimate(ask, count, length)
+        assert memory is not None
+        return Fit(count, length, memory, (_shorter(ask, count, length), *_count_notes(ask, count, memory)))
+    raise PlanError(_refusal(ask, count, memory))
+
+
+def estimate(ask: Question, count: int, context: int) -> Memory | None:
+    """What each of `count` devices must hold; None where the weights or the cache are not known."""
+    use, facts = ask.use, ask.facts
+    if ask.device.memory_bytes is None or not {use.weights_dtype, use.kv_dtype} <= BITS.keys():
+        return None
+    weights = facts.weights(use.weights_dtype, as_stored=use.as_stored)
+    cache = _cache(ask, context)
+    if weights is None or cache is None:
+        return None
+    alone = count * use.nodes // use.replicas <= 1
+    usable = int(ask.device.memory_bytes * use.usable) - use.reserved_bytes
+    return Memory(
+        weights=-(-weights * use.copies // _parts_of_weights(use, count)),
+        kv_cache=-(-cache // _parts_of_cache(use, facts, count)),
+        activations=_activations(ask),
+        overhead=use.overhead_bytes + (0 if alone else use.link_bytes),
+        usable=usable,
+    )
+
+
+def fits(ask: Question, count: int, context: int) -> bool:
+    memory = estimate(ask, count, context)
+    return memory is not None and not _too_much(ask, memory, context)
+
+
+def longest(ask: Question, count: int) -> int:
+    """The longest context, in steps of 256, that fits on `count` devices; 0 where none does."""
+    low, high = 0, ask.use.context_length // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(ask, count, middle * _STEP) else (low, middle - 1)
+    return low * _STEP
+
+
+def counts(use: MemoryUse, facts: ModelFacts, most: int) -> Iterator[int]:
+    """The numbers of devices, up to `most`, that the engine can spread the model over, the smallest first."""
+    for count in range(1, most + 1):
+        even = count & (count - 1) == 0
+        able = {
+            "layers": count <= (facts.layers or count),
+            "heads": even and _shares_heads(use, facts, count),
+            "any": even,
+        }
+        if count == 1 or able.get(use.spread, False):
+            yield count
+
+
+def check_heads(ask: Question) -> None:
+    """Raises `PlanError` where the attention heads cannot be shared out equally over the first count."""
+    count, facts, use = ask.counts[0], ask.facts, ask.use
+    if use.spread != "heads" or _shares_heads(use, facts, count):
+        return
+    able = [number for number in range(1, count) if _shares_heads(use, facts, number)]
+    raise PlanError(
+        f"{ask.model} has {facts.heads} attention heads and {facts.kv_heads} of keys and values, which "
+        f"{count} devices cannot share equally; use device.count={able[-1]}"
+    )
+
+
+def _shares_heads(use: MemoryUse, facts: ModelFacts, count: int) -> bool:
+    """As vLLM shares them: key and value heads are divided, or each is kept by several devices."""
+    ranks, rest = divmod(count * use.nodes, use.replicas * use.stages)
+    if rest or ranks < 1 or not facts.heads:
+        return True  # said elsewhere, or not known
+    kv_heads = facts.kv_heads or facts.heads
+    return facts.heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def _parts_of_weights(use: MemoryUse, count: int) -> int:
+    return max(1, count * use.nodes // use.replicas) if use.spread else 1
+
+
+def _parts_of_cache(use: MemoryUse, facts: ModelFacts, count: int) -> int:
+    parts = _parts_of_weights(use, count)
+    if use.spread != "heads":
+        return parts
+    # What there is one of for all heads (MLA) is kept whole by every rank.
+    most = 1 if facts.latent_dim else facts.kv_heads or parts
+    return min(max(1, parts // use.stages), most) * use.stages
+
+
+def _cache(ask: Question, context: int) -> int | None:
+    if ask.use.kv_pool_bytes is not None:
+        return ask.use.kv_pool_bytes
+    one = 0 if ask.use.sequences == 0 else ask.facts.kv_cache(context, ask.use.kv_dtype)
+    return None if one is None else one * ask.use.sequences
+
+
+def _activations(ask: Question) -> int:
+    """Of one step through one layer, and the logits after the last; 0 of what is not known."""
+    use, facts = ask.use, ask.facts
+    layer = 3 * (facts.intermediate or 0) + 4 * (facts.hidden or 0)
+    dtype = use.weights_dtype if BITS[use.weights_dtype] >= 16 else "bfloat16"
+    return size(use.tokens_at_once * layer, dtype) + size(use.logits_at_once * (facts.vocab or 0), "float32")
+
+
+def _too_much(ask: Question, memory: Memory, context: int) -> bool:
+    return memory.needed > memory.usable or not _pool_holds(ask, context)
+
+
+def _pool_holds(ask: Question, context: int) -> bool:
+    """Whether a cache of fixed size has room for what it must."""
+    if ask.use.kv_pool_bytes is None:
+        return True
+    one = ask.facts.kv_cache(context, ask.use.kv_dtype)
+    return one is None or one * ask.use.sequences <= ask.use.kv_pool_bytes
+
+
+def _count_notes(ask: Question, count: int, memory: Memory) -> Iterator[str]:
+    if ask.published:
+        fewer = next((n for n in counts(ask.use, ask.facts, count) if fits(ask, n, ask.use.context_length)), count)
+        if fewer < count:
+            yield (
+                f"{count} × {_product(ask)} as published for {ask.model}; by the estimate it would fit on {fewer} "
+                f"(device.count={fewer})"
+            )
+    elif len(ask.counts) > 1 and count > ask.counts[0]:
+        yield f"device.count={count}: {ask.model} does not fit on fewer ({_parts(memory)} on each)"
+    if ask.in_use and memory.needed > memory.usable - ask.in_use:
+        yield f"{ask.model} needs {_gib(memory.needed)}, and of {_gib(memory.usable)} {_gib(ask.in_use)} is in use now"
+
+
+# ------------------------------------------------------------------------------------------------------------- in words
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A setting that fits."""
+
+    words: str  #: for the command line
+    count: int
+    context_length: int
+    use: MemoryUse
+
+
+def nearest(ask: Question, count: int) -> Iterator[Way]:
+    """The settings nearest to what was asked that fit, one of each kind."""
+    use, wanted = ask.use, ask.use.context_length
+    if length := longest(ask, count):
+        yield Way(f"{use.context_key}={length}", count, length, use)
+    for more in counts(use, ask.facts, _MOST_DEVICES):
+        if more > count and fits(ask, more, wanted):
+            yield Way(f"device.count={more}", more, wanted, use)
+            break
+    for words, other in _other_uses(ask):
+        if fits(dataclasses.replace(ask, use=other), count, wanted):
+            yield Way(words, count, wanted, other)
+
+
+def _other_uses(ask: Question) -> Iterator[tuple[str, MemoryUse]]:
+    use, wanted = ask.use, ask.use.context_length
+    if not _pool_holds(ask, wanted):
+        pool = (ask.facts.kv_cache(wanted, use.kv_dtype) or 0) * use.sequences
+        yield f"{use.kv_pool_key}={pool}", dataclasses.replace(use, kv_pool_bytes=pool)
+    if ask.device.kind == "gpu" and not use.as_stored and ask.facts.parameters and BITS[use.weights_dtype] >= 16:
+        weights = ask.facts.weights("int4") or 0
+        yield (
+            f"a model quantized to 4 bits (about {_gib(weights)} of weights)",
+            dataclasses.replace(use, weights_dtype="int4"),
+        )
+
+
+def _refusal(ask: Question, count: int, memory: Memory) -> str:
+    said = f"{ask.model} does not fit on {_where(ask, count)}"
+    if memory.needed > memory.usable:
+        each = " of each" if count > 1 else ""
+        said += f": it needs {_gib(memory.needed)}{each} ({_parts(memory)}) and may use {_gib(memory.usable)}"
+        said += f" ({ask.use.usable_key}={ask.use.usable})" if ask.use.usable < 1 else ""
+    else:
+        one = (ask.facts.kv_cache(ask.use.context_length, ask.use.kv_dtype) or 0) * ask.use.sequences
+        said += f": {ask.use.context_length} tokens need a KV cache of {_gib(one)}, and it has {_gib(memory.kv_cache)}"
+    ways = ", or ".join(way.words for way in nearest(ask, count))
+    return f"{said}; {f'what fits: {ways}' if ways else 'no shorter context and no more devices make it fit'}"
+
+
+def _shorter(ask: Question, count: int, length: int) -> str:
+    held = _where(ask, count)
+    if not _pool_holds(ask, ask.use.context_length):
+        held = f"the KV cache ({ask.use.kv_pool_key}={ask.use.kv_pool_bytes})"
+    return f"{ask.use.context_key}={length}, not {ask.use.context_length}: longer does not fit into {held}"
+
+
+def _where(ask: Question, count: int) -> str:
+    memory = ask.device.memory_bytes or 0
+    if ask.device.kind == "cpu":
+        used = f", of which {_gib(ask.in_use)} is in use now" if ask.in_use else ""
+        return f"this machine's processor, with {_gib(memory)} for this process{used}"
+    return f"{count} × {_product(ask)} with {_gib(memory)}{' each' if count > 1 else ''}"
+
+
+def _product(ask: Question) -> str:
+    return ask.device.product or ask.device.kind
+
+
+def _parts(memory: Memory) -> str:
+    named = {
+        "weights": memory.weights,
+        "KV cache": memory.kv_cache,
+        "activations": memory.activations,
+        "programs": memory.overhead,
+    }
+    return " + ".join(f"{name} {_gib(amount)}" for name, amount in named.items() if amount)
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / _GIB:.1f} GiB" if amount >= _GIB // 10 else f"{amount / (1 << 20):.0f} MiB"
+
+
+def line(memory: Memory) -> str:
+    """What `rmlaunch plan` prints of an estimate."""
+    return f"{_gib(memory.needed)} of {_gib(memory.usable)} on each device, estimated: {_parts(memory)}"
