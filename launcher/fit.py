@@ -285,7 +285,7 @@ def _parts(memory: Memory) -> str:
 
 
 def _gib(amount: int) -> str:
-    return f"{amount / _GIB:.1f} GiB" if amount >= _GIB // 10 else f"{amount / (1 << 20):.0f} MiB"
+    return f"{amount / _GIB:.1f} GiB" if amount >= _GIB else f"{amount / (1 << 20):.0f} MiB"
 
 
 def line(memory: Memory) -> str:
