@@ -32,7 +32,7 @@ BACKENDS: Mapping[tuple[str, str], tuple[str, ...]] = {
 def choose(spec: ServeSpec, backends: Mapping[tuple[str, str], tuple[str, ...]] = BACKENDS) -> str:
     """What `engine.backend` means for this device and task. Raises `PlanError` where it cannot be."""
     asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
-    able = backends[kind, task]
+    able = ("python",) if spec.library else backends[kind, task]
     if asked == "auto":
         return able[0]
     if asked not in ("python", "vllm"):

@@ -29,6 +29,7 @@ from engines.errors import (
 from engines.plan import (
     FILES,
     OUTPUT,
+    BuildProfile,
     BuildStep,
     Container,
     Device,
@@ -58,8 +59,8 @@ from engines.protocol import (
 
 __all__ = [
     "FILES", "LOOPBACK", "MISSING", "OUTPUT",
-    "Answer", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container", "DeploymentError", "Device",
-    "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady", "GenerateRequest",
+    "Answer", "BuildProfile", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container", "DeploymentError",
+    "Device", "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady", "GenerateRequest",
     "HttpCheck",
     "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse",
     "Model", "NoOptions", "PlanError", "PrepareError", "ProbeSettings",
@@ -76,6 +77,7 @@ class Capabilities:
     """What an engine can do, as data: checked while planning, so that nothing fails half-way."""
 
     formats: Mapping[str, Mapping[str, tuple[str, ...]]]  #: device kind → task → model formats, the preferred first
+    libraries: bool = False  #: tensors through a C library that a device's config declares (`device.sdk`)
     api_key: bool = False  #: the server can demand a key that is given to it
     runtimes: tuple[str, ...] = ("process",)  #: where its program can run; the first is what `auto` means
 

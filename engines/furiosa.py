@@ -5,7 +5,6 @@ Nobody has run this against an NPU. The flags are those of the wheel's own parse
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 
 from engines.base import (
     OUTPUT,
+    BuildProfile,
     BuildStep,
     Capabilities,
     Chunk,
@@ -171,15 +171,22 @@ def _build(spec: ServeSpec) -> BuildStep:
         "convert": "embed" if spec.model.task == "embed" else None,
     }
     environment = spec.environment
-    depends_on = [spec.model.identity, spec.device.product, settings, environment.requirements or environment.path]
-    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:12]
+    profile = BuildProfile(
+        target=spec.device.product or "furiosa",
+        compiler="fxb",
+        compiler_version=environment.version,
+        flags=settings,
+        interface="fxb",
+    )
     argv = [f"{environment.bin}/fxb", "build", spec.model.path, f"{OUTPUT}/model.fxb", *_flags(settings)]
     return BuildStep(
         name="safetensors-to-fxb",
         argv=(*argv, *_flags({"concurrency": options["build_concurrency"]})),
-        output=f"{spec.artifacts}/{spec.model.id}-fxb-{key}",
+        output=profile.place(spec.artifacts, spec.model.id, spec.model.identity),
         environment=environment,
         env={"HF_HUB_OFFLINE": "1"},
+        model_id=spec.model.id,
+        profile=profile,
     )
 
 

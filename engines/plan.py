@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +25,7 @@ class Device:
     product: str | None = None
     memory_bytes: int | None = None  #: of one device
     assumed: bool = False
+    simulated: bool = False  #: computed by a program on the host's processor
     env: Mapping[str, str] = field(default_factory=dict)  #: what makes only `ids` visible to the engine
     nodes: tuple[str, ...] = ()  #: device nodes that a container needs
 
@@ -123,8 +126,30 @@ class Environment:
         return f"{self.path}/bin"
 
     @property
+    def version(self) -> str:
+        """What an artifact made here is keyed by: the pinned packages, or the place where the user has it."""
+        return ", ".join(self.requirements) or self.path
+
+    @property
     def site_packages(self) -> str:
         return f"{self.path}/lib/python{self.python}/site-packages"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProfile:
+    """How an artifact is made: with the weights, everything that it depends on."""
+
+    target: str  #: what it runs on: a product, a kind of device, or `any`
+    compiler: str
+    compiler_version: str  #: its own word, or the pinned packages that it comes in; empty where neither can be had
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    interface: str = ""  #: the format of the artifact, which is what an engine reads
+
+    def place(self, folder: str, model_id: str, identity: str) -> str:
+        """The artifact of these weights: one path below `folder` for each profile and each `identity` of weights."""
+        what = [identity, self.target, self.compiler, self.compiler_version, dict(self.flags), self.interface]
+        key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
+        return f"{folder}/{model_id}-{self.interface}-{key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +166,15 @@ class BuildStep:
     environment: Environment
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  #: name → text, below the folder that stands for `FILES`
+    made: str = ""  #: the file below `output` that is the model; empty where the whole folder is
+    model_id: str = ""
+    profile: BuildProfile | None = None
+    meanings: Mapping[str, str] = field(default_factory=dict)  #: exit code → what the command means by it
+
+    @property
+    def model_path(self) -> str:
+        """What the next step, or the engine, reads."""
+        return f"{self.output}/{self.made}" if self.made else self.output
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +196,8 @@ class ServeSpec:
     env: Mapping[str, str] = field(default_factory=dict)  #: set by the user for the engine's program
     templates: Mapping[str, str] = field(default_factory=dict)  #: file name → text: templates/<engine>/ and models/
     builds: tuple[BuildStep, ...] = ()
+    #: the C library that runs the model, as templates/models/native.py reads it; empty where the engine runs it itself
+    library: Mapping[str, Any] = field(default_factory=dict)
     image: str | None = None
     program: str | None = None  #: the user's own server binary
     api_key: str | None = None

@@ -62,7 +62,7 @@ class Options:
 
 class TorchServe(Engine):
     name: ClassVar[str] = "torchserve"
-    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS)
+    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     #: gRPC cannot be put off; it takes two ports on loopback that the kernel chooses, and nobody uses them
     ports: ClassVar[tuple[str, ...]] = ("http", "management", "metrics")
     Options: ClassVar[type] = Options

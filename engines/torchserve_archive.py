@@ -11,7 +11,7 @@ from typing import Any
 
 from engines.async_engine_args import engine_args
 from engines.backends import check_one_gpu
-from engines.base import FILES, OUTPUT, BuildStep, PlanError, ServeSpec
+from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, PlanError, ServeSpec
 
 VERSION = "1.0"  #: of every model; it stands in the paths of the inference API
 
@@ -42,6 +42,7 @@ def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
     inside = how != "no-archive"
     kind = "vllm" if backend == "vllm" else spec.model.task
     name, modules = _HANDLERS[kind]
+    modules = (*modules, "native.py") if spec.library else modules
     if spec.options["handler"]:
         name, handler = "handler.py", spec.templates["handler"]
     else:
@@ -63,14 +64,23 @@ def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
         "--handler", f"{FILES}/{name}", "--config-file", f"{FILES}/model-config.yaml", *weights,
         "--extra-files", ",".join(extra), "--archive-format", how, "--export-path", OUTPUT,
     )  # fmt: skip
-    content = [spec.model.id, how, files, spec.model.identity if inside else "", spec.environment.requirements]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:12]
+    made_from = [spec.model.path, spec.model.identity] if inside else []
+    profile = BuildProfile(
+        target=spec.device.kind,
+        compiler="torch-model-archiver",
+        compiler_version=spec.environment.version,
+        flags={"archive-format": how, "files": digest},
+        interface="mar",
+    )
     step = BuildStep(
         name="torch-model-archiver",
         argv=argv,
-        output=f"{spec.artifacts}/{spec.model.id}-mar-{key}",
+        output=profile.place(spec.artifacts, spec.model.id, json.dumps(made_from)),
         environment=spec.environment,
         files=files,
+        model_id=spec.model.id,
+        profile=profile,
     )
     return step, f"{spec.model.id}{_FORMATS[how]}"
 
@@ -118,13 +128,15 @@ def _python(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
     model = spec.model
     check_one_gpu(spec)
     workers = int(spec.options["workers"] or (2 if model.task == "generate" else 1))
-    device = {"cpu": "cpu", "gpu": "cuda", "rbln": f"rbln:{spec.device.count}"}[spec.device.kind]
+    kind = spec.device.kind
+    device = {"gpu": "cuda", "rbln": f"rbln:{spec.device.count}"}.get(kind, kind)
     about: Mapping[str, Any]
     if model.task == "tensor":
         about = {
             "model_format": model.format,
             "inputs": [asdict(tensor) for tensor in model.inputs],
             "outputs": [asdict(tensor) for tensor in model.outputs],
+            **({"library": dict(spec.library)} if spec.library else {}),
         }
     else:
         about = {"dtype": model.dtype, "max_context": model.context_length}

@@ -55,7 +55,7 @@ class Options:
 
 class Triton(Engine):
     name: ClassVar[str] = "triton"
-    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS)
+    capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
     Options: ClassVar[type] = Options
 

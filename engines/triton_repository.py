@@ -50,6 +50,7 @@ def python_model(spec: ServeSpec) -> Repository:
     """The model in Triton's Python backend: a file of templates/triton, or the user's own handler."""
     check_one_gpu(spec)
     name, modules = _MODULES[spec.model.task]
+    modules = (*modules, "native.py") if spec.library else modules
     # On RBLN the server is that of NVIDIA's container, which has the backend where it looks for it.
     linked = spec.device.kind != "rbln" and not spec.options["backend_directory"]
     folder = f"models/{spec.model.id}"
@@ -107,7 +108,7 @@ def _python_config(spec: ServeSpec) -> str:
         "max_batch_size: 0",
         *(["model_transaction_policy { decoupled: true }"] if generates else []),
         *_python_tensors(spec),
-        f"instance_group [ {{ count: {count} kind: {_INSTANCES[spec.device.kind]} }} ]",
+        f"instance_group [ {{ count: {count} kind: {_INSTANCES.get(spec.device.kind, 'KIND_MODEL')} }} ]",
         *(f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(value)} }} }}'
           for key, value in _parameters(spec, workers).items()),
     )  # fmt: skip
@@ -138,7 +139,8 @@ def _parameters(spec: ServeSpec, workers: int) -> Mapping[str, str]:
         if model.task == "tensor"
         else {"dtype": model.dtype, "max_context": str(model.context_length)}
     )
-    return {"model_path": model.path, "device": _device(spec), **about, "workers": str(workers)}
+    library = {"library": json.dumps(spec.library)} if spec.library else {}
+    return {"model_path": model.path, "device": _device(spec), **about, "workers": str(workers), **library}
 
 
 def _device(spec: ServeSpec) -> str:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.base import FILES, OUTPUT, BuildStep, Environment, PrepareError
+from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PrepareError
 from engines.rbln_sdk import chip
-from launcher import commands
+from launcher import artifacts, commands
+from launcher.adapters.compiler import BinaryCompilerAdapter
 from launcher.atomic import made_once
 from launcher.environments import ensure
 from launcher.progress import Progress
-
-
-def artifacts(cache: Path) -> Path:
-    """The folder of everything that build steps make."""
-    return cache / "artifacts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +35,12 @@ class Workshop:
     settings: Mapping[str, Any]  #: model.build.<device kind>
     converter: Environment  #: has torch, transformers and gguf
     serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
+    compiler: BinaryCompilerAdapter | None = None  #: of a device that a config declares
+    compiler_version: str = ""
+
+    @property
+    def artifacts(self) -> Path:
+        return artifacts.folder(self.cache)
 
 
 def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop) -> tuple[str, tuple[BuildStep, ...]]:
@@ -46,21 +48,40 @@ def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop
 
     An empty string for the format where no conversion leads to any of `wanted`.
     """
-    reached: dict[str, tuple[BuildStep, ...]] = {source_format: ()}
-    for (start, end), make in _CONVERSIONS.items():  # in an order in which every start comes before its use
-        if start in reached and end not in reached:
-            before = reached[start]
-            reached[end] = (*before, make(before[-1].output if before else source, shop))
+    conversions = {**_CONVERSIONS, **_declared(shop)}
+    reached: dict[str, tuple[_Conversion, ...]] = {source_format: ()}
+    for (start, end), make in conversions.items():  # in an order in which every start comes before its use
+        if start in reached and (end not in reached or len(reached[start]) + 1 < len(reached[end])):
+            reached[end] = (*reached[start], make)
     for name in wanted:
         if name in reached:
-            return name, reached[name]
+            return name, _made(reached[name], source, shop)
     return "", ()
 
 
-def reachable(source_format: str) -> frozenset[str]:
+def _made(conversions: Sequence[_Conversion], source: str, shop: Workshop) -> tuple[BuildStep, ...]:
+    """One step after the other, each of what the one before it makes."""
+    made: list[BuildStep] = []
+    for make in conversions:
+        made.append(make(made[-1].model_path if made else source, shop))
+    return tuple(made)
+
+
+def _declared(shop: Workshop) -> Mapping[tuple[str, str], _Conversion]:
+    compiler = shop.compiler
+    if compiler is None:
+        return {}
+
+    def compiled(source: str, shop: Workshop, *, model_format: str) -> BuildStep:
+        return compiler.step(source, model_format, shop, shop.compiler_version)
+
+    return {(name, "npu"): partial(compiled, model_format=name) for name in compiler.reads}
+
+
+def reachable(source_format: str, compiled_from: Sequence[str] = ()) -> frozenset[str]:
     """The formats that conversions lead to from `source_format`, itself included."""
     reached = {source_format}
-    for start, end in _CONVERSIONS:
+    for start, end in (*_CONVERSIONS, *((name, "npu") for name in compiled_from)):
         if start in reached:
             reached.add(end)
     return frozenset(reached)
@@ -79,16 +100,33 @@ def run(step: BuildStep, progress: Progress) -> None:
     ):
         if folder is None:
             return
-        path = f"{step.environment.bin}:{os.environ.get('PATH', os.defpath)}"
+        began = time.time()
         with tempfile.TemporaryDirectory(prefix="rml-") as temporary, log.open("w") as stream:
             given = Path(temporary, "files")
             _write_files(step, given)
-            argv = [word.replace(OUTPUT, str(folder)).replace(FILES, str(given)) for word in step.argv]
-            env = {**os.environ, "PATH": path, "TMPDIR": temporary, **step.env}
-            code, tail = commands.run(argv, env, progress.detail, log=stream)
-        if code:
-            last = "\n  ".join(tail)
-            raise PrepareError(f"build step {step.name} exited {code} (log: {log}):\n  {last}")
+            placed = partial(_placed, output=str(folder), files=str(given))
+            env = {**os.environ, "PATH": commands.search_path(step.environment), "TMPDIR": temporary}
+            env |= {key: placed(value) for key, value in step.env.items()}
+            try:
+                code, tail = commands.run([placed(word) for word in step.argv], env, progress.detail, log=stream)
+            except (FileNotFoundError, PermissionError) as exc:
+                raise PrepareError(f"build step {step.name}: {step.argv[0]!r} cannot be run: {exc.strerror}") from exc
+        _check(step, code, tail, folder, log)
+        artifacts.describe(step, folder, began)
+
+
+def _check(step: BuildStep, code: int, tail: Sequence[str], folder: Path, log: Path) -> None:
+    last = "".join(f"\n  {line}" for line in tail)
+    if code:
+        meaning = step.meanings.get(str(code))
+        ended = f"exited {code}" if code > 0 else f"was ended by signal {-code}"
+        raise PrepareError(f"build step {step.name} {ended}{f': {meaning}' if meaning else ''} (log: {log}):{last}")
+    if step.made and not (folder / step.made).is_file():
+        raise PrepareError(f"build step {step.name} exited 0, but made no {step.made} (log: {log}):{last}")
+
+
+def _placed(text: str, *, output: str, files: str) -> str:
+    return text.replace(OUTPUT, output).replace(FILES, files)
 
 
 def _write_files(step: BuildStep, folder: Path) -> None:
@@ -100,12 +138,15 @@ def _write_files(step: BuildStep, folder: Path) -> None:
 
 def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:
     script = str(shop.templates / "convert/gguf_to_safetensors.py")
+    profile = BuildProfile("any", "gguf-to-safetensors", shop.converter.version, interface="safetensors")
     return BuildStep(
         name="gguf-to-safetensors",
         argv=(f"{shop.converter.bin}/python", script, source, OUTPUT),
-        output=_artifact(shop, "safetensors", ["gguf-to-safetensors", shop.converter.requirements]),
+        output=profile.place(str(shop.artifacts), shop.model_id, shop.identity),
         environment=shop.converter,
         env={"HF_HUB_OFFLINE": "1"},
+        model_id=shop.model_id,
+        profile=profile,
     )
 
 
@@ -120,11 +161,20 @@ def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
     }
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     flags += ["--hf-dtype", shop.dtype, *(("--npu", shop.product) if shop.product else ())]
+    profile = BuildProfile(
+        target=shop.product or "rbln",
+        compiler="optimum-rbln-cli",
+        compiler_version=shop.serving.version,
+        flags={**settings, "dtype": shop.dtype},
+        interface="rbln",
+    )
     return BuildStep(
         name="optimum-rbln-compile",
         argv=(f"{shop.serving.bin}/optimum-rbln-cli", "--model-id", source, "-o", OUTPUT, *flags),
-        output=_artifact(shop, "rbln", [settings, shop.dtype, shop.product, shop.serving.requirements]),
+        output=profile.place(str(shop.artifacts), shop.model_id, shop.identity),
         environment=shop.serving,
+        model_id=shop.model_id,
+        profile=profile,
     )
 
 
@@ -137,12 +187,9 @@ def _attention(shop: Workshop) -> Mapping[str, Any]:
     return {} if block == length else {"attn_impl": "flash_attn", "kvcache_partition_len": block}
 
 
-_CONVERSIONS = {
+_Conversion = Callable[[str, Workshop], BuildStep]
+
+_CONVERSIONS: Mapping[tuple[str, str], _Conversion] = {
     ("gguf", "safetensors"): _gguf_to_safetensors,
     ("safetensors", "rbln"): _compile_rbln,
 }
-
-
-def _artifact(shop: Workshop, kind: str, profile: object) -> str:
-    key = hashlib.sha256(json.dumps([shop.identity, profile], default=str).encode()).hexdigest()[:12]
-    return str(artifacts(shop.cache) / f"{shop.model_id}-{kind}-{key}")

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
+from engines.base import Environment
+
 _TAIL = 8
 _PR_SET_PDEATHSIG = 1
 
@@ -31,6 +33,11 @@ def die_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return set_up
+
+
+def search_path(environment: Environment) -> str:
+    """Where a program is looked for: first where `environment` has its own."""
+    return f"{environment.bin}:{os.environ.get('PATH', os.defpath)}"
 
 
 def run(

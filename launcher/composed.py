@@ -70,7 +70,7 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 def _our_version() -> list[int]:
     """Changes with the code that decides what a config means."""
     folder = Path(__file__).parent
-    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "structs")]
+    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "structs", "adapters/conf")]
     engines = sorted((folder.parent / "engines").glob("*.py"))  # they declare keys of their own
     return [file.stat().st_mtime_ns for file in (*ours, *engines)]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
 from launcher import registry
+from launcher.devices import declared
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase, Policy
 from launcher.orders import Orders
@@ -62,7 +63,7 @@ def orders_for(
     return Orders(
         plan=plan,
         runtime=registry.place("runtime", plan.runtime),
-        device=registry.place("device", plan.device.kind),
+        device=declared.place(plan.device.kind),
         folder=str(folder),
         policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
         stop_grace_s=supervise.stop_grace_s,

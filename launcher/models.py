@@ -12,11 +12,11 @@ from launcher.atomic import made_once
 from launcher.environments import uv
 from launcher.progress import Progress
 
-FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb", "url")
+FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb", "npu", "url")
 
 _PYPI = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^!]+)!(?P<file>[^/].*)")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^!]+))?(!(?P<file>[^/].*))?")
-_SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".pt": "torchscript", ".rbln": "rbln", ".fxb": "fxb"}
+_SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".pt": "torchscript", ".rbln": "rbln", ".fxb": "fxb", ".npu": "npu"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def public(plan: LaunchPlan) -> dict[str, Any]:
             "count": device.count,
             "product": device.product,
             "assumed": device.assumed,
+            "simulated": device.simulated,
         },
         "model": {"id": model.id, "source": model.source, "format": model.format, "path": model.path},
         "runtime": plan.runtime,
@@ -50,6 +51,7 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
     device, environment = data["device"], data["environment"]
     assumed = ", assumed: it was not found here" if device["assumed"] else ""
     product = f", {device['product']}" if device["product"] else ""
+    product += ", simulated" if device["simulated"] else ""
     yield f"name         {data['name']}"
     yield f"engine       {data['engine']} on {device['kind']} {device['ids']}{product}{assumed}"
     yield f"model        {data['model']['id']} ({data['model']['format']}) from {data['model']['source']}"

@@ -27,7 +27,7 @@ def prepare(plan: LaunchPlan, progress: Progress) -> None:
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
     """Fetch the model and run the build steps, as far as their results are not there."""
-    ends = [number for number, step in enumerate(plan.builds, 1) if step.output == plan.model.path]
+    ends = [number for number, step in enumerate(plan.builds, 1) if step.model_path == plan.model.path]
     conversions, others = plan.builds[: max(ends, default=0)], plan.builds[max(ends, default=0) :]
     if not Path(plan.model.path).exists():
         models.fetch(models.parse(plan.model.source), cache_root(), progress)

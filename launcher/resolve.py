@@ -12,6 +12,7 @@ from typing import Any
 from engines.base import (
     LOOPBACK,
     BuildStep,
+    Capabilities,
     ConfigError,
     Device,
     Engine,
@@ -23,8 +24,23 @@ from engines.base import (
     ResourceError,
     ServeSpec,
 )
-from launcher import assignment, builds, environments, fit, model_facts, models, policy, registry, signatures
+from launcher import (
+    artifacts,
+    assignment,
+    builds,
+    compiled,
+    environments,
+    fit,
+    model_facts,
+    models,
+    policy,
+    registry,
+    signatures,
+)
+from launcher.adapters.compiler import BinaryCompilerAdapter
+from launcher.adapters.runtime import RuntimeDeclaration
 from launcher.composed import compose
+from launcher.devices import declared
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped, state_root
@@ -59,6 +75,8 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
         raise PlanError(
             f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
         )
+    if (sdk := config.device.sdk) and sdk.simulated:
+        reasons.append(f"device={config.device.kind} is a simulation ({sdk.label}): this processor computes in its place")
     wanted = config.model.engine_args.get(config.engine.name, {})
     said = {item.lstrip("+").partition("=")[0] for item in overrides}
     if config.fit == "auto" and "model.context_length" in said:
@@ -88,7 +106,11 @@ def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | No
     if config.engine.name == "auto":
         given = _source_format(config)
         order = config.policy.engines.get(kind) or config.policy.engines["default"]
-        name, why = policy.choose_engine(kind, task, given, able, order, builds.reachable(given), config.policy.goal)
+        if sdk := config.device.sdk:
+            able = {name: _with_library(can, kind, sdk.runtime.reads) for name, can in able.items() if can.libraries}
+        compiler = config.device.sdk and config.device.sdk.compiler
+        leads_to = builds.reachable(given, compiler.reads if compiler else ())
+        name, why = policy.choose_engine(kind, task, given, able, order, leads_to, config.policy.goal)
         reasons.append(why)
         others = [item for item in overrides if not item.startswith("engine=")]
         config = compose([*others, f"engine={name}"], config_dir)
@@ -112,6 +134,11 @@ def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
     return policy.Device(kind, f"is in use by {busy}" if busy else "")
 
 
+def _with_library(can: Capabilities, kind: str, reads: Sequence[str]) -> Capabilities:
+    """What an engine can do on a device whose runtime is a library that the config declares."""
+    return dataclasses.replace(can, formats={kind: {"tensor": tuple(reads)}})
+
+
 def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
     """The engine and everything it may look at to plan `config`.
 
@@ -120,7 +147,9 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     engine = registry.engine(config.engine.name)
     options = {k: v for k, v in dataclasses.asdict(config.engine).items() if k not in _COMMON_KEYS}
     kind = config.device.kind
-    if kind not in engine.capabilities.devices:
+    if config.device.sdk and not engine.capabilities.libraries:
+        raise PlanError(f"engine={engine.name} runs no C library, which device.sdk is; use engine=triton or torchserve")
+    if not config.device.sdk and kind not in engine.capabilities.devices:
         able = ", ".join(engine.capabilities.devices)
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
@@ -133,10 +162,13 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         model_conf = dataclasses.replace(config.model, context_length=fitted.context_length)
         config = dataclasses.replace(config, model=model_conf)
     key = engine.environment_key(kind, options)
+    if config.device.sdk and key not in config.engine.environments:
+        key = "cpu"  # our code around the library needs no more than numpy
     environment = environments.describe(
         f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
     )
-    model, steps = _model(config, engine, device, environment, options)
+    model, steps = _model(config, engine, device, environment, options, to_launch)
+    library = _library(config, device, model, to_launch)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
     listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
@@ -157,12 +189,13 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         bind=config.host,
         ports=ledger.choose_ports(config.host, wishes)[: len(listened)],
         run_dir=str(ledger.deployments / name / "run"),
-        artifacts=str(builds.artifacts(cache_root())),
+        artifacts=str(artifacts.folder(cache_root())),
         options=options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
         templates={**_texts(sources / engine.name), **_texts(sources / "models"), **_handler(options.get("handler"))},
         builds=steps,
+        library=library,
         image=config.engine.images.get(key),
         program=config.engine.program,
         api_key=config.api_key,
@@ -194,7 +227,7 @@ def _check_bind(config: LaunchConfig, engine: Engine) -> None:
 
 
 def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
-    plugin = registry.device(config.device.kind)
+    plugin = declared.plugin(config.device)
     conf = dataclasses.replace(
         config.device,
         assume=_product_name(plugin, config.device.assume),
@@ -227,6 +260,7 @@ def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int |
         product=product or conf.product,
         memory_bytes=memory,
         assumed=not found,
+        simulated=conf.sdk is not None and conf.sdk.simulated,
         env=plugin.visible_env(ids, found),
         nodes=plugin.nodes(ids),
     )
@@ -322,19 +356,27 @@ def _source_format(config: LaunchConfig) -> str:
 
 
 def _model(
-    config: LaunchConfig, engine: Engine, device: Device, environment: Environment, options: Mapping[str, Any]
+    config: LaunchConfig,
+    engine: Engine,
+    device: Device,
+    environment: Environment,
+    options: Mapping[str, Any],
+    to_launch: bool,
 ) -> tuple[Model, tuple[BuildStep, ...]]:
-    conf = config.model
+    conf, sdk = config.model, config.device.sdk
     source = models.parse(conf.source)
     if source.kind == "file" and not source.path(cache_root()).exists():
         raise ConfigError(f"model.source={conf.source!r}: there is no {source.name}; check the path")
-    tasks = engine.capabilities.tasks(device.kind)
+    tasks = ("tensor",) if sdk else engine.capabilities.tasks(device.kind)
     if conf.task not in tasks:
         able = f"engine={engine.name} on {device.kind} cannot do model.task={conf.task}"
         raise PlanError(f"{able}; it can do: {', '.join(tasks)}")
     path = str(source.path(cache_root()))
     given = _source_format(config)
-    wanted = engine.formats(device.kind, conf.task, options)
+    wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
+    compiler = BinaryCompilerAdapter(sdk) if sdk and sdk.compiler and given not in wanted else None
+    if compiler and to_launch and (missing := compiler.missing(environment)):
+        raise ResourceError(missing)
     converter = config.builders.get("convert")
     shop = builds.Workshop(
         cache=cache_root(),
@@ -348,6 +390,8 @@ def _model(
         settings=conf.build.get(device.kind, {}),
         converter=environments.describe("convert", "managed", converter, cache_root()),
         serving=environment,
+        compiler=compiler,
+        compiler_version=compiler.version(environment) if compiler else "",
     )
     reached, steps = builds.steps(given, wanted, path, shop)
     if not reached:
@@ -355,8 +399,10 @@ def _model(
             f"engine={engine.name} on {device.kind} reads {', '.join(wanted)}, but model={conf.id} is {given} and no "
             "conversion leads there; choose another engine or model"
         )
-    served = steps[-1].output if steps else path
-    inputs, outputs = signatures.of(conf, reached, Path(path))
+    served = steps[-1].model_path if steps else path
+    if not steps:
+        compiled.check(given, Path(path), environment)
+    inputs, outputs = signatures.of(conf, given if given == "onnx" else reached, Path(path))
     model = Model(
         id=conf.id,
         source=conf.source,
@@ -372,6 +418,16 @@ def _model(
         outputs=outputs,
     )
     return model, steps
+
+
+def _library(config: LaunchConfig, device: Device, model: Model, to_launch: bool) -> Mapping[str, Any]:
+    """The closed runtime that runs the model, as native.py in the serving process reads it."""
+    if config.device.sdk is None:
+        return {}
+    runtime = RuntimeDeclaration(config.device.sdk)
+    if to_launch:
+        runtime.check_there()
+    return runtime.given(device, model.outputs)
 
 
 def _texts(folder: Path) -> Mapping[str, str]:

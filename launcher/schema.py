@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, cast
 
 from engines.base import MISSING, ConfigError
+from launcher.adapters.conf import SdkConf
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class DeviceConf:
     product: str | None = None  #: what it must be; a plan without hardware assumes it
     assume: str | None = None  #: plan for this product without looking for it
     share: bool = False  #: take devices that others use, too
+    sdk: SdkConf | None = None  #: a vendor's compiler and runtime that no plugin of ours knows (docs/npu-vendors.md)
 
 
 @dataclass

@@ -18,6 +18,7 @@ from launcher import logs, models, plans, registry
 from launcher.client import Client, Connected
 from launcher.compose import normalized, options, quoted
 from launcher.control import News, Supervised, orders_for
+from launcher.devices import declared
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
@@ -181,7 +182,7 @@ class ServingEngine(Client):
 
     def is_available(self) -> bool:
         """Whether this machine has the device that it is to run on."""
-        return bool(registry.device(self.config.device.kind).detect())
+        return bool(declared.plugin(self.config.device).detect())
 
     def supported_devices(self) -> tuple[str, ...]:
         """The kinds of devices that the engine can use."""

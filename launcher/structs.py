@@ -26,5 +26,6 @@ def _value(kind: Any, value: Any) -> Any:
     if get_origin(kind) in (tuple, list):
         return get_origin(kind)(_value(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is dict:
-        return {key: _value(get_args(kind)[1], item) for key, item in value.items()}
+        key_kind, item_kind = get_args(kind)
+        return {int(key) if key_kind is int else key: _value(item_kind, item) for key, item in value.items()}
     return value

@@ -79,7 +79,7 @@ def _summary(item: Deployment) -> dict[str, Any]:
         "state": news.phase.value,
         "reason": news.reason,
         "engine": plan.get("engine", "–"),
-        "device": plan.get("device", {}).get("kind", "–"),
+        "device": _device(plan.get("device", {})),
         "model": plan.get("model", {}).get("id", "–"),
         "endpoint": plan.get("endpoints", {}).get("http", "–"),
         "detached": news.detached,
@@ -92,6 +92,11 @@ def _summary(item: Deployment) -> dict[str, Any]:
         "timings": dict(news.timings),
         "leftovers": list(news.leftovers),
     }
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    simulated = " (simulated)" if device.get("simulated") else ""
+    return f"{device.get('kind', '–')}{simulated}"
 
 
 def _status(asked: argparse.Namespace) -> int:

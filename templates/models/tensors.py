@@ -74,6 +74,9 @@ class TensorModel(ABC):
             takes = ", ".join(map(str, self.inputs))
             raise ValueError(f"cannot compute zeros, with 1 for any size ({takes}): {exc}") from exc
 
+    def close(self) -> None:
+        """Give back what the model holds outside of Python. A second call does nothing."""
+
     @abstractmethod
     def _compute(self, arrays: Arrays) -> Sequence[numpy.ndarray[Any, Any]]:
         """As many arrays as there are outputs, in their order."""
@@ -105,13 +108,25 @@ class TensorModel(ABC):
 
 
 def load(
-    path: str, model_format: str, device: str, *, inputs: Signature, outputs: Signature, threads: int = 0
+    path: str,
+    model_format: str,
+    device: str,
+    *,
+    inputs: Signature,
+    outputs: Signature,
+    threads: int = 0,
+    library: Mapping[str, Any] | None = None,
 ) -> TensorModel:
     """Load a torchscript, onnx or rbln file. Raises what the library raises, and `ValueError` in our own words.
 
+    With `library`, a C library that native.py's table declares loads the file, whatever its format.
     `device` is cpu or cuda; for rbln it is rbln, or rbln:N for a file that was compiled for N devices. `threads` are
     those that one request may use on a CPU; 0 leaves it to the library.
     """
+    if library:
+        from native import Native
+
+        return Native(path, inputs, outputs, library)
     if model_format not in _KINDS:
         raise ValueError(f"model_format {model_format!r} is not one of {', '.join(_KINDS)}")
     return _KINDS[model_format](path, device, inputs, outputs, threads)

@@ -44,6 +44,7 @@ class TensorHandler:
                 inputs=[Tensor(item["name"], item["dtype"], tuple(item["shape"])) for item in given["inputs"]],
                 outputs=[Tensor(item["name"], item["dtype"], tuple(item["shape"])) for item in given["outputs"]],
                 threads=threads_per_worker(int(given["workers"])),
+                library=given.get("library"),
             )
             self._model.warm_up()
 

@@ -29,8 +29,12 @@ class TritonPythonModel:
             inputs=[_tensor(tensor) for tensor in config["input"]],
             outputs=[_tensor(tensor) for tensor in config["output"]],
             threads=threads_per_worker(whole_number(given, "workers", default=1, low=1)),
+            library=json.loads(given.get("library", "null")),
         )
         self._model.warm_up()
+
+    def finalize(self) -> None:
+        self._model.close()
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         return [self._answer(request) for request in requests]

@@ -1,0 +1,190 @@
+"""The store of what build steps make: one folder each, named by all that it depends on; listed, shown and pruned.
+
+<cache>/artifacts/<model>-<format>-<key>/                 whole, with .rmlaunch.json in it
+<cache>/artifacts/<model>-<format>-<key>.log              what the command said
+<cache>/artifacts/.<model>-<format>-<key>.lock            held while it is being made
+<cache>/artifacts/.<model>-<format>-<key>.partial-…/      being made, or left by somebody who was killed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.base import BuildProfile, BuildStep, RequestError
+from launcher import structs
+from launcher.atomic import write_text
+from launcher.masking import mask_argv, mask_env, mask_url
+from launcher.suggest import unknown
+
+#: in the artifact's folder; hidden, because a compiler may write a metadata.json of its own
+METADATA = ".rmlaunch.json"
+_PARTIAL = re.compile(r"\.(?P<id>.+)\.partial-[^.]+")
+
+
+@dataclass(frozen=True, slots=True)
+class BuildArtifact:
+    """One that is whole. `profile` is None where it was made before profiles were written down."""
+
+    id: str
+    model_id: str
+    profile: BuildProfile | None
+    path: Path
+    #: argv, environment, step, bytes, made (Unix time), seconds; empty as `profile` is None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.path.with_name(f"{self.id}.log")
+
+    @property
+    def made(self) -> float:
+        """Unix time."""
+        return float(self.metadata.get("made") or self.path.stat().st_mtime)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.metadata.get("bytes") or _size(self.path))
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What `prune` removed."""
+
+    path: Path
+    bytes: int
+    why: str
+
+
+def folder(cache: Path) -> Path:
+    """The folder of everything that build steps make."""
+    return cache / "artifacts"
+
+
+def describe(step: BuildStep, partial: Path, began: float) -> None:
+    """Write down in `partial`, which `step` has just filled, what made it. Secrets are masked."""
+    profile = dataclasses.asdict(step.profile) if step.profile else None
+    if profile and "env" in profile["flags"]:
+        profile["flags"] = {**profile["flags"], "env": mask_env(profile["flags"]["env"])}
+    data = {
+        "id": Path(step.output).name,
+        "model_id": step.model_id,
+        "step": step.name,
+        "profile": profile,
+        "argv": list(mask_argv(step.argv)),
+        "env": mask_env(step.env),
+        "environment": {
+            "name": step.environment.name,
+            "path": step.environment.path,
+            "python": step.environment.python,
+            "requirements": [mask_url(item) for item in step.environment.requirements],
+        },
+        "made": round(began, 3),
+        "seconds": round(time.time() - began, 3),
+        "bytes": _size(partial),
+    }
+    write_text(partial / METADATA, json.dumps(data, indent=1, default=str))
+
+
+def found(store: Path) -> list[BuildArtifact]:
+    """Every artifact that is whole, by id."""
+    if not store.is_dir():
+        return []
+    return [_read(path) for path in sorted(store.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def find(store: Path, name: str) -> BuildArtifact:
+    """The artifact whose id is `name`, or the one that begins so. Raises `RequestError`."""
+    known = {artifact.id: artifact for artifact in found(store)}
+    meant = [name] if name in known else [key for key in known if key.startswith(name)]
+    if len(meant) != 1:
+        if meant:
+            raise RequestError(f"artifact {name!r} can be any of: {', '.join(meant)}")
+        raise RequestError(unknown("artifact", name, sorted(known)))
+    return known[meant[0]]
+
+
+def users(store: Path, records: Mapping[str, Path]) -> Mapping[str, tuple[str, ...]]:
+    """Artifact id → the deployments that use it; `records` has the plan.json of each live one."""
+    held: dict[str, list[str]] = {}
+    for deployment, record in records.items():
+        with contextlib.suppress(OSError):
+            text = record.read_text()
+            # Wherever it stands in the plan: the model's path, a step's output, an argument, a rendered file.
+            for name in set(re.findall(re.escape(f"{store}/") + r"([A-Za-z0-9._-]+)", text)):
+                held.setdefault(name, []).append(deployment)
+    return {name: tuple(deployments) for name, deployments in held.items()}
+
+
+def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: float = 0.0) -> Iterator[Pruned]:
+    """Remove what is left of builds that did not end; with `unused`, the artifacts too that are not in `used`.
+
+    Nobody may begin to use an artifact meanwhile: the caller holds the ledger. What is being made is left alone.
+    """
+    if not store.is_dir():
+        return
+    for path in sorted(store.iterdir()):
+        if match := _PARTIAL.fullmatch(path.name):
+            yield from _removed(store, match["id"], [path], "half-made")
+        elif path.suffix == ".log" and not path.with_suffix("").exists():
+            yield from _removed(store, path.name.removesuffix(".log"), [path], "log of a build that failed")
+    if unused:
+        limit = time.time() - older_than_s
+        for artifact in found(store):
+            if artifact.id not in used and artifact.made <= limit:
+                yield from _removed(store, artifact.id, [artifact.path, artifact.log], "unused")
+
+
+def _removed(store: Path, name: str, paths: Sequence[Path], why: str) -> Iterator[Pruned]:
+    with _lock(store / f".{name}.lock") as ours:  # which stays: somebody may be waiting for this very file
+        for path in paths if ours else ():
+            if path.exists():
+                size = _size(path)
+                _remove(path)
+                yield Pruned(path, size, why)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.name.startswith("."):  # under its name it is whole or not there
+        path = path.rename(path.with_name(f".{path.name}.partial-pruned-{os.getpid()}"))
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _read(path: Path) -> BuildArtifact:
+    try:
+        data = json.loads((path / METADATA).read_text())
+        profile = structs.load(BuildProfile, data["profile"]) if data["profile"] else None
+        return BuildArtifact(path.name, str(data["model_id"]), profile, path, data)
+    except (OSError, ValueError, KeyError, TypeError):
+        # <model>-<format>-<key>, of a version that wrote nothing more down
+        return BuildArtifact(path.name, path.name.rsplit("-", 2)[0], None, path)
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if not file.is_dir())
