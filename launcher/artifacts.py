@@ -45,6 +45,11 @@ class BuildArtifact:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def format(self) -> str:
+        """As its name says, which has <model>-<format>-<key>."""
+        return self.profile.interface if self.profile else self.id.rsplit("-", 2)[-2] if "-" in self.id else ""
+
+    @property
     def log(self) -> Path:
         return self.path.with_name(f"{self.id}.log")
 

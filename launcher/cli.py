@@ -35,6 +35,8 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
+  rmlaunch artifact list | show ID | prune [--unused] [--older-than DAYS] [--json]   what build steps have made
+
   --config-dir DIR    look for config groups (model/mine.yaml) there too; $XDG_CONFIG_HOME/rmlaunch always is
   --cfg job, --info, --hydra-help, -m, --shell-completion   Hydra's own
 """
@@ -128,10 +130,17 @@ def _manage(verb: str, words: Sequence[str]) -> int:
     return verbs.run(verb, words)
 
 
+def _artifact(words: Sequence[str]) -> int:
+    from launcher import artifact_verbs
+
+    return artifact_verbs.run(words)
+
+
 _MANAGED = ("ps", "status", "logs", "metrics", "stop", "restart", "infer", "chat")
 _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "up": _up,
+    "artifact": _artifact,
     **{verb: partial(_manage, verb) for verb in _MANAGED},
 }
 

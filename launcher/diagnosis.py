@@ -26,7 +26,7 @@ class Diagnosis:
     permanent: bool
 
 
-_LINES = 60  #: from the end of the log
+_LINES = 100  #: from the end of the log; Triton writes 70 after the reason why a model cannot be loaded
 
 #: among those that match a line the first wins, so the specific ones stand first
 SIGNATURES = (
@@ -48,6 +48,12 @@ SIGNATURES = (
               "OpenMP's library, which llama.cpp uses, is missing", "install it (Debian: apt-get install libgomp1)"),
     Signature(r"\S+\.so\S*: cannot open shared object",
               "a shared library is missing", "install the package that has it"),
+    Signature(r"Fatal Python error: (Segmentation fault|Bus error|Illegal instruction|Aborted|Floating)",
+              "native code in it crashed, of a library that computes the model",
+              "check that driver, runtime library and compiled model belong together; the log has the call",
+              permanent=False),  # it may have been a request
+    Signature(r"LibraryError: ", "the library that computes the model refused it",
+              "check device.sdk.runtime, the driver and the model's file", permanent=False),
     Signature(r"ModuleNotFoundError: No module named",
               "a Python package is missing in its environment", "add it to engine.environments.<device>.requirements"),
     Signature(r"unrecognized arguments?:|error: invalid argument:|unknown argument:|unrecognized option",

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 _KEPT = 10
-_TAIL_BYTES = 8192
+_TAIL_BYTES = 32768
 _LINE_LIMIT = 400
 
 

@@ -76,7 +76,7 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
             f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
         )
     if (sdk := config.device.sdk) and sdk.simulated:
-        reasons.append(f"device={config.device.kind} is a simulation ({sdk.label}): this processor computes in its place")
+        reasons.append(f"device={config.device.kind} is simulated ({sdk.label}): this processor computes in its place")
     wanted = config.model.engine_args.get(config.engine.name, {})
     said = {item.lstrip("+").partition("=")[0] for item in overrides}
     if config.fit == "auto" and "model.context_length" in said:

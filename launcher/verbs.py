@@ -25,13 +25,13 @@ _WATCH_PERIOD_S = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 def run(verb: str, words: Sequence[str]) -> int:
-    parser = _Parser(prog=f"rmlaunch {verb}", add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"rmlaunch {verb}", add_help=False, allow_abbrev=False)
     arguments, do = _VERBS[verb]
     for names, options in arguments:
         parser.add_argument(*names, **options)
@@ -74,12 +74,13 @@ def _row(item: Deployment) -> tuple[str, ...]:
 
 def _summary(item: Deployment) -> dict[str, Any]:
     plan, news = item.plan, item.news
+    device = plan.get("device", {})
     return {
         "name": item.name,
         "state": news.phase.value,
         "reason": news.reason,
         "engine": plan.get("engine", "–"),
-        "device": _device(plan.get("device", {})),
+        "device": device.get("kind", "–") + (" (simulated)" if device.get("simulated") else ""),
         "model": plan.get("model", {}).get("id", "–"),
         "endpoint": plan.get("endpoints", {}).get("http", "–"),
         "detached": news.detached,
@@ -92,11 +93,6 @@ def _summary(item: Deployment) -> dict[str, Any]:
         "timings": dict(news.timings),
         "leftovers": list(news.leftovers),
     }
-
-
-def _device(device: Mapping[str, Any]) -> str:
-    simulated = " (simulated)" if device.get("simulated") else ""
-    return f"{device.get('kind', '–')}{simulated}"
 
 
 def _status(asked: argparse.Namespace) -> int:

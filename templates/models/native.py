@@ -185,7 +185,11 @@ class Native(TensorModel):
     def __init__(self, path: str, inputs: Signature, outputs: Signature, declared: Mapping[str, Any]) -> None:
         super().__init__(inputs, outputs)
         self._runtime = BinaryRuntimeAdapter(declared)
-        self._runtime.load(path)
+        try:
+            self._runtime.load(path)
+        except LibraryError:
+            self._runtime.close()  # else the device would be held by what nobody can reach
+            raise
 
     def close(self) -> None:
         self._runtime.close()

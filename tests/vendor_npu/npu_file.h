@@ -9,6 +9,7 @@
 #define NPU_MINOR 4
 #define NPU_RELU 1u /* negative results become 0 */
 #define NPU_TRAP 2u /* a broken kernel: it crashes where the first number is negative */
+#define NPU_TRAP_LOAD 4u /* a broken file: loading it crashes */
 
 struct npu_header {
     uint32_t magic;

@@ -83,6 +83,8 @@ int npu_load(npu_device *device, const char *path, npu_model **loaded) {
         npu_checksum(model->numbers, count) != model->header.checksum)
         return fail(NPU_BAD_FILE, "%s is damaged: its checksum is wrong", path);
     fclose(stream);
+    if (model->header.flags & NPU_TRAP_LOAD)
+        *(volatile int *)0 = 1;
     *loaded = model;
     return NPU_OK;
 }

@@ -27,6 +27,8 @@ static int configure(const char *path, uint32_t *flags) {
             *flags |= NPU_RELU;
         else if (strcmp(key, "debug_trap") == 0 && strcmp(value, "on") == 0)
             *flags |= NPU_TRAP;
+        else if (strcmp(key, "debug_trap") == 0 && strcmp(value, "load") == 0)
+            *flags |= NPU_TRAP_LOAD;
         else if (strcmp(key, "slow_s") == 0) {
             printf("npucc: tuning for %s s\n", value);
             fflush(stdout);

@@ -1,0 +1,148 @@
+"""The verb `artifact`: what build steps have made, who uses it, and removing what nobody does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from engines.base import ConfigError
+from launcher import artifacts, logs
+from launcher.artifacts import BuildArtifact
+from launcher.deployments import Deployments
+from launcher.ledger import Ledger
+from launcher.paths import cache_root, state_root
+from launcher.verbs import Parser
+
+_DAY_S = 86400.0
+_LOG_LINES = 12
+
+
+def run(words: Sequence[str]) -> int:
+    """Raises `RequestError` where there is no such artifact."""
+    parser = Parser(prog="rmlaunch artifact", add_help=False, allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
+    for name in ("list", "show", "prune"):
+        action = actions.add_parser(name, add_help=False, allow_abbrev=False)
+        action.add_argument("--json", action="store_true")
+        if name == "show":
+            action.add_argument("id")
+        if name == "prune":
+            action.add_argument("--unused", action="store_true")
+            action.add_argument("--older-than", type=float, metavar="DAYS")
+    asked = parser.parse_args(words)
+    return {"list": _list, "show": _show, "prune": _prune}[asked.action](asked)
+
+
+def _list(asked: argparse.Namespace) -> int:
+    used = _used()
+    found = [_summary(artifact, used) for artifact in artifacts.found(_store())]
+    if asked.json:
+        _print_json(found)
+        return 0
+    head = ("ID", "MODEL", "FORMAT", "TARGET", "SIZE", "AGE", "USED BY")
+    rows = [head, *(_row(item) for item in found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    return 0
+
+
+def _summary(artifact: BuildArtifact, used: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    profile = artifact.profile
+    return {
+        "id": artifact.id,
+        "model": artifact.model_id,
+        "format": artifact.format,
+        "target": profile.target if profile else None,
+        "compiler": f"{profile.compiler} {profile.compiler_version}".strip() if profile else None,
+        "bytes": artifact.bytes,
+        "made": datetime.fromtimestamp(artifact.made, timezone.utc).isoformat(timespec="seconds"),
+        "age_s": round(time.time() - artifact.made),
+        "used_by": list(used.get(artifact.id, ())),
+        "path": str(artifact.path),
+    }
+
+
+def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
+    age = _age(item["age_s"])
+    users = ", ".join(item["used_by"]) or "–"
+    return (item["id"], item["model"], item["format"], item["target"] or "–", _size(item["bytes"]), age, users)
+
+
+def _show(asked: argparse.Namespace) -> int:
+    artifact = artifacts.find(_store(), asked.id)
+    shown = {**artifact.metadata, **_summary(artifact, _used()), "log": str(artifact.log)}
+    lines = logs.tail(artifact.log)[-_LOG_LINES:]
+    if asked.json:
+        _print_json({**shown, "log_tail": lines})
+        return 0
+    for key, value in shown.items():
+        if value not in (None, "", [], {}):
+            sys.stdout.write(f"{key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}\n")
+    for line in lines:
+        sys.stdout.write(f"  | {line}\n")
+    return 0
+
+
+def _prune(asked: argparse.Namespace) -> int:
+    if asked.older_than is not None and asked.older_than < 0:
+        raise ConfigError(f"--older-than {asked.older_than:g} must not be negative")
+    store, ledger = _store(), Ledger(state_root())
+    Deployments(state_root()).all()  # adopts those that serve without a supervisor
+    with ledger.exclusive():  # no launch begins meanwhile
+        used = artifacts.users(store, _records(ledger))
+        removed = list(
+            artifacts.prune(
+                store,
+                used,
+                unused=asked.unused or asked.older_than is not None,
+                older_than_s=(asked.older_than or 0.0) * _DAY_S,
+            )
+        )
+    if asked.json:
+        _print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
+        return 0
+    for item in removed:
+        sys.stdout.write(f"{item.path.name}  {_size(item.bytes)}  {item.why}\n")
+    sys.stderr.write(f"removed {len(removed)}, {_size(sum(item.bytes for item in removed))}\n")
+    return 0
+
+
+def _used() -> Mapping[str, tuple[str, ...]]:
+    Deployments(state_root()).all()
+    return artifacts.users(_store(), _records(Ledger(state_root())))
+
+
+def _records(ledger: Ledger) -> Mapping[str, Path]:
+    """The plan of each deployment that is live, or is being prepared."""
+    records = {path.parent.name: path for path in ledger.deployments.glob("*/plan.json")}
+    return {name: path for name, path in sorted(records.items()) if ledger.is_live(name)}
+
+
+def _store() -> Path:
+    return artifacts.folder(cache_root())
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def _print_json(data: object) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
