@@ -19,7 +19,8 @@ from launcher import launch, probes, registry
 from launcher.ledger import Ledger
 from launcher.prepare import prepare_model, render_files
 from launcher.progress import Progress
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
+from launcher.settle import settle
 
 #: the engines of this CPU, and how often each is started both ways
 ROUNDS = {"llamacpp": 5, "triton": 5, "torchserve": 3, "transformers": 5, "vllm": 4}

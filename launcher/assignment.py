@@ -2,13 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from engines.base import ResourceError
-from launcher.devices.base import Resource
+from engines.base import ConfigError, Device, ResourceError
+from launcher.devices import declared
+from launcher.devices.base import DevicePlugin, Resource
+from launcher.ledger import Ledger
+from launcher.schema import LaunchConfig
 
 #: id → by whom, in words
 Taken = Mapping[int, str]
+
+
+def assign(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
+    """The devices that `config` asks for; `wanted` is how many, where an engine's own key says it.
+
+    With `to_launch`, devices that this machine lacks, or that others have, are a `ResourceError`; without, they are
+    assumed, and marked so.
+    """
+    plugin = declared.plugin(config.device)
+    conf = dataclasses.replace(
+        config.device,
+        assume=_product_name(plugin, config.device.assume),
+        product=_product_name(plugin, config.device.product),
+    )
+    found = () if conf.assume else plugin.detect()
+    if to_launch and not found:
+        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
+        raise ResourceError(
+            f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
+        )
+    for key, said in (("assume", conf.assume), ("product", conf.product)):
+        if said and said not in plugin.products and (not found or key == "assume"):
+            known = ", ".join(plugin.products) or "none; leave it out"
+            raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
+    alone = to_launch and not conf.share and not plugin.shared  # a mere plan takes nothing away
+    in_use = taken(found, ledger.held_devices(conf.kind)) if alone else {}
+    ids = _ids(config, plugin, found, wanted, in_use)
+    by_id = {resource.id: resource.attributes for resource in found}
+    first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
+    product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
+    if conf.product and product not in (None, conf.product):
+        raise ResourceError(
+            f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
+        )
+    memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
+    return Device(
+        kind=conf.kind,
+        ids=ids,
+        product=product or conf.product,
+        memory_bytes=memory,
+        assumed=not found,
+        simulated=conf.sdk is not None and conf.sdk.simulated,
+        env=plugin.visible_env(ids, found),
+        nodes=plugin.nodes(ids),
+    )
+
+
+def _ids(
+    config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None, in_use: Taken
+) -> tuple[int, ...]:
+    conf = config.device
+    published = config.model.build.get(conf.kind, {}).get("num_devices")
+    count = conf.count or (len(conf.ids) if conf.ids else wanted or published) or 1
+    if not found:
+        return tuple(conf.ids or range(count))
+    return choose(plugin.kind, found, in_use, count, conf.ids)
+
+
+def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
+    """The product that `said` is short for, such as RTX3090; `said` itself where it is none, or several."""
+    if said is None or said in plugin.products:
+        return said
+    plain = {name: name.replace(" ", "").replace("-", "").lower() for name in plugin.products}
+    asked = said.replace(" ", "").replace("-", "").lower()
+    near = [name for name, word in plain.items() if asked and word.endswith(asked)]
+    near = near or [name for name, word in plain.items() if asked and asked in word]
+    return near[0] if len(near) == 1 else said
 
 
 def taken(found: Sequence[Resource], held: Mapping[int, str]) -> Taken:

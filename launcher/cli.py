@@ -107,7 +107,8 @@ def _plan(words: Sequence[str]) -> int:
     from launcher.compose import normalized
     from launcher.ledger import Ledger
     from launcher.paths import state_root
-    from launcher.resolve import resolve, settle
+    from launcher.resolve import resolve
+    from launcher.settle import settle
 
     settled = settle(normalized(overrides), config_dir)
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
@@ -159,8 +160,8 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
     from launcher.compose import normalized
     from launcher.lifecycle import Phase
     from launcher.progress import Progress
-    from launcher.resolve import settle
     from launcher.serving import ServingEngine
+    from launcher.settle import settle
 
     engine = ServingEngine(settle(normalized(overrides), config_dir), Progress(), spawned)
     _say_reasons(engine.reasons)

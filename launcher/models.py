@@ -81,6 +81,13 @@ def parse(text: str) -> Source:
     )
 
 
+def format_of(source: str, named: str | None) -> str:
+    """The format that is `named`, or that the `model.source` has. Raises `ConfigError` for one that nobody knows."""
+    if named and named not in FORMATS:
+        raise ConfigError(f"model.format={named!r} is not known; known: {', '.join(FORMATS)}")
+    return named or parse(source).format()
+
+
 def fetch(source: Source, cache: Path, progress: Progress) -> None:
     """Put the model where `source.path` says. Does nothing where it is already there."""
     path = source.path(cache)

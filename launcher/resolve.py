@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engines.base import (
     LOOPBACK,
     BuildStep,
-    Capabilities,
     ConfigError,
     Device,
     Engine,
     Environment,
-    MemoryUse,
     Model,
     PlanError,
     ProbeSettings,
@@ -30,113 +26,19 @@ from launcher import (
     builds,
     compiled,
     environments,
-    fit,
-    model_facts,
+    fitting,
     models,
-    policy,
     registry,
     signatures,
 )
 from launcher.adapters.compiler import BinaryCompilerAdapter
 from launcher.adapters.runtime import RuntimeDeclaration
-from launcher.composed import compose
-from launcher.devices import declared
-from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
-from launcher.paths import cache_root, shipped, state_root
+from launcher.paths import cache_root, shipped
 from launcher.schema import EngineConf, LaunchConfig
-from launcher.validate import check
 
 #: config keys that mean the same for every engine; what an engine's schema adds to them are its own options
 _COMMON_KEYS = frozenset(field.name for field in dataclasses.fields(EngineConf))
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A config in which nothing says `auto` any more, and why each choice was made."""
-
-    config: LaunchConfig
-    reasons: tuple[str, ...]
-    overrides: tuple[str, ...] = ()  #: what it was composed from
-    config_dir: str | None = None
-
-
-def settle(overrides: Sequence[str], config_dir: str | None = None) -> Request:
-    """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
-    config = compose(overrides, config_dir)
-    check(config)
-    reasons: list[str] = []
-    if "auto" in (config.engine.name, config.device.kind):
-        config, reasons = _decide(config, overrides, config_dir)
-    able = registry.engine_class(config.engine.name).capabilities.runtimes
-    if config.runtime.name == "auto":
-        config.runtime.name = able[0]
-    elif config.runtime.name not in able:
-        raise PlanError(
-            f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
-        )
-    if (sdk := config.device.sdk) and sdk.simulated:
-        reasons.append(f"device={config.device.kind} is simulated ({sdk.label}): this processor computes in its place")
-    wanted = config.model.engine_args.get(config.engine.name, {})
-    said = {item.lstrip("+").partition("=")[0] for item in overrides}
-    if config.fit == "auto" and "model.context_length" in said:
-        config.fit = "keep"
-    # What the model wants beats the engine's defaults, and what the user says beats both.
-    config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
-    config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
-    return Request(config, tuple(reasons), tuple(overrides), config_dir)
-
-
-def _key_from_environment(engine: EngineConf, asked: bool) -> str | None:
-    variable = engine.api_key_env
-    key = os.environ.get(variable) if variable else None
-    if asked and variable and not key:
-        raise ConfigError(f"engine.api_key_env={variable}, but that variable is not set; set it, or leave the key out")
-    return key
-
-
-def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | None) -> tuple[LaunchConfig, list[str]]:
-    reasons: list[str] = []
-    names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
-    able = {name: registry.engine_class(name).capabilities for name in names}
-    kind, task = config.device.kind, config.model.task
-    if kind == "auto":
-        kind, why = policy.choose_device(_devices(config), able, task, config.policy.goal)
-        reasons.append(why)
-    if config.engine.name == "auto":
-        given = _source_format(config)
-        order = config.policy.engines.get(kind) or config.policy.engines["default"]
-        if sdk := config.device.sdk:
-            able = {name: _with_library(can, kind, sdk.runtime.reads) for name, can in able.items() if can.libraries}
-        compiler = config.device.sdk and config.device.sdk.compiler
-        leads_to = builds.reachable(given, compiler.reads if compiler else ())
-        name, why = policy.choose_engine(kind, task, given, able, order, leads_to, config.policy.goal)
-        reasons.append(why)
-        others = [item for item in overrides if not item.startswith("engine=")]
-        config = compose([*others, f"engine={name}"], config_dir)
-    config.device.kind = kind
-    return config, reasons
-
-
-def _devices(config: LaunchConfig) -> list[policy.Device]:
-    """What this machine has free, the best kind first."""
-    ledger = Ledger(state_root())
-    return [_device_of(kind, ledger, config.device.share) for kind in config.policy.devices]
-
-
-def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
-    plugin = registry.device(kind)
-    found = plugin.detect()
-    if not found:
-        return policy.Device(kind, policy.ABSENT)
-    in_use = {} if share or plugin.shared else assignment.taken(found, ledger.held_devices(kind))
-    busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
-    return policy.Device(kind, f"is in use by {busy}" if busy else "")
-
-
-def _with_library(can: Capabilities, kind: str, reads: Sequence[str]) -> Capabilities:
-    """What an engine can do on a device whose runtime is a library that the config declares."""
-    return dataclasses.replace(can, formats={kind: {"tensor": tuple(reads)}})
 
 
 def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
@@ -154,10 +56,10 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
     wanted_count = engine.device_count(kind, options)
-    device = _device(config, ledger, to_launch, wanted_count)
-    fitted, notes = _fitted(config, engine, device, options, wanted_count)
+    device = assignment.assign(config, ledger, to_launch, wanted_count)
+    fitted, notes = fitting.fitted(config, engine, device, options, wanted_count)
     if fitted and fitted.count != device.count:
-        device = _device(config, ledger, to_launch, fitted.count)
+        device = assignment.assign(config, ledger, to_launch, fitted.count)
     if fitted and fitted.context_length < config.model.context_length:
         model_conf = dataclasses.replace(config.model, context_length=fitted.context_length)
         config = dataclasses.replace(config, model=model_conf)
@@ -226,135 +128,6 @@ def _check_bind(config: LaunchConfig, engine: Engine) -> None:
     )
 
 
-def _device(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
-    plugin = declared.plugin(config.device)
-    conf = dataclasses.replace(
-        config.device,
-        assume=_product_name(plugin, config.device.assume),
-        product=_product_name(plugin, config.device.product),
-    )
-    found = () if conf.assume else plugin.detect()
-    if to_launch and not found:
-        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
-        raise ResourceError(
-            f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
-        )
-    for key, said in (("assume", conf.assume), ("product", conf.product)):
-        if said and said not in plugin.products and (not found or key == "assume"):
-            known = ", ".join(plugin.products) or "none; leave it out"
-            raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
-    alone = to_launch and not conf.share and not plugin.shared  # a mere plan takes nothing away
-    in_use = assignment.taken(found, ledger.held_devices(conf.kind)) if alone else {}
-    ids = _ids(config, plugin, found, wanted, in_use)
-    by_id = {resource.id: resource.attributes for resource in found}
-    first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
-    product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
-    if conf.product and product not in (None, conf.product):
-        raise ResourceError(
-            f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
-        )
-    memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
-    return Device(
-        kind=conf.kind,
-        ids=ids,
-        product=product or conf.product,
-        memory_bytes=memory,
-        assumed=not found,
-        simulated=conf.sdk is not None and conf.sdk.simulated,
-        env=plugin.visible_env(ids, found),
-        nodes=plugin.nodes(ids),
-    )
-
-
-def _fitted(
-    config: LaunchConfig, engine: Engine, device: Device, options: Mapping[str, Any], wanted: int | None
-) -> tuple[fit.Fit | None, tuple[str, ...]]:
-    """Devices and context on which the model fits, and what to say of it. Raises `PlanError` where it does not."""
-    fit.check_choice(config.fit)
-    conf = config.model
-    source = models.parse(conf.source)
-    model = _bare_model(config, source)
-    use = engine.memory(model, device, options, config.engine.args)
-    if use is None or config.fit == "off":
-        return None, ()
-    facts = model_facts.of(conf, source.path(cache_root()))
-    unknown = f"the size of {conf.id} is not known, so whether it fits is not checked"
-    if facts is None:
-        return None, (unknown,)
-    asked = bool(config.device.count or config.device.ids or wanted)
-    published = not asked and "num_devices" in conf.build.get(device.kind, {})
-    ask = fit.Question(
-        model=conf.id,
-        engine=engine.name,
-        facts=facts,
-        use=use,
-        device=device,
-        counts=[device.count] if asked or published or device.assumed else _counts(device.kind, use, facts),
-        # What is compiled is compiled for its length.
-        shorten=config.fit == "auto" and use.context_key == "model.context_length" and device.kind in ("cpu", "gpu"),
-        published=published and config.fit == "auto",
-        in_use=_in_use() if device.kind == "cpu" else 0,
-    )
-    found = fit.answer(ask)
-    return found, found.notes if found else (unknown,)
-
-
-def _bare_model(config: LaunchConfig, source: models.Source) -> Model:
-    """The model as its source has it, before any conversion."""
-    conf = config.model
-    return Model(
-        id=conf.id,
-        source=conf.source,
-        format=_source_format(config),
-        path=str(source.path(cache_root())),
-        task=conf.task,
-        context_length=conf.context_length,
-        dtype=conf.dtype,
-        batch_size=conf.build.get(config.device.kind, {}).get("batch_size"),
-    )
-
-
-def _counts(kind: str, use: MemoryUse, facts: model_facts.ModelFacts) -> Sequence[int]:
-    found = 1 if kind == "cpu" or not use.spread else len(registry.device(kind).detect())
-    return tuple(fit.counts(use, facts, found))
-
-
-def _in_use() -> int:
-    """Bytes of this machine's memory that programs have, and would not give back."""
-    words = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(words[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-    return total - free
-
-
-def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
-    """The product that `said` is short for, such as RTX3090; `said` itself where it is none, or several."""
-    if said is None or said in plugin.products:
-        return said
-    plain = {name: name.replace(" ", "").replace("-", "").lower() for name in plugin.products}
-    asked = said.replace(" ", "").replace("-", "").lower()
-    near = [name for name, word in plain.items() if asked and word.endswith(asked)]
-    near = near or [name for name, word in plain.items() if asked and asked in word]
-    return near[0] if len(near) == 1 else said
-
-
-def _ids(
-    config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None, in_use: assignment.Taken
-) -> tuple[int, ...]:
-    conf = config.device
-    published = config.model.build.get(conf.kind, {}).get("num_devices")
-    count = conf.count or (len(conf.ids) if conf.ids else wanted or published) or 1
-    if not found:
-        return tuple(conf.ids or range(count))
-    return assignment.choose(plugin.kind, found, in_use, count, conf.ids)
-
-
-def _source_format(config: LaunchConfig) -> str:
-    named = config.model.format
-    if named and named not in models.FORMATS:
-        raise ConfigError(f"model.format={named!r} is not known; known: {', '.join(models.FORMATS)}")
-    return named or models.parse(config.model.source).format()
-
-
 def _model(
     config: LaunchConfig,
     engine: Engine,
@@ -372,7 +145,7 @@ def _model(
         able = f"engine={engine.name} on {device.kind} cannot do model.task={conf.task}"
         raise PlanError(f"{able}; it can do: {', '.join(tasks)}")
     path = str(source.path(cache_root()))
-    given = _source_format(config)
+    given = models.format_of(conf.source, conf.format)
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
     compiler = BinaryCompilerAdapter(sdk) if sdk and sdk.compiler and given not in wanted else None
     if compiler and to_launch and (missing := compiler.missing(environment)):

@@ -24,9 +24,9 @@ from launcher.lifecycle import Phase
 from launcher.paths import state_root
 from launcher.prepare import prepare, prepare_model, render_files
 from launcher.progress import Progress
-from launcher.resolve import Request as Settled
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
 from launcher.schema import LaunchConfig
+from launcher.settle import Settled, settle
 from launcher.spawn import Spawned
 
 _NOT_RUNNING = "the deployment is not running; enter it or call start()"

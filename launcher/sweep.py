@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from engines.base import RmLaunchError
 from launcher.oneshot import measure
 from launcher.progress import Progress
-from launcher.resolve import settle
 from launcher.serving import ServingEngine
+from launcher.settle import settle
 
 log = logging.getLogger(__name__)
 

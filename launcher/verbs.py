@@ -153,8 +153,8 @@ def _metrics(asked: argparse.Namespace) -> int:
 def _up(asked: argparse.Namespace) -> int:
     from launcher.compose import normalized
     from launcher.progress import Progress
-    from launcher.resolve import settle
     from launcher.serving import ServingEngine
+    from launcher.settle import settle
     from launcher.spawn import Spawned
 
     spawned = Spawned()

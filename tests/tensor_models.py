@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from launcher import environments
 from launcher.paths import cache_root
 from launcher.progress import Progress
-from launcher.resolve import settle
+from launcher.settle import settle
 
 #: what the file of the TorchScript model does not say, as overrides; the ONNX file says the same
 SIGNATURE = (

@@ -15,7 +15,8 @@ from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
 from launcher import cli, plans, registry, structs
 from launcher.compose import compose, options
 from launcher.ledger import Ledger
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
+from launcher.settle import settle
 
 CONF = Path(__file__).parent.parent / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))

@@ -16,7 +16,8 @@ from launcher import fit, registry
 from launcher.fit import Question
 from launcher.ledger import Ledger
 from launcher.model_facts import ModelFacts
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
+from launcher.settle import settle
 
 GIB = 1 << 30
 H100 = 'device.assume="NVIDIA H100 80GB HBM3"'

@@ -11,7 +11,8 @@ from engines.base import LaunchPlan
 from launcher import plans, structs
 from launcher.compose import normalized
 from launcher.ledger import Ledger
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
+from launcher.settle import settle
 from tests.supervision import free_port
 
 KEYS = {

@@ -13,7 +13,7 @@ from embedding import Recipe
 from launcher import environments
 from launcher.paths import cache_root
 from launcher.progress import Progress
-from launcher.resolve import settle
+from launcher.settle import settle
 
 TRANSFORMER, POOLING, NORMALIZE = (
     {"path": path, "type": f"sentence_transformers.models.{name}"}

@@ -1,0 +1,104 @@
+"""What `auto` means for one config on this machine, and what follows from other keys: the config that is resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engines.base import Capabilities, ConfigError, PlanError
+from launcher import assignment, builds, models, policy, registry
+from launcher.composed import compose
+from launcher.ledger import Ledger
+from launcher.paths import state_root
+from launcher.schema import EngineConf, LaunchConfig
+from launcher.validate import check
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A config in which nothing says `auto` any more, and why each choice was made."""
+
+    config: LaunchConfig
+    reasons: tuple[str, ...]
+    overrides: tuple[str, ...] = ()  #: what it was composed from
+    config_dir: str | None = None
+
+
+def settle(overrides: Sequence[str], config_dir: str | None = None) -> Settled:
+    """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
+    config = compose(overrides, config_dir)
+    check(config)
+    reasons: list[str] = []
+    if "auto" in (config.engine.name, config.device.kind):
+        config, reasons = _decide(config, overrides, config_dir)
+    able = registry.engine_class(config.engine.name).capabilities.runtimes
+    if config.runtime.name == "auto":
+        config.runtime.name = able[0]
+    elif config.runtime.name not in able:
+        raise PlanError(
+            f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
+        )
+    if (sdk := config.device.sdk) and sdk.simulated:
+        reasons.append(f"device={config.device.kind} is simulated ({sdk.label}): this processor computes in its place")
+    wanted = config.model.engine_args.get(config.engine.name, {})
+    said = {item.lstrip("+").partition("=")[0] for item in overrides}
+    if config.fit == "auto" and "model.context_length" in said:
+        config.fit = "keep"
+    # What the model wants beats the engine's defaults, and what the user says beats both.
+    config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
+    config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
+    return Settled(config, tuple(reasons), tuple(overrides), config_dir)
+
+
+def _key_from_environment(engine: EngineConf, asked: bool) -> str | None:
+    variable = engine.api_key_env
+    key = os.environ.get(variable) if variable else None
+    if asked and variable and not key:
+        raise ConfigError(f"engine.api_key_env={variable}, but that variable is not set; set it, or leave the key out")
+    return key
+
+
+def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | None) -> tuple[LaunchConfig, list[str]]:
+    reasons: list[str] = []
+    names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
+    able = {name: registry.engine_class(name).capabilities for name in names}
+    kind, task = config.device.kind, config.model.task
+    if kind == "auto":
+        kind, why = policy.choose_device(_devices(config), able, task, config.policy.goal)
+        reasons.append(why)
+    if config.engine.name == "auto":
+        given = models.format_of(config.model.source, config.model.format)
+        order = config.policy.engines.get(kind) or config.policy.engines["default"]
+        if sdk := config.device.sdk:
+            able = {name: _with_library(can, kind, sdk.runtime.reads) for name, can in able.items() if can.libraries}
+        compiler = config.device.sdk and config.device.sdk.compiler
+        leads_to = builds.reachable(given, compiler.reads if compiler else ())
+        name, why = policy.choose_engine(kind, task, given, able, order, leads_to, config.policy.goal)
+        reasons.append(why)
+        others = [item for item in overrides if not item.startswith("engine=")]
+        config = compose([*others, f"engine={name}"], config_dir)
+    config.device.kind = kind
+    return config, reasons
+
+
+def _devices(config: LaunchConfig) -> list[policy.Device]:
+    """What this machine has free, the best kind first."""
+    ledger = Ledger(state_root())
+    return [_device_of(kind, ledger, config.device.share) for kind in config.policy.devices]
+
+
+def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
+    plugin = registry.device(kind)
+    found = plugin.detect()
+    if not found:
+        return policy.Device(kind, policy.ABSENT)
+    in_use = {} if share or plugin.shared else assignment.taken(found, ledger.held_devices(kind))
+    busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
+    return policy.Device(kind, f"is in use by {busy}" if busy else "")
+
+
+def _with_library(can: Capabilities, kind: str, reads: Sequence[str]) -> Capabilities:
+    """What an engine can do on a device whose runtime is a library that the config declares."""
+    return dataclasses.replace(can, formats={kind: {"tensor": tuple(reads)}})
