@@ -4,21 +4,83 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from launcher.devices.host import within
+
 GIB = 1024**3
+
+#: what looking at one kind of device may take, however broken its driver is
+LOOK_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One device that was found."""
+    """One device that was found. What is not known is left out of `attributes`:
+
+    product, vendor, uuid, serial, pci, numa (node), status, group (of devices that work together), cores
+    memory_bytes, used_bytes (never of a processor: its memory is everybody's), available_bytes (of a processor)
+    holders: pid → bytes, 0 where it is not said how many
+    driver, firmware: versions
+    """
 
     id: int
     type: str
-    #: product, memory_bytes, used_bytes, holders (pid → bytes), …; what is not known is left out
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tags: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is there and does not work as it should: a device without its driver, a tool that fails."""
+
+    what: str
+    remedy: str
+    blocks: bool = True  #: the device cannot be used; False where only something about it is not known
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """One look at everything of a kind."""
+
+    resources: tuple[Resource, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)  #: driver, and the vendor's tools by their names
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """What one kind of device is good for; None where there is no limit, or none is published."""
+
+    max_batch_size: int | None = None
+    max_seq_len: int | None = None  #: tokens
+    support_kv_cache: bool = True
+    support_streaming: bool = True
+    dtype: tuple[str, ...] = ()  #: it computes in, by torch's names
+    optimized_for: tuple[str, ...] = ()  #: of latency, throughput, memory and energy: what its vendor makes it for
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSettings:
+    """What a container needs to use some devices.
+
+    `cdi` and `nodes` are two ways to the same devices: where the runtime knows the CDI names, it needs no nodes and no
+    mounts. `env` is what is different inside, where only these devices are seen.
+    """
+
+    nodes: tuple[str, ...] = ()  #: "/dev/rbln0", or "/dev/rsd1:/dev/rsd0" where it has another name inside
+    cdi: tuple[str, ...] = ()  #: "rebellions.ai/npu=0"
+    gpu_ids: tuple[str, ...] = ()  #: of a device request with the capability `gpu` (Docker's --gpus)
+    mounts: tuple[str, ...] = ()  #: "/host/path:/inside:ro"
+    capabilities: tuple[str, ...] = ()  #: Linux capabilities to add
+    security: tuple[str, ...] = ()  #: "seccomp=unconfined"
+    groups: tuple[str, ...] = ()  #: to add the user to
+    ulimits: Mapping[str, int] = field(default_factory=dict)  #: soft and hard; -1 is none
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    ipc: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class DevicePlugin(ABC):
@@ -28,10 +90,17 @@ class DevicePlugin(ABC):
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: what a plan describes when nothing was found or said
     shared: ClassVar[bool] = False  #: any number of deployments may have it
+    portal: ClassVar[Mapping[str, str]] = {}  #: packages that no public index has → where they are had, in words
+    note: ClassVar[str] = ""  #: what everybody who has one should know
 
     @abstractmethod
     def detect(self) -> tuple[Resource, ...]:
         """Every device of this kind, lowest id first. Never raises, never hangs; () where there is none."""
+
+    def survey(self) -> Survey:
+        """The same with what is there and cannot be used, and the versions. Never raises, never hangs; it may run the
+        vendor's tools."""
+        return Survey(self.detect())
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:  # noqa: ARG002
         """The variables that make an engine see only `ids`; `found` is what `detect` returned, () in a mere plan."""
@@ -41,11 +110,46 @@ class DevicePlugin(ABC):
         """The device nodes that a container needs for `ids`."""
         return ()
 
+    def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
+        """What a container needs for `ids`; `found` as for `visible_env`. Pure."""
+        return ContainerSettings(nodes=self.nodes(ids), env=self.visible_env(ids, found))
 
-def indexed_nodes(root: str, pattern: str) -> list[int]:
-    """The numbers N of the nodes `root`/`pattern` with its `*` as a number, in order."""
-    from pathlib import Path
+    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:  # noqa: ARG002
+        """Why `ids` cannot be used together by one deployment; empty where they can."""
+        return ""
 
-    prefix, _, suffix = pattern.partition("*")
-    names = (node.name for node in Path(root).glob(pattern))
-    return sorted(int(number) for name in names if (number := name[len(prefix) : len(name) - len(suffix)]).isdigit())
+    def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """What `product` is good for, or the kind as such. Pure."""
+        return Capability()
+
+
+class HostDevices(DevicePlugin):
+    """A plugin that reads files below `root` (a test's own tree, or /) and asks vendors' tools and libraries."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+
+    def detect(self) -> tuple[Resource, ...]:
+        return self._bounded(self._look).resources
+
+    def survey(self) -> Survey:
+        return self._bounded(self._look_thoroughly)
+
+    @abstractmethod
+    def _look(self) -> Survey:
+        """What is found; called in a thread that nobody waits for longer than `LOOK_LIMIT_S`."""
+
+    def _unusable(self, found: Survey) -> Sequence[Problem]:  # noqa: ARG002
+        """What is there beside `found` and cannot be used, such as cards without a driver."""
+        return ()
+
+    def _look_thoroughly(self) -> Survey:
+        found = self._look()
+        return replace(found, problems=(*found.problems, *self._unusable(found)))
+
+    def _bounded(self, look: Any) -> Survey:
+        found, why = within(LOOK_LIMIT_S, look)
+        if isinstance(found, Survey):
+            return found
+        what = f"could not look for {self.kind} devices: {why}"
+        return Survey(problems=(Problem(what, "look at the kernel's log and the driver's own tools", blocks=False),))

@@ -1,19 +1,22 @@
-"""NVIDIA GPUs, found through NVML. Not run against a GPU by the tests: they have none."""
+"""GPUs: NVIDIA's through NVML, AMD's through amdsmi where ROCm has it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from launcher.devices.base import DevicePlugin, Resource
+from launcher.devices import amd, nvidia
+from launcher.devices.base import Capability, ContainerSettings, HostDevices, Problem, Resource, Survey
+from launcher.devices.host import pci_functions
+from launcher.devices.unbound import Card, unbound
 
 
-class Gpu(DevicePlugin):
+class Gpu(HostDevices):
     kind = "gpu"
-    label = "NVIDIA GPU"
-    looked_for: ClassVar[str] = "NVIDIA's driver (/proc/driver/nvidia) and NVML (nvidia-ml-py)"
+    label = "GPU"
+    looked_for: ClassVar[str] = (
+        "NVIDIA's driver (/proc/driver/nvidia) with NVML, and AMD's (/dev/kfd) with the package amdsmi"
+    )
     #: by NVML's names; what NVML says of their memory (MiB), which is less than what is printed on some
     products: ClassVar[Mapping[str, int]] = {
         name: mib << 20
@@ -36,64 +39,51 @@ class Gpu(DevicePlugin):
     }
     assumed_product = "NVIDIA H100 80GB HBM3"
 
-    def detect(self) -> tuple[Resource, ...]:
-        if not Path("/proc/driver/nvidia").exists():
-            return ()  # importing and initialising NVML costs tens of milliseconds
-        import pynvml
+    def _look(self) -> Survey:
+        green = nvidia.look(self.root)
+        red = amd.look(self.root, first=len(green.resources))
+        return Survey(
+            (*green.resources, *red.resources),
+            (*green.problems, *red.problems),
+            {**green.versions, **red.versions},
+        )
 
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:
-            return ()  # a driver that is loaded but broken offers no device
-        try:
-            found = [_resource(index) for index in range(pynvml.nvmlDeviceGetCount())]
-            return allowed(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        except pynvml.NVMLError:
-            return ()
-        finally:
-            pynvml.nvmlShutdown()
+    def _unusable(self, found: Survey) -> Sequence[Problem]:
+        """NVIDIA's and AMD's that no driver serves; other vendors' are not spoken of."""
+        card = Card("NVIDIA GPU", "/dev/nvidia*", "install NVIDIA's driver and load it")
+        present = any("nvidia" in gpu.tags for gpu in found.resources) or bool(found.problems)
+        graphics = (one for one in pci_functions(self.root, nvidia.VENDOR) if one.function_class.startswith("0x03"))
+        return tuple(unbound(card, graphics, present))
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
-        uuids = {resource.id: str(resource.attributes["uuid"]) for resource in found}
+        gpus = {resource.id: resource for resource in found}
+        if ids and all("amd" in gpus[number].tags for number in ids if number in gpus) and ids[0] in gpus:
+            return {"HIP_VISIBLE_DEVICES": ",".join(str(gpus[number].attributes["index"]) for number in ids)}
+        uuids = {resource.id: str(resource.attributes["uuid"]) for resource in found if "uuid" in resource.attributes}
         # By UUID where it is known; NVML counts in PCI order, and CUDA does so only when told.
         shown = ",".join(uuids.get(number, str(number)) for number in ids)
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": shown}
 
+    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:
+        vendors = sorted({str(gpu.attributes.get("vendor")) for gpu in found if gpu.id in ids})
+        if len(vendors) < 2:
+            return ""
+        return f"GPUs {list(ids)} are of {' and '.join(vendors)}; choose device.ids of one vendor"
 
-def allowed(found: Sequence[Resource], visible: str | None) -> tuple[Resource, ...]:
-    """Those of `found` that the caller's CUDA_VISIBLE_DEVICES leaves us (a scheduler's share); NVML shows them all."""
-    if visible is None:
-        return tuple(found)
-    words = [word.strip() for word in visible.split(",") if word.strip()]
-    return tuple(
-        resource
-        for resource in found
-        if any(word == str(resource.id) or str(resource.attributes["uuid"]).startswith(word) for word in words)
-    )
+    def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
+        """NVIDIA's by a device request with their UUIDs, or CDI; AMD's by their nodes, as ROCm's images ask for."""
+        if "HIP_VISIBLE_DEVICES" in (env := self.visible_env(ids, found)):
+            return ContainerSettings(
+                nodes=("/dev/kfd", "/dev/dri"), groups=("video", "render"), security=("seccomp=unconfined",), env=env
+            )
+        uuids = {resource.id: str(resource.attributes["uuid"]) for resource in found if "uuid" in resource.attributes}
+        shown = tuple(uuids.get(number, str(number)) for number in ids)
+        return ContainerSettings(
+            cdi=tuple(f"nvidia.com/gpu={name}" for name in shown),
+            gpu_ids=shown,
+            ulimits={"memlock": -1, "stack": 67108864},  # as NVIDIA's images ask for
+            env={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},  # only these are seen inside
+        )
 
-
-def _resource(index: int) -> Resource:
-    import pynvml
-
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    attributes = {
-        "product": pynvml.nvmlDeviceGetName(handle),
-        "uuid": pynvml.nvmlDeviceGetUUID(handle),
-        "memory_bytes": memory.total,
-        "used_bytes": memory.used,
-        "holders": _holders(handle),
-    }
-    return Resource(index, "gpu", attributes)
-
-
-def _holders(handle: Any) -> dict[int, int]:
-    """Who has memory of it, in bytes; 0 where NVML does not say how much, as inside of containers."""
-    import pynvml
-
-    try:
-        return {
-            process.pid: process.usedGpuMemory or 0 for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        }
-    except pynvml.NVMLError:
-        return {}
+    def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        return Capability(dtype=("float32", "float16", "bfloat16"), optimized_for=("throughput", "latency"))

@@ -5,14 +5,30 @@ Nobody has run this against an NPU: names and sizes are those of the vendor's ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import Any, ClassVar
 
-from engines.rbln_sdk import NEWEST
-from launcher.devices.base import GIB, DevicePlugin, Resource, indexed_nodes
+from engines.rbln_sdk import NEWEST, chip
+from launcher.devices import rbln_smi
+from launcher.devices.base import GIB, Capability, ContainerSettings, HostDevices, Problem, Resource, Survey
+from launcher.devices.host import PciFunction, indexed_nodes, names, number, pci_functions, text
+from launcher.devices.rbln_smi import Npu, Report
+from launcher.devices.unbound import Card, unbound
+
+_VENDOR = "1eff"
+#: PCI device → product, as the vendor's feature discovery has them; RBLN-CR13 is not in it
+_PCI_PRODUCTS = {
+    "1020": "RBLN-CA02", "1021": "RBLN-CA02", "1120": "RBLN-CA12", "1121": "RBLN-CA02", "1150": "RBLN-CA15",
+    "1220": "RBLN-CA22", "1221": "RBLN-CA22", "1250": "RBLN-CA25", "2030": "RBLN-CR03",
+}  # fmt: skip
+#: of /sys/class/rebellions/rbln*/status; a later driver put one in after 1, so that the others may mean either
+_STATUS = {0: "ready", 1: "busy", 2: "starting", 3: "fault or starting", 4: "finished or fault", 5: "finished"}
 
 
-class Rbln(DevicePlugin):
+class Rbln(HostDevices):
     kind = "rbln"
     label = "RBLN NPU"
     looked_for: ClassVar[str] = "device nodes /dev/rbln0, /dev/rbln1, …"
@@ -24,9 +40,9 @@ class Rbln(DevicePlugin):
         "RBLN-CR13": 144 * GIB,
     }
     assumed_product = "RBLN-CA25"
-
-    def detect(self) -> tuple[Resource, ...]:
-        return tuple(Resource(number, self.kind) for number in indexed_nodes("/dev", "rbln*"))
+    portal: ClassVar[Mapping[str, str]] = {
+        "rebel-compiler": "Rebellions' portal, whose index https://pypi.rbln.ai/simple needs an account"
+    }
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
         # The SDK counts the nodes that are present: where rbln0 is missing, its 0 is rbln1.
@@ -38,3 +54,136 @@ class Rbln(DevicePlugin):
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
         # Without /dev/rsd0 the runtime counts no devices at all.
         return (*(f"/dev/rbln{number}" for number in ids), "/dev/rsd0")
+
+    def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
+        """As Backend.AI runs them in production; the group's node must be /dev/rsd0 inside."""
+        groups = _groups(ids, found)
+        group = groups[0] if len(groups) == 1 else 0
+        return ContainerSettings(
+            nodes=(*(f"/dev/rbln{number}" for number in ids), f"/dev/rsd{group}:/dev/rsd0" if group else "/dev/rsd0"),
+            cdi=tuple(f"rebellions.ai/npu={number}" for number in ids),
+            mounts=("/usr/bin/rbln-smi:/usr/bin/rbln-smi:ro",),
+            capabilities=("IPC_LOCK",),
+            ulimits={"memlock": -1},
+            sysctls={"net.ipv6.conf.all.disable_ipv6": "0"},
+            ipc="host",
+            env={NEWEST.visible_devices: ",".join(map(str, range(len(ids))))},
+        )
+
+    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:
+        groups = _groups(ids, found)
+        if len(groups) < 2:
+            return ""
+        return (
+            f"NPUs {list(ids)} are in the RSD groups {groups}, and a model runs in one; choose "
+            f"device.ids of one group, or join them with `rbln-smi group -c <group> -a {','.join(map(str, ids))}`"
+        )
+
+    def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """Lengths beyond those of eager attention use flash attention; 131072 is the longest that is published."""
+        return Capability(max_seq_len=131072, dtype=("float16", "bfloat16"), optimized_for=("energy", "latency"))
+
+    # ------------------------------------------------------------------------------------------------------ looking
+
+    def _look(self) -> Survey:
+        present = indexed_nodes(self.root / "dev", "rbln*")
+        if not present:
+            return Survey()
+        report, why = rbln_smi.report(self.root)
+        problems = [] if report else [Problem(f"little is known of the RBLN NPUs: {why}", _REPORT_REMEDY, blocks=False)]
+        by_node = report.npus if report else {}
+        found = tuple(self._resource(present_id, by_node) for present_id in present)
+        driver = (report.driver if report else None) or text(self.root / "sys/class/rebellions/rbln0/kernel_version")
+        if driver:
+            found = tuple(_with(resource, driver=driver) for resource in found)
+        problems += self._nodes_that_do_not_work(present)
+        problems += [_faulty(resource) for resource in found if "fault" in str(resource.attributes.get("status", ""))]
+        return Survey(found, tuple(problems), self._versions(driver, report))
+
+    def _unusable(self, found: Survey) -> Sequence[Problem]:
+        card = Card("RBLN NPU", "/dev/rbln*", "install Rebellions' driver and load it", _product)
+        return tuple(unbound(card, pci_functions(self.root, _VENDOR), bool(found.resources)))
+
+    def _resource(self, own: int, said: Mapping[str, Npu]) -> Resource:
+        host = self._name_on_host(own)
+        npu = said.get(host) or Npu(host, None)
+        sysfs = self.root / "sys/class/rebellions" / host
+        function = (text(sysfs / "device/device") or "").removeprefix("0x")
+        product = npu.product or _PCI_PRODUCTS.get(function)
+        attributes: dict[str, Any] = {
+            "product": product,
+            "memory_bytes": npu.memory_bytes or self.products.get(product or ""),
+            "used_bytes": npu.used_bytes if npu.used_bytes is not None else number(text(sysfs / "dram_used")),
+            "holders": dict(npu.holders) or None,
+            "uuid": npu.uuid,
+            "serial": npu.serial,
+            "status": npu.status or _status(text(sysfs / "status")),
+            "firmware": npu.firmware,
+            "pci": npu.pci,
+            "numa": npu.numa,
+            "group": npu.group,
+        }
+        family = frozenset({chip(product).name}) if product else frozenset[str]()
+        return Resource(own, self.kind, {key: value for key, value in attributes.items() if value is not None}, family)
+
+    def _name_on_host(self, own: int) -> str:
+        """What sysfs and the tool call it: they show the host's names, and a container may be given others."""
+        name = f"rbln{own}"
+        try:
+            device = (self.root / "dev" / name).stat().st_rdev
+        except OSError:
+            return name
+        numbers = f"{os.major(device)}:{os.minor(device)}"
+        classes = self.root / "sys/class/rebellions"
+        return next((host for host in names(classes) if text(classes / host / "dev") == numbers and device), name)
+
+    def _nodes_that_do_not_work(self, present: Sequence[int]) -> Iterator[Problem]:
+        if not (self.root / "dev/rsd0").exists():
+            yield Problem(
+                "there are NPUs, but no /dev/rsd0, without which Rebellions' runtime counts none",
+                "in a container, hand over the node of their RSD group as /dev/rsd0",
+            )
+        for own in present:
+            if not os.access(self.root / f"dev/rbln{own}", os.R_OK | os.W_OK):
+                yield Problem(
+                    f"/dev/rbln{own} cannot be opened by this user", "ask for the rights to read and write it"
+                )
+
+    def _versions(self, driver: str | None, report: Report | None) -> Mapping[str, str]:
+        versions = {"driver": driver} if driver else {}
+        firmwares = {npu.firmware for npu in report.npus.values() if npu.firmware} if report else set()
+        if firmwares:
+            versions["firmware"] = ", ".join(sorted(firmwares))
+        for package in ("rebel-compiler", "optimum-rbln", "vllm-rbln"):  # where rmlaunch itself runs in such a Python
+            with suppress(metadata.PackageNotFoundError):
+                versions[package] = metadata.version(package)
+        return versions
+
+
+_REPORT_REMEDY = "install rbln-smi of Rebellions' driver package, or in a container mount /usr/bin/rbln-smi"
+
+
+def _groups(ids: Sequence[int], found: Sequence[Resource]) -> list[int]:
+    return sorted(
+        {resource.attributes["group"] for resource in found if resource.id in ids and "group" in resource.attributes}
+    )
+
+
+def _status(code: str | None) -> str | None:
+    known = number(code)
+    return None if known is None else _STATUS.get(known, f"code {known}")
+
+
+def _faulty(resource: Resource) -> Problem:
+    status = resource.attributes["status"]
+    return Problem(
+        f"RBLN NPU {resource.id} says of itself: {status}", "look at `rbln-smi` and the kernel's log", blocks=False
+    )
+
+
+def _with(resource: Resource, **attributes: Any) -> Resource:
+    return Resource(resource.id, resource.type, {**resource.attributes, **attributes}, resource.tags)
+
+
+def _product(function: PciFunction) -> str | None:
+    return _PCI_PRODUCTS.get(function.device)

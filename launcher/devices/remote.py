@@ -12,6 +12,7 @@ class Remote(DevicePlugin):
     label = "remote server"
     looked_for: ClassVar[str] = "nothing: the server is not on this machine"
     shared = True
+    note: ClassVar[str] = "what it runs on is not known here"
 
     def detect(self) -> tuple[Resource, ...]:
         return (Resource(0, self.kind),)

@@ -26,8 +26,6 @@ from engines.base import (
 )
 from engines.furiosa import OURS, SWITCHES, TOGGLES, VALUES, VERSION, Furiosa, FuriosaOptions
 from launcher import environments
-from launcher.devices import furiosa as devices
-from launcher.devices.base import Resource
 from launcher.progress import Progress
 
 ENVIRONMENT = Environment("furiosa", "/env", "3.11", requirements=(f"furiosa-llm=={VERSION}",))
@@ -176,16 +174,6 @@ def test_cards_are_counted_by_their_processing_elements(options: dict[str, int],
 def test_what_cannot_work_is_refused_by_the_key_to_change(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(PlanError, match=words):
         Furiosa().plan(spec(**changes))
-
-
-def test_cards_are_found_by_the_nodes_of_their_driver(tmp_path: Path) -> None:
-    for name in ("npu0mgmt", "npu0pe0", "npu0pe0-3", "npu0ch0", "npu2mgmt", "npu10mgmt"):
-        (tmp_path / name).touch()
-    plugin = type("Here", (devices.Furiosa,), {"root": str(tmp_path)})()
-    card = {"product": "RNGD", "memory_bytes": 48 * 1024**3}
-
-    assert plugin.detect() == tuple(Resource(number, "furiosa", card) for number in (0, 2, 10))
-    assert devices.Furiosa().nodes((0,)) == ("/dev/rngd",)
 
 
 #: prints the flags of the real parsers, and parses the lines that come on stdin with them. What the parsers of the

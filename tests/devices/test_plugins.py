@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from launcher.devices.base import Resource
 from launcher.devices.cpu import Cpu
-from launcher.devices.gpu import Gpu, allowed
+from launcher.devices.gpu import Gpu
+from launcher.devices.nvidia import allowed
 from launcher.devices.rbln import Rbln
 
 GPUS = tuple(Resource(number, "gpu", {"uuid": f"GPU-{number}{number}aa"}) for number in range(4))
