@@ -44,7 +44,7 @@ class Cpu(HostDevices):
         info = _fields(self.root / "proc/cpuinfo")
         numa = len(indexed_nodes(self.root / "sys/devices/system/node", "node*"))
         attributes: dict[str, Any] = {
-            "product": info.get("model name"),
+            "model_name": info.get("model name"),
             "cores": self._cores(limit.cpus, limit.processors),
             "memory_bytes": min(total, limit.memory_bytes or total),
             "available_bytes": min(available) if available else None,

@@ -34,7 +34,7 @@ def test_a_machine_without_limits(tmp_path: Path) -> None:
     (processor,) = Cpu(write(tmp_path, MACHINE)).detect()
 
     assert processor.attributes == {
-        "product": "Some Processor",
+        "model_name": "Some Processor",
         "cores": 16,
         "memory_bytes": 32 * GIB,
         "available_bytes": 16 * GIB,
