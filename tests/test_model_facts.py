@@ -216,7 +216,7 @@ def test_a_version_that_is_not_read_is_not_known(tmp_path: Path) -> None:
 WHOLE = gguf(METADATA, {"w": [64]})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(
     st.binary(max_size=200),
     st.integers(0, len(WHOLE)).map(lambda end: WHOLE[:end]),

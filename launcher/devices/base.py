@@ -89,9 +89,9 @@ class DevicePlugin(ABC):
     looked_for: ClassVar[str]  #: what detect() looks at, in words for an error message
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: what a plan describes when nothing was found or said
-    shared: ClassVar[bool] = False  #: any number of deployments may have it
     portal: ClassVar[Mapping[str, str]] = {}  #: packages that no public index has → where they are had, in words
     note: ClassVar[str] = ""  #: what everybody who has one should know
+    shared: ClassVar[bool] = False  #: any number of deployments may have it
 
     @abstractmethod
     def detect(self) -> tuple[Resource, ...]:
@@ -113,10 +113,6 @@ class DevicePlugin(ABC):
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
         """What a container needs for `ids`; `found` as for `visible_env`. Pure."""
         return ContainerSettings(nodes=self.nodes(ids), env=self.visible_env(ids, found))
-
-    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:  # noqa: ARG002
-        """Why `ids` cannot be used together by one deployment; empty where they can."""
-        return ""
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
         """What `product` is good for, or the kind as such. Pure."""

@@ -63,7 +63,7 @@ class Cpu(HostDevices):
         return max(1, min(cores, math.ceil(quota))) if quota else cores
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
-        return Capability(dtype=("float32", "bfloat16"), optimized_for=("memory",))
+        return Capability(dtype=("float32", "bfloat16"))
 
 
 def _fields(file: Path) -> Mapping[str, str]:

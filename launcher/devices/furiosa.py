@@ -38,7 +38,9 @@ class Furiosa(HostDevices):
         )
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
-        return Capability(dtype=("bfloat16", "float8_e4m3fn", "int8"), optimized_for=("energy", "throughput"))
+        return Capability(
+            dtype=("bfloat16", "float8_e4m3fn", "int8"), optimized_for=("latency", "throughput", "energy")
+        )
 
     def _look(self) -> Survey:
         present = indexed_nodes(self.root / "dev/rngd", "npu*mgmt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from launcher.devices import amd, nvidia
@@ -42,6 +43,8 @@ class Gpu(HostDevices):
     def _look(self) -> Survey:
         green = nvidia.look(self.root)
         red = amd.look(self.root, first=len(green.resources))
+        if green.resources and red.resources:  # no deployment can use both
+            green, red = _grouped(green, "nvidia"), _grouped(red, "amd")
         return Survey(
             (*green.resources, *red.resources),
             (*green.problems, *red.problems),
@@ -64,12 +67,6 @@ class Gpu(HostDevices):
         shown = ",".join(uuids.get(number, str(number)) for number in ids)
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": shown}
 
-    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:
-        vendors = sorted({str(gpu.attributes.get("vendor")) for gpu in found if gpu.id in ids})
-        if len(vendors) < 2:
-            return ""
-        return f"GPUs {list(ids)} are of {' and '.join(vendors)}; choose device.ids of one vendor"
-
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
         """NVIDIA's by a device request with their UUIDs, or CDI; AMD's by their nodes, as ROCm's images ask for."""
         if "HIP_VISIBLE_DEVICES" in (env := self.visible_env(ids, found)):
@@ -86,4 +83,10 @@ class Gpu(HostDevices):
         )
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
-        return Capability(dtype=("float32", "float16", "bfloat16"), optimized_for=("throughput", "latency"))
+        return Capability(dtype=("float32", "float16", "bfloat16"), optimized_for=("latency", "throughput"))
+
+
+def _grouped(survey: Survey, group: str) -> Survey:
+    """With `group` as the group of each; a deployment gets devices of one group."""
+    marked = (replace(gpu, attributes={**gpu.attributes, "group": group}) for gpu in survey.resources)
+    return replace(survey, resources=tuple(marked))

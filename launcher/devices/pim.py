@@ -19,7 +19,7 @@ class Pim(HostDevices):
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
         return Capability(support_kv_cache=False, support_streaming=False, dtype=("int8", "int32"),
-                          optimized_for=("memory", "energy"))  # fmt: skip
+                          optimized_for=("energy",))  # fmt: skip
 
     def _look(self) -> Survey:
         found = tuple(self._rank(own) for own in indexed_nodes(self.root / "dev", "dpu_rank*"))

@@ -70,18 +70,11 @@ class Rbln(HostDevices):
             env={NEWEST.visible_devices: ",".join(map(str, range(len(ids))))},
         )
 
-    def apart(self, ids: tuple[int, ...], found: Sequence[Resource]) -> str:
-        groups = _groups(ids, found)
-        if len(groups) < 2:
-            return ""
-        return (
-            f"NPUs {list(ids)} are in the RSD groups {groups}, and a model runs in one; choose "
-            f"device.ids of one group, or join them with `rbln-smi group -c <group> -a {','.join(map(str, ids))}`"
-        )
-
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
         """Lengths beyond those of eager attention use flash attention; 131072 is the longest that is published."""
-        return Capability(max_seq_len=131072, dtype=("float16", "bfloat16"), optimized_for=("energy", "latency"))
+        return Capability(
+            max_seq_len=131072, dtype=("float16", "bfloat16"), optimized_for=("latency", "throughput", "energy")
+        )
 
     # ------------------------------------------------------------------------------------------------------ looking
 

@@ -11,8 +11,8 @@ class Remote(DevicePlugin):
     kind = "remote"
     label = "remote server"
     looked_for: ClassVar[str] = "nothing: the server is not on this machine"
-    shared = True
     note: ClassVar[str] = "what it runs on is not known here"
+    shared = True
 
     def detect(self) -> tuple[Resource, ...]:
         return (Resource(0, self.kind),)

@@ -149,6 +149,7 @@ def test_what_amdsmi_says_comes_after_nvidias(root: Path, monkeypatch: pytest.Mo
         {
             "vendor": "amd",
             "index": 0,
+            "group": "amd",
             "product": "AMD Instinct MI300X",
             "uuid": "a4ff74a1-0000-1000-80a1-000000000000",
             "pci": "0000:05:00.0",
@@ -159,8 +160,7 @@ def test_what_amdsmi_says_comes_after_nvidias(root: Path, monkeypatch: pytest.Mo
     )
     assert Gpu().visible_env((1,), found) == {"HIP_VISIBLE_DEVICES": "0"}
     assert Gpu().container((1,), found).nodes == ("/dev/kfd", "/dev/dri")
-    assert Gpu().apart((0, 1), found) == "GPUs [0, 1] are of amd and nvidia; choose device.ids of one vendor"
-    assert Gpu().apart((1,), found) == ""
+    assert found[0].attributes["group"] == "nvidia"
 
 
 def test_amds_driver_without_amdsmi_is_told(tmp_path: Path) -> None:

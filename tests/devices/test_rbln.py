@@ -235,13 +235,6 @@ def test_the_settings_of_a_container() -> None:
     assert Rbln().container((1,), ()).nodes == ("/dev/rbln1", "/dev/rsd0")
 
 
-def test_npus_of_two_groups_do_not_work_together() -> None:
-    found = (Resource(0, "rbln", {"group": 0}), Resource(1, "rbln", {"group": 1}), Resource(2, "rbln"))
-
-    assert "are in the RSD groups [0, 1]" in Rbln().apart((0, 1), found)
-    assert Rbln().apart((0, 2), found) == ""
-
-
 NAMES = st.sampled_from(["rbln0", "rbln1", "rbln²", "rbln00", "rbln-1", "rblnx", "rsd0", "rbln99999999999999999999"])
 FILES = st.sampled_from(["status", "dram_used", "kernel_version", "device/device", "dev"])
 TREE = st.fixed_dictionaries(
