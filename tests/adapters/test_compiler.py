@@ -15,26 +15,19 @@ import pytest
 from engines.base import BuildProfile, BuildStep, ConfigError, Environment, PrepareError
 from launcher import artifacts
 from launcher.adapters.compiler import BinaryCompilerAdapter
-from launcher.adapters.conf import CompilerConf, SdkConf
+from launcher.adapters.conf import CompilerConf
 from launcher.builds import Workshop, reachable, run, steps
-from launcher.compose import compose
 from launcher.progress import Progress
-from tests.vendor_npu import BIAS, CONFIG_DIR, WEIGHT, weights
+from tests.vendor_npu import BIAS, WEIGHT, sdk, weights
 
 QUIET = Progress(quiet=True)
 HERE = Environment("current", sys.prefix, "3.11", managed=False)
 
 
-def acme() -> SdkConf:
-    sdk = compose(["device=acme"], CONFIG_DIR).device.sdk
-    assert sdk is not None
-    return sdk
-
-
 def adapter(**changes: Any) -> BinaryCompilerAdapter:
-    sdk = acme()
-    assert sdk.compiler is not None
-    return BinaryCompilerAdapter(dataclasses.replace(sdk, compiler=dataclasses.replace(sdk.compiler, **changes)))
+    acme = sdk()
+    assert acme.compiler is not None
+    return BinaryCompilerAdapter(dataclasses.replace(acme, compiler=dataclasses.replace(acme.compiler, **changes)))
 
 
 def shop(tmp_path: Path, compiler: BinaryCompilerAdapter, **changes: Any) -> Workshop:
@@ -208,7 +201,7 @@ def test_no_shell_reads_it(tmp_path: Path) -> None:
               "{output}/m.npu", "$(touch x); `id`", "{model_id} && true", "*"],
         reads=["safetensors"], output="m.npu",
     )  # fmt: skip
-    compiler = BinaryCompilerAdapter(dataclasses.replace(acme(), compiler=conf))
+    compiler = BinaryCompilerAdapter(dataclasses.replace(sdk(), compiler=conf))
     _, (step,) = steps("safetensors", ("npu",), "/w", shop(tmp_path, compiler))
 
     run(step, QUIET)

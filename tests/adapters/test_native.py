@@ -17,8 +17,7 @@ from tensors import Tensor, load
 
 from engines.base import Device
 from launcher.adapters.runtime import RuntimeDeclaration
-from launcher.compose import compose
-from tests.vendor_npu import BIAS, CONFIG_DIR, WEIGHT, linear, weights
+from tests.vendor_npu import BIAS, WEIGHT, linear, sdk, weights
 
 X, Y = Tensor("x", "float32", (-1, 3)), Tensor("y", "float32", (-1, 2))
 ROWS = np.array([[1, 2, 3], [-4, 5, 6.5], [0, 0, 0]], "float32")
@@ -34,9 +33,7 @@ Native(sys.argv[1], [X], [Y], json.loads(sys.argv[2])).run({"x": -ROWS})
 
 
 def table(device: str = "acme", **changes: Any) -> dict[str, Any]:
-    sdk = compose([f"device={device}"], CONFIG_DIR).device.sdk
-    assert sdk is not None
-    return {**RuntimeDeclaration(sdk).given(Device("npu", (0,)), ()), **changes}
+    return {**RuntimeDeclaration(sdk(device)).given(Device("npu", (0,)), ()), **changes}
 
 
 def changed(role: str, **changes: Any) -> dict[str, Any]:

@@ -61,7 +61,11 @@ def test_the_model_is_compiled_once_and_served_on_the_named_npus() -> None:
         output=step.output,
         environment=ENVIRONMENT,
         env={"HF_HUB_OFFLINE": "1"},
+        model_id="m",
+        profile=step.profile,
     )
+    assert step.profile is not None
+    assert (step.profile.compiler, step.profile.interface) == ("fxb", "fxb")
     assert step.output.startswith("/artifacts/m-fxb-")
     assert plan.argv == (
         "/env/bin/furiosa-llm", "serve", "/weights", "--fxb", f"{step.output}/model.fxb", "--served-model-name", "m",

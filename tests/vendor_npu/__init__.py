@@ -5,13 +5,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import struct
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from launcher.adapters.conf import SdkConf
+from launcher.compose import compose
 
 SOURCES = Path(__file__).parent
 CONFIG_DIR = str(SOURCES / "conf")
@@ -37,6 +43,18 @@ def installed(folder: Path) -> Path:
     for number in range(2):
         (folder / f"dev/npu{number}").touch()
     return folder
+
+
+def sdk(device: str = "acme") -> SdkConf:
+    """`device.sdk` of a device of conf/, as it composes where the installation is."""
+    return copy.deepcopy(_sdk(device, os.environ.get("NPU_ROOT"), os.environ.get("NPU_LIBRARY")))
+
+
+@cache
+def _sdk(device: str, *_: str | None) -> SdkConf:
+    declared = compose([f"device={device}"], CONFIG_DIR).device.sdk
+    assert declared is not None
+    return declared
 
 
 def weights(file: Path, **tensors: np.ndarray[Any, Any]) -> Path:
