@@ -76,7 +76,8 @@ def choose_engine(
     why = f"reads {reads[chosen]} on {kind}"
     if reads[chosen] != model_format:
         why += f", which {model_format} is converted to"
-    later = [name for name in reads if name != chosen and (goal or reads[name] == model_format)]
+    alike = {name for name in reads if (reads[name] == model_format) is (reads[chosen] == model_format)}
+    later = [name for name in reads if name != chosen and (goal or name in alike)]
     converted = [name for name in reads if name != chosen and name not in later]
     parts = [*([f"first for {goal}"] if goal else []), why]
     parts += [f"{', '.join(later)} {'follow' if len(later) > 1 else 'follows'} in policy.engines"] if later else []

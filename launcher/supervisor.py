@@ -35,7 +35,7 @@ from engines.base import DeploymentError
 from launcher import exposition, logs, plans
 from launcher.atomic import write_text
 from launcher.device_memory import DeviceMemory
-from launcher.diagnosis import explain, oom_kills
+from launcher.diagnosis import evidence, explain, hint, oom_kills
 from launcher.lifecycle import (
     Action,
     BackoffOver,
@@ -53,6 +53,7 @@ from launcher.lifecycle import (
     StopAsked,
     Sweep,
     Terminate,
+    TimedOut,
     WatchLiveness,
     step,
 )
@@ -203,7 +204,7 @@ class Supervisor:
             return
         verdict = explain(
             code,
-            logs.tail(self._log_file),
+            evidence(self._log_file),
             starting=self.state.phase is Phase.STARTING,
             out_of_memory=oom_kills() > self._oom_kills,
         )
@@ -219,8 +220,11 @@ class Supervisor:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ties), self._start, event))
 
     def _feed_of(self, start: int | None, event: Event) -> None:
-        if start in (None, self._start):
-            self._feed(event)
+        if start not in (None, self._start):
+            return
+        if isinstance(event, TimedOut) and (cause := hint(evidence(self._log_file))):
+            event = TimedOut(f"{event.reason}; {cause}")  # some engines wait for ever for a worker that has failed
+        self._feed(event)
 
     def _feed(self, event: Event) -> None:
         before = self.state

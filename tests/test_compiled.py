@@ -10,7 +10,8 @@ import pytest
 from engines.base import Environment, PlanError
 from launcher.compiled import check
 from launcher.ledger import Ledger
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
+from launcher.settle import settle
 
 PINNED = Environment("triton-rbln", "/env", "3.12", requirements=("vllm-rbln==0.12.0", "optimum-rbln==0.12.0"))
 

@@ -15,8 +15,9 @@ from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
 from launcher.devices.pim import Pim
 from launcher.ledger import Ledger
-from launcher.resolve import resolve, settle
+from launcher.resolve import resolve
 from launcher.schema import DeviceConf
+from launcher.settle import settle
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, sdk, weights
 
 
@@ -52,7 +53,10 @@ def test_auto_takes_an_engine_that_runs_libraries(source: str) -> None:
     settled = settle(["device=acme", source, *SIGNATURE], CONFIG_DIR)
 
     assert settled.config.engine.name == "triton"
-    assert settled.reasons == ("engine=auto → triton (reads npu on npu, which safetensors is converted to)",)
+    assert settled.reasons == (
+        "engine=auto → triton (reads npu on npu, which safetensors is converted to; torchserve follows in "
+        "policy.engines)",
+    )
 
 
 def test_devices_are_chosen_by_number_and_named_by_their_nodes(tmp_path: Path, vendor: Path, source: str) -> None:

@@ -27,6 +27,13 @@ def _model_of_an_unknown_type(folder: Path) -> str:
     return f"model.source=file:{folder}"
 
 
+def _model_of_an_unknown_class(folder: Path) -> str:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_hidden_layers": 1}
+    config = {"architectures": ["FooForCausalLM"], "model_type": "llama", "vocab_size": 64, **sizes}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"model.source=file:{folder}"
+
+
 def _no_backends(folder: Path) -> str:
     return f"engine.backend_directory={folder}"
 
@@ -36,12 +43,18 @@ FAULTS: list[tuple[str, str | Callable[[Path], str], str, str]] = [
     ("llamacpp", "engine.args.bogus=1",
      "it does not know one of its flags (server.py: error: unrecognized arguments: --bogus 1)", "check engine.args"),
     ("llamacpp", _text_in_place_of_a_model, "the model's file cannot be read (error: ", "fetch it again"),
+    # It prints hundreds of lines of usage after it.
+    ("triton", "engine.args.bogus=1", "it does not know one of its flags (", "check engine.args"),
     ("triton", _no_backends,
      "this tritonserver has not the backend that the model needs (Invalid argument: unable to find backend library",
      "check engine.backend_directory"),
     ("torchserve", "engine.heap_mb=1", "Java's heap is too small (Too small maximum heap)", "raise engine.heap_mb"),
     ("transformers", _model_of_an_unknown_type,
      "the model's folder has no tokenizer (ValueError: Unrecognized processing class", "put tokenizer.json"),
+    # A line of 10 KB, with all that it does know.
+    ("vllm", _model_of_an_unknown_class,
+     "this engine does not know the model's architecture (Value error, Model architectures ['FooForCausalLM'] are not",
+     "use another engine"),
     ("vllm", _model_of_an_unknown_type,
      "this engine does not know the model's architecture (Value error, The checkpoint you are trying to load has",
      "use another engine"),
