@@ -101,6 +101,8 @@ class Engine(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
     ports: ClassVar[tuple[str, ...]] = ("http",)  #: the names of the ports that the server listens on
+    #: shared libraries that its own packages lack; {python} is the version of its environment's Python
+    system_libraries: ClassVar[tuple[str, ...]] = ()
     #: a dataclass of the config keys that only this engine has; their values are in `ServeSpec.options`
     Options: ClassVar[type] = NoOptions
 

@@ -34,6 +34,8 @@ class LlamaCpp(Engine):
         api_key=True,
     )
 
+    system_libraries: ClassVar[tuple[str, ...]] = ("libgomp.so.1",)
+
     def __init__(self) -> None:
         self._client = OpenAIClient()
 

@@ -57,6 +57,7 @@ class Triton(Engine):
     name: ClassVar[str] = "triton"
     capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
+    system_libraries: ClassVar[tuple[str, ...]] = ("libpython{python}.so.1.0",)  # its stub embeds Python
     Options: ClassVar[type] = Options
 
     def __init__(self) -> None:

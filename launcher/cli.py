@@ -36,6 +36,8 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
   rmlaunch artifact list | show ID | prune [--unused] [--older-than DAYS] [--json]   what build steps have made
+  rmlaunch info [--json]                                    what this machine has, who uses it, which engines can run
+  rmlaunch doctor … [--json] [--online]                     what would stop this launch, each with its remedy
 
   --config-dir DIR    look for config groups (model/mine.yaml) there too; $XDG_CONFIG_HOME/rmlaunch always is
   --cfg job, --info, --hydra-help, -m, --shell-completion   Hydra's own
@@ -137,11 +139,26 @@ def _artifact(words: Sequence[str]) -> int:
     return artifact_verbs.run(words)
 
 
+def _info(words: Sequence[str]) -> int:
+    from launcher.info import report
+
+    return report(words)
+
+
+def _doctor(words: Sequence[str]) -> int:
+    from launcher.doctor import FLAGS, report
+
+    overrides, config_dir = _split([word for word in words if word not in FLAGS])
+    return report(overrides, config_dir, [word for word in words if word in FLAGS])
+
+
 _MANAGED = ("ps", "status", "logs", "metrics", "stop", "restart", "infer", "chat")
 _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "up": _up,
     "artifact": _artifact,
+    "info": _info,
+    "doctor": _doctor,
     **{verb: partial(_manage, verb) for verb in _MANAGED},
 }
 

@@ -81,6 +81,21 @@ def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "",
         raise PrepareError(f"{what}: uv exited {code}:\n  " + mask_url("\n  ".join(tail)))
 
 
+def try_indexes(environment: Environment, limit_s: float) -> str:
+    """Ask the indexes whether they have the pinned requirements, for at most `limit_s`; nothing is installed.
+
+    Returns the last words of uv, or that it did not end; empty where all are there.
+    """
+    from uv import find_uv_bin
+
+    from launcher.devices.host import ask
+
+    words = ["pip", "install", "--dry-run", "--no-deps", "--python", _interpreter(environment.python)]
+    said = ask([find_uv_bin(), *words, *environment.requirements], limit_s, _uv_env(environment.indexes))
+    last = [line for line in said.out.decode(errors="replace").splitlines() if line.strip()]
+    return said.failed or (mask_url(last[-1].strip()) if said.code and last else "")
+
+
 def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
     wanted = f"could not make environment {environment.name} ({_wanted(environment)})"
     # Relocatable, because the folder is renamed when it is whole.

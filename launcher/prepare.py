@@ -16,13 +16,13 @@ def prepare(plan: LaunchPlan, progress: Progress) -> None:
     """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
     inside = plan.argv[:1] and plan.argv[0].startswith(f"{plan.environment.path}/")
     if not inside:
-        _check_program(plan)  # before hours of downloads and builds
+        check_program(plan)  # before hours of downloads and builds
     if plan.argv:
         environments.ensure(plan.environment, progress)
     prepare_model(plan, progress)
     render_files(plan.files, plan.links, Path(plan.run_dir))
     if inside:
-        _check_program(plan)
+        check_program(plan)
 
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
@@ -48,7 +48,8 @@ def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path)
         (root / name).symlink_to(target)
 
 
-def _check_program(plan: LaunchPlan) -> None:
+def check_program(plan: LaunchPlan) -> None:
+    """Raises `PrepareError` where the program of `plan` is not there."""
     if not plan.argv:  # somebody else runs the server
         return
     program = plan.argv[0]

@@ -38,7 +38,7 @@ class Problem:
 
     what: str
     remedy: str
-    blocks: bool = True  #: the device cannot be used; False where only something about it is not known
+    blocks: bool = True  #: a device is there that is no `Resource`, for it cannot be used; False for a mere note
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,23 @@ class Survey:
     resources: tuple[Resource, ...] = ()
     problems: tuple[Problem, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  #: driver, and the vendor's tools by their names
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an engine's program would meet."""
+
+    env: Mapping[str, str]  #: the variables that it would see
+    packages: Mapping[str, str]  #: of its environment, name → version, as far as known
+    versions: Mapping[str, str]  #: of the survey
+
+
+@dataclass(frozen=True, slots=True)
+class Portal:
+    """Where a package is had that no public index has."""
+
+    index: str  #: its URL; a password for its host in uv's or pip's settings or in ~/.netrc is an account
+    words: str  #: "Rebellions' portal, which needs an account"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +106,7 @@ class DevicePlugin(ABC):
     looked_for: ClassVar[str]  #: what detect() looks at, in words for an error message
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: what a plan describes when nothing was found or said
-    portal: ClassVar[Mapping[str, str]] = {}  #: packages that no public index has → where they are had, in words
+    portals: ClassVar[Mapping[str, Portal]] = {}  #: by package
     note: ClassVar[str] = ""  #: what everybody who has one should know
     shared: ClassVar[bool] = False  #: any number of deployments may have it
 
@@ -113,6 +130,10 @@ class DevicePlugin(ABC):
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
         """What a container needs for `ids`; `found` as for `visible_env`. Pure."""
         return ContainerSettings(nodes=self.nodes(ids), env=self.visible_env(ids, found))
+
+    def mismatches(self, around: Surroundings) -> Sequence[Problem]:  # noqa: ARG002
+        """What does not go together of what an engine on such a device would have around it. Pure."""
+        return ()
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
         """What `product` is good for, or the kind as such. Pure."""

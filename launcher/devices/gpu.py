@@ -7,9 +7,20 @@ from dataclasses import replace
 from typing import ClassVar
 
 from launcher.devices import amd, nvidia
-from launcher.devices.base import Capability, ContainerSettings, HostDevices, Problem, Resource, Survey
+from launcher.devices.base import (
+    Capability,
+    ContainerSettings,
+    HostDevices,
+    Problem,
+    Resource,
+    Surroundings,
+    Survey,
+)
 from launcher.devices.host import pci_functions
 from launcher.devices.unbound import Card, unbound
+
+#: torch's release → the CUDA that its builds on the default index are for
+_CUDA_OF_TORCH = {"2.13": 13}
 
 
 class Gpu(HostDevices):
@@ -81,6 +92,15 @@ class Gpu(HostDevices):
             ulimits={"memlock": -1, "stack": 67108864},  # as NVIDIA's images ask for
             env={"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},  # only these are seen inside
         )
+
+    def mismatches(self, around: Surroundings) -> Sequence[Problem]:
+        packages, versions = around.packages, around.versions
+        torch, cuda = packages.get("torch", ""), versions.get("cuda", "")
+        wanted = next((major for release, major in _CUDA_OF_TORCH.items() if torch.startswith(f"{release}.")), None)
+        if not wanted or not cuda or "+cpu" in torch or int(cuda.partition(".")[0]) >= wanted:
+            return ()
+        what = f"torch {torch} is built for CUDA {wanted}, and NVIDIA's driver {versions.get('driver', '')} runs {cuda}"
+        return (Problem(what, "update the driver"),)
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
         return Capability(dtype=("float32", "float16", "bfloat16"), optimized_for=("latency", "throughput"))

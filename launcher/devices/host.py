@@ -14,7 +14,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -152,12 +152,12 @@ def find_tool(root: Path, folders: Sequence[str], name: str) -> Path | None:
     return None
 
 
-def ask(argv: Sequence[str], limit_s: float) -> Said:
-    """Run a vendor's tool that only reports. Its whole process group is ended when `limit_s` is over."""
+def ask(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None) -> Said:
+    """Run a program that only reports, with `env` for ours. Its whole process group is ended after `limit_s`."""
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**(os.environ if env is None else env), "LC_ALL": "C"},
         )  # fmt: skip
     except OSError as exc:
         return Said(failed=exc.strerror or str(exc))

@@ -6,14 +6,25 @@ Nobody has run this against an NPU: names and sizes are those of the vendor's ow
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from typing import Any, ClassVar
 
-from engines.rbln_sdk import NEWEST, chip
+from engines.rbln_sdk import NEWEST, SDKS, chip
 from launcher.devices import rbln_smi
-from launcher.devices.base import GIB, Capability, ContainerSettings, HostDevices, Problem, Resource, Survey
+from launcher.devices.base import (
+    GIB,
+    Capability,
+    ContainerSettings,
+    HostDevices,
+    Portal,
+    Problem,
+    Resource,
+    Surroundings,
+    Survey,
+)
 from launcher.devices.host import PciFunction, indexed_nodes, names, number, pci_functions, text
 from launcher.devices.rbln_smi import Npu, Report
 from launcher.devices.unbound import Card, unbound
@@ -28,6 +39,11 @@ _PCI_PRODUCTS = {
 _STATUS = {0: "ready", 1: "busy", 2: "starting", 3: "fault or starting", 4: "finished or fault", 5: "finished"}
 
 
+_SDK_PACKAGES = ("rebel-compiler", "optimum-rbln", "vllm-rbln", "torch-rbln")
+#: SDK → the driver that came with it, as far as is known
+_DRIVERS = {(0, 12): (3, 5)}
+
+
 class Rbln(HostDevices):
     kind = "rbln"
     label = "RBLN NPU"
@@ -40,8 +56,8 @@ class Rbln(HostDevices):
         "RBLN-CR13": 144 * GIB,
     }
     assumed_product = "RBLN-CA25"
-    portal: ClassVar[Mapping[str, str]] = {
-        "rebel-compiler": "Rebellions' portal, whose index https://pypi.rbln.ai/simple needs an account"
+    portals: ClassVar[Mapping[str, Portal]] = {
+        "rebel-compiler": Portal("https://pypi.rbln.ai/simple", "Rebellions' portal, which needs an account")
     }
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
@@ -76,26 +92,31 @@ class Rbln(HostDevices):
             max_seq_len=131072, dtype=("float16", "bfloat16"), optimized_for=("latency", "throughput", "energy")
         )
 
+    def mismatches(self, around: Surroundings) -> Sequence[Problem]:
+        packages = around.packages
+        driver = around.versions.get("driver", "")
+        return (*_two_selections(around.env), *_two_releases(packages), *_old_driver(packages, driver))
+
     # ------------------------------------------------------------------------------------------------------ looking
 
     def _look(self) -> Survey:
-        present = indexed_nodes(self.root / "dev", "rbln*")
+        present, problems = self._usable(indexed_nodes(self.root / "dev", "rbln*"))
         if not present:
-            return Survey()
+            return Survey(problems=tuple(problems))
         report, why = rbln_smi.report(self.root)
-        problems = [] if report else [Problem(f"little is known of the RBLN NPUs: {why}", _REPORT_REMEDY, blocks=False)]
+        if not report:
+            problems.append(Problem(f"little is known of the RBLN NPUs: {why}", _REPORT_REMEDY, blocks=False))
         by_node = report.npus if report else {}
         found = tuple(self._resource(present_id, by_node) for present_id in present)
         driver = (report.driver if report else None) or text(self.root / "sys/class/rebellions/rbln0/kernel_version")
         if driver:
             found = tuple(_with(resource, driver=driver) for resource in found)
-        problems += self._nodes_that_do_not_work(present)
         problems += [_faulty(resource) for resource in found if "fault" in str(resource.attributes.get("status", ""))]
         return Survey(found, tuple(problems), self._versions(driver, report))
 
-    def _unusable(self, found: Survey) -> Sequence[Problem]:
+    def _unusable(self, found: Survey) -> Sequence[Problem]:  # noqa: ARG002
         card = Card("RBLN NPU", "/dev/rbln*", "install Rebellions' driver and load it", _product)
-        return tuple(unbound(card, pci_functions(self.root, _VENDOR), bool(found.resources)))
+        return tuple(unbound(card, pci_functions(self.root, _VENDOR), bool(indexed_nodes(self.root / "dev", "rbln*"))))
 
     def _resource(self, own: int, said: Mapping[str, Npu]) -> Resource:
         host = self._name_on_host(own)
@@ -130,24 +151,24 @@ class Rbln(HostDevices):
         classes = self.root / "sys/class/rebellions"
         return next((host for host in names(classes) if text(classes / host / "dev") == numbers and device), name)
 
-    def _nodes_that_do_not_work(self, present: Sequence[int]) -> Iterator[Problem]:
-        if not (self.root / "dev/rsd0").exists():
-            yield Problem(
-                "there are NPUs, but no /dev/rsd0, without which Rebellions' runtime counts none",
-                "in a container, hand over the node of their RSD group as /dev/rsd0",
-            )
-        for own in present:
-            if not os.access(self.root / f"dev/rbln{own}", os.R_OK | os.W_OK):
-                yield Problem(
-                    f"/dev/rbln{own} cannot be opened by this user", "ask for the rights to read and write it"
-                )
+    def _usable(self, present: Sequence[int]) -> tuple[Sequence[int], list[Problem]]:
+        """Those of the nodes that a program of this user's can use, and why not the others."""
+        if present and not (self.root / "dev/rsd0").exists():
+            what = f"RBLN NPUs {list(present)} are there, but no /dev/rsd0, without which their runtime counts none"
+            return (), [Problem(what, "in a container, hand over the node of their RSD group as /dev/rsd0")]
+        open_to_us = {own: os.access(self.root / f"dev/rbln{own}", os.R_OK | os.W_OK) for own in present}
+        return [own for own, can in open_to_us.items() if can], [
+            Problem(f"/dev/rbln{own} may not be opened by this user", "ask for the rights to read and write it")
+            for own, can in open_to_us.items()
+            if not can
+        ]
 
     def _versions(self, driver: str | None, report: Report | None) -> Mapping[str, str]:
         versions = {"driver": driver} if driver else {}
         firmwares = {npu.firmware for npu in report.npus.values() if npu.firmware} if report else set()
         if firmwares:
             versions["firmware"] = ", ".join(sorted(firmwares))
-        for package in ("rebel-compiler", "optimum-rbln", "vllm-rbln"):  # where rmlaunch itself runs in such a Python
+        for package in _SDK_PACKAGES:  # where rmlaunch itself runs in such a Python
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(package)
         return versions
@@ -160,6 +181,37 @@ def _groups(ids: Sequence[int], found: Sequence[Resource]) -> list[int]:
     return sorted(
         {resource.attributes["group"] for resource in found if resource.id in ids and "group" in resource.attributes}
     )
+
+
+def _two_selections(env: Mapping[str, str]) -> Iterator[Problem]:
+    new, old = NEWEST.visible_devices, SDKS[0].visible_devices
+    if old in env and new in env and env[old] != env[new]:
+        yield Problem(
+            f"{old}={env[old]} and {new}={env[new]} choose different NPUs, and the runtime prefers {old}",
+            f"unset {old}",
+        )
+
+
+def _two_releases(packages: Mapping[str, str]) -> Iterator[Problem]:
+    ours = {name: packages[name] for name in _SDK_PACKAGES if name in packages}
+    if len({_release(version) for version in ours.values()}) > 1:
+        said = ", ".join(f"{name} {version}" for name, version in ours.items())
+        yield Problem(f"these are of different releases of Rebellions' SDK: {said}", "use those of one release")
+
+
+def _old_driver(packages: Mapping[str, str], driver: str) -> Iterator[Problem]:
+    release = next((found for name in _SDK_PACKAGES if (found := _release(packages.get(name, "")))), None)
+    wanted, have = _DRIVERS.get(release) if release else None, _release(driver)
+    if release and wanted and have and have < wanted:
+        what = (
+            f"the driver is {driver}, and Rebellions' SDK {release[0]}.{release[1]} came with {wanted[0]}.{wanted[1]}"
+        )
+        yield Problem(what, "update the driver, or use packages of its own SDK", blocks=False)
+
+
+def _release(version: str) -> tuple[int, int] | None:
+    match = re.match(r"([0-9]{1,6})\.([0-9]{1,6})", version)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def _status(code: str | None) -> str | None:

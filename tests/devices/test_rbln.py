@@ -208,15 +208,32 @@ def test_cards_of_the_host_are_told_only_where_no_node_is_here(tmp_path: Path) -
     assert Rbln(tmp_path).survey().problems == ()
 
 
-def test_a_missing_group_node_and_a_faulty_npu_are_told(tmp_path: Path) -> None:
-    smi(write(tmp_path, {"dev/rbln0": ""}), {"-g -j": report(npu(0, status="fault"))})
-    problems = Rbln(tmp_path).survey().problems
+def test_without_the_node_of_their_group_none_can_be_used(tmp_path: Path) -> None:
+    pci(tmp_path, "0000:51:00.0", "1eff", "1250", driver="rebellions")
+    smi(write(tmp_path, {"dev/rbln0": ""}), {"-g -j": report(npu(0))})
+    survey = Rbln(tmp_path).survey()
 
-    assert [problem.what.partition(",")[0] for problem in problems] == [
-        "there are NPUs",
-        "RBLN NPU 0 says of itself: fault",
+    assert survey.resources == ()
+    assert [problem.what for problem in survey.problems] == [
+        "RBLN NPUs [0] are there, but no /dev/rsd0, without which their runtime counts none"
     ]
-    assert [problem.blocks for problem in problems] == [True, False]
+
+
+def test_a_node_that_this_user_may_not_open_is_none_of_ours(tmp_path: Path) -> None:
+    """A link that leads nowhere stands for it: root, who may run the tests, may open everything else."""
+    smi(write(tmp_path, {"dev/rbln1": "", "dev/rsd0": ""}), {"-g -j": report(npu(0), npu(1))})
+    (tmp_path / "dev/rbln0").symlink_to("nowhere")
+    survey = Rbln(tmp_path).survey()
+
+    assert [resource.id for resource in survey.resources] == [1]
+    assert [problem.what for problem in survey.problems] == ["/dev/rbln0 may not be opened by this user"]
+
+
+def test_a_faulty_npu_is_told(tmp_path: Path) -> None:
+    smi(write(tmp_path, TWO), {"-g -j": report(npu(0, status="fault"), npu(1))})
+    (problem,) = Rbln(tmp_path).survey().problems
+
+    assert (problem.what, problem.blocks) == ("RBLN NPU 0 says of itself: fault", False)
 
 
 def test_the_settings_of_a_container() -> None:
@@ -255,4 +272,5 @@ def test_whatever_sysfs_holds_nothing_is_raised(tree: dict[str, dict[tuple[str, 
         survey = Rbln(root).survey()
 
     assert not [problem for problem in survey.problems if problem.what.startswith("could not look")]
-    assert [one.id for one in survey.resources] == [number for number in (0, 1) if f"rbln{number}" in nodes]
+    ours = [number for number in (0, 1) if f"rbln{number}" in nodes] if "rsd0" in nodes else []
+    assert [one.id for one in survey.resources] == ours

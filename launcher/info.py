@@ -1,0 +1,231 @@
+"""`rmlaunch info`: what this machine has, who uses it, and which engines could run on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from engines.base import ConfigError, RmLaunchError
+from launcher import inventory, registry
+from launcher.devices.base import DevicePlugin, Survey
+from launcher.ledger import Ledger
+from launcher.masking import mask_url
+from launcher.paths import cache_root, state_root
+
+_DOCKER = "/var/run/docker.sock"
+_DOCKER_LIMIT_S = 1.0
+READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
+
+
+def report(words: Sequence[str]) -> int:
+    """The verb. Raises `ConfigError` for words that it does not know."""
+    if unknown := [word for word in words if word != "--json"]:
+        raise ConfigError(f"unknown word {unknown[0]!r}; rmlaunch info [--json]")
+    data = gather()
+    sys.stdout.write(json.dumps(data, indent=2) + "\n" if "--json" in words else "\n".join(lines(data)) + "\n")
+    return 0
+
+
+def gather() -> dict[str, Any]:
+    """What `--json` prints; its keys are stable, and what is not known is left out of a device."""
+    plugins = {kind: registry.device(kind) for kind in registry.names("device")}
+    surveys = {kind: plugin.survey() for kind, plugin in plugins.items()}
+    ledger = Ledger(state_root())
+    made = list(inventory.made_environments(cache_root()))
+    return {
+        "rmlaunch": metadata.version("rmlaunch"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "state": str(state_root()),
+        "cache": str(cache_root()),
+        "devices": [device for kind, survey in surveys.items() for device in _devices(kind, survey, ledger)],
+        "absent": {
+            kind: plugin.looked_for
+            for kind, plugin in plugins.items()
+            if not surveys[kind].resources and kind != "remote"
+        },
+        "problems": [
+            {"kind": kind, "what": problem.what, "remedy": problem.remedy, "unusable": problem.blocks}
+            for kind, survey in surveys.items()
+            for problem in survey.problems
+        ],
+        "versions": {kind: dict(survey.versions) for kind, survey in surveys.items() if survey.versions},
+        "engines": [
+            {"engine": name, "device": kind, **_engine(name, kind, plugins[kind], surveys[kind])}
+            for name in registry.names("engine")
+            for kind in registry.engine_class(name).capabilities.devices
+            if kind in plugins
+        ],
+        "environments": [
+            {"name": one.name, "path": one.path, "python": one.python, "size_bytes": one.size_bytes} for one in made
+        ],
+        "runtimes": list(_runtimes()),
+    }
+
+
+def _devices(kind: str, survey: Survey, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    held = ledger.held_devices(kind)
+    for resource in survey.resources:
+        attributes = {key: value for key, value in resource.attributes.items() if key != "holders"}
+        holders = [
+            {"pid": pid, "program": _program(pid), "bytes": size or None}
+            for pid, size in sorted(resource.attributes.get("holders", {}).items())
+        ]
+        yield {
+            "kind": kind,
+            "id": resource.id,
+            **attributes,
+            "tags": sorted(resource.tags),
+            "holders": holders,
+            "deployment": held.get(resource.id),
+        }
+
+
+def _program(pid: int) -> str | None:
+    """None where the process is not seen from here, as one of another container."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _engine(name: str, kind: str, plugin: DevicePlugin, survey: Survey) -> dict[str, str | None]:
+    """Its state on that kind of device, and the one thing that is missing, if anything is."""
+    try:
+        environment = inventory.environment_of(name, kind, cache_root())
+    except (RmLaunchError, TypeError, ValueError) as exc:
+        return {"state": MISSING, "missing": f"its config cannot be read: {exc}", "environment": None}
+    path = environment.path if environment else None
+    return {"state": MISSING, "missing": None, "environment": path} | _state(plugin, survey, environment)
+
+
+def _state(plugin: DevicePlugin, survey: Survey, environment: Any) -> dict[str, str | None]:
+    blocked = [problem.what for problem in survey.problems if problem.blocks]
+    if not survey.resources:
+        return {"missing": blocked[0] if blocked else f"no {plugin.label} found"}
+    if environment is None:
+        return {"missing": "its config names no packages for this device"}
+    if Path(environment.path).exists():
+        return {"state": READY}
+    if unobtainable := next(inventory.without_account(environment.requirements, plugin.portals), None):
+        return {"missing": mask_url(unobtainable)}
+    return {"state": FIRST_USE}
+
+
+# ---------------------------------------------------------------------------------------------------------- runtimes
+
+
+def _runtimes() -> Iterator[dict[str, Any]]:
+    ours = registry.names("runtime")
+    for name in ours:
+        if name not in ("docker", "ray"):
+            yield {"name": name, "available": True, "supported": True, "detail": ""}
+    for name, (available, detail) in (("docker", docker()), ("ray", _ray())):
+        yield {"name": name, "available": available, "supported": name in ours, "detail": detail}
+
+
+def docker(host: str | None = None) -> tuple[bool, str]:
+    """Whether Docker's daemon answers at its socket, and what it says of itself, or why it does not."""
+    host = host or os.environ.get("DOCKER_HOST") or f"unix://{_DOCKER}"
+    place = urlsplit(host)
+    if place.scheme != "unix":
+        return False, f"DOCKER_HOST={mask_url(host)} is not a Unix socket, and was not tried"
+    if not Path(place.path).exists():
+        return False, f"no daemon: there is no {place.path}"
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_DOCKER_LIMIT_S)
+            connection.connect(place.path)
+            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            answer = connection.recv(4096).decode(errors="replace")
+    except OSError as exc:
+        return False, f"{place.path}: {exc.strerror or exc}"
+    status, *headers = answer.splitlines() or [""]
+    if " 200 " not in f"{status} ":
+        return False, f"{place.path} answered {status[:60]!r}"
+    told = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in headers)}
+    return True, f"daemon at {place.path}, API {told.get('api-version', 'unknown')}"
+
+
+def _ray() -> tuple[bool, str]:
+    if find_spec("ray") is None:
+        return False, "the package ray is not installed where rmlaunch runs"
+    try:
+        return True, f"ray {metadata.version('ray')}"
+    except metadata.PackageNotFoundError:
+        return True, "ray"
+
+
+# ----------------------------------------------------------------------------------------------------------- showing
+
+
+def lines(data: Mapping[str, Any]) -> Iterator[str]:
+    """`gather`'s data as text for people."""
+    yield f"rmlaunch {data['rmlaunch']}, Python {data['python']}; cache {data['cache']}, state {data['state']}"
+    yield "\ndevices"
+    yield from _table([_device_row(one) for one in data["devices"] if one["kind"] != "remote"])
+    for kind, looked_for in data["absent"].items():
+        yield f"  {kind:<9}none: looked for {looked_for}"
+    yield from (f"  {kind} versions: {_pairs(told)}" for kind, told in data["versions"].items())
+    for problem in data["problems"]:
+        yield f"  {'unusable' if problem['unusable'] else 'note'}: {problem['what']}\n    → {problem['remedy']}"
+    for kind in registry.names("device"):
+        plugin = registry.device(kind)
+        if plugin.note and any(one["kind"] == kind for one in data["devices"]) and kind != "remote":
+            yield f"  {kind}: {plugin.note}"
+    yield "\nengines"
+    yield from _table([(one["engine"], one["device"], one["state"], one["missing"] or "") for one in data["engines"]])
+    yield "\nenvironments"
+    rows = [(one["name"], f"{_gib(one['size_bytes'])}", f"Python {one['python']}", one["path"])
+            for one in data["environments"]]  # fmt: skip
+    yield from _table(rows) if rows else ["  none yet; they are made on first use"]
+    yield "\nruntimes"
+    yield from _table([(one["name"], _can(one), one["detail"]) for one in data["runtimes"]])
+
+
+def _device_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    memory = [_gib(one["memory_bytes"])] if "memory_bytes" in one else []
+    if "used_bytes" in one:
+        memory.append(f"{_gib(one['used_bytes'])} used")
+    if "available_bytes" in one:
+        memory.append(f"{_gib(one['available_bytes'])} available")
+    more = [f"{one['cores']} cores"] if "cores" in one else []
+    more += [f"{key} {one[key]}" for key in ("driver", "firmware", "status", "group") if key in one]
+    more += ["MIG"] if one.get("mig") else []
+    product = one.get("product") or one.get("model_name") or "unknown product"
+    return f"{one['kind']} {one['id']}", product, ", ".join(memory), ", ".join(more), _use(one)
+
+
+def _use(one: Mapping[str, Any]) -> str:
+    who = [f"deployment {one['deployment']}"] if one["deployment"] else []
+    for holder in one["holders"]:
+        size = f" ({_gib(holder['bytes'])})" if holder["bytes"] else ""
+        who.append(f"pid {holder['pid']}{' ' + holder['program'] if holder['program'] else ''}{size}")
+    return f"used by {', '.join(who)}" if who else ""
+
+
+def _can(runtime: Mapping[str, Any]) -> str:
+    if not runtime["supported"]:
+        return "not a runtime of rmlaunch yet"
+    return "available" if runtime["available"] else "not available"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
+    for row in rows:
+        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _pairs(told: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in told.items())
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
