@@ -193,6 +193,13 @@ def test_torch_and_the_cuda_of_the_driver(torch: str, cuda: str, told: bool) -> 
     assert len(Gpu().mismatches(around({"torch": torch}, cuda=cuda, driver="550.1"))) == told
 
 
+@pytest.mark.parametrize(("torch", "told"), [("2.13.0", True), ("2.13.0+rocm7.1", False)])
+def test_torch_without_rocm_on_gpus_of_amd(torch: str, told: bool) -> None:
+    hip = Gpu().visible_env((0,), (Resource(0, "gpu", {"vendor": "amd", "index": 0}, frozenset({"amd"})),))
+
+    assert len(Gpu().mismatches(Surroundings(hip, {"torch": torch}, {}))) == told
+
+
 def test_the_indexes_are_asked_only_when_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """uv itself, which finds an index of nothing but a folder without packages."""
     for name in inventory._INDEX_VARIABLES:

@@ -96,6 +96,9 @@ def test_the_one_thing_that_an_engine_lacks(npus: type[Npus], monkeypatch: pytes
     portal = "rebel-compiler==0.12.0 is only in a portal (https://pypi.rbln.ai/simple)"
     assert engines(info.gather())["vllm", "rbln"] == ("missing", portal)
 
+    monkeypatch.setenv("UV_INDEX", "https://me:secret@elsewhere.example/simple https://pypi.rbln.ai/simple")
+    assert engines(info.gather())["vllm", "rbln"] == ("missing", portal)
+
     monkeypatch.setenv("UV_INDEX", "https://me:secret@pypi.rbln.ai/simple")
     assert engines(info.gather())["vllm", "rbln"] == ("on first use", None)
 

@@ -94,8 +94,16 @@ class Gpu(HostDevices):
         )
 
     def mismatches(self, around: Surroundings) -> Sequence[Problem]:
-        packages, versions = around.packages, around.versions
-        torch, cuda = packages.get("torch", ""), versions.get("cuda", "")
+        versions = around.versions
+        torch, cuda = around.packages.get("torch", ""), versions.get("cuda", "")
+        if (
+            torch
+            and "rocm" not in torch
+            and "HIP_VISIBLE_DEVICES" in around.env
+            and "CUDA_DEVICE_ORDER" not in around.env
+        ):
+            what = f"the GPUs are AMD's, and torch {torch} is not built for ROCm"
+            return (Problem(what, "use an environment of your own that has ROCm's torch: engine.environment=/path"),)
         wanted = next((major for release, major in _CUDA_OF_TORCH.items() if torch.startswith(f"{release}.")), None)
         if not wanted or not cuda or "+cpu" in torch or int(cuda.partition(".")[0]) >= wanted:
             return ()

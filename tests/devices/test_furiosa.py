@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import tempfile
 from importlib.machinery import ModuleSpec
@@ -12,9 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher import environments
 from launcher.devices.base import GIB, ContainerSettings, Problem, Resource, Survey
 from launcher.devices.furiosa import Furiosa
 from launcher.devices.pim import Pim
+from launcher.paths import cache_root
+from launcher.progress import Progress
+from launcher.schema import EnvironmentConf
 from tests.devices.trees import pci, write
 
 CARD = {"product": "RNGD", "memory_bytes": 48 * GIB}
@@ -120,6 +126,35 @@ def test_the_settings_of_a_container() -> None:
         ulimits={"memlock": -1},
         ipc="host",
     )
+
+
+#: prints what is found below the folder that is given, with the vendor's own library
+LOOK = """
+import sys
+from pathlib import Path
+from launcher.devices.furiosa import Furiosa
+survey = Furiosa(Path(sys.argv[1])).survey()
+print([card.id for card in survey.resources], [problem.what for problem in survey.problems], dict(survey.versions))
+"""
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("requirement", "module"),
+    [("furiosa-smi==2026.4.0", "furiosa_smi"), ("furiosa-smi-py==2026.1.2", "furiosa_smi_py")],
+)
+def test_the_vendors_real_libraries_without_an_npu(requirement: str, module: str, tmp_path: Path) -> None:
+    """They start and list no card; the card of the node stays, with what sysfs says."""
+    conf = EnvironmentConf(requirements=[requirement])
+    environment = environments.describe("test-furiosa-smi", "managed", conf, cache_root())
+    environments.ensure(environment, Progress(quiet=True))
+    write(tmp_path, {"dev/rngd/npu0mgmt": ""})
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
+    command = [f"{environment.bin}/python", "-c", LOOK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env, timeout=60)
+
+    assert done.stdout == f"[0] [] {{{module!r}: {requirement.partition('==')[2]!r}}}\n"
 
 
 FILES = st.sampled_from(["device_uuid", "device_sn", "busname", "fw_version", "version"])

@@ -146,6 +146,8 @@ def test_a_tool_that_fails_is_told_and_the_nodes_stay(
 
 def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rbln_smi, "_LIMIT_S", 0.2)
+    mark = f"tool={tmp_path}"  # its children have it too
+    monkeypatch.setenv(*mark.split("="))
     smi(write(tmp_path, TWO), {"hang": "", "-g -j": report(npu(0))})
     began = time.monotonic()
     survey = Rbln(tmp_path).survey()
@@ -153,14 +155,13 @@ def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatc
     assert [resource.id for resource in survey.resources] == [0, 1]
     assert "did not end within" in survey.problems[0].what
     assert time.monotonic() - began < 10
-    assert not [pid for pid in Path("/proc").glob("[0-9]*/environ") if _marked(pid, str(tmp_path))]
+    assert [place for place in Path("/proc").glob("[0-9]*/environ") if _holds(place, mark)] == []
 
 
-def _marked(environ: Path, root: str) -> bool:
-    """Whether it is a process that the made-up tool below `root` has started."""
+def _holds(environ: Path, mark: str) -> bool:
     try:
-        return root.encode() in (environ.parent / "cmdline").read_bytes()
-    except OSError:
+        return mark.encode() in environ.read_bytes()
+    except OSError:  # it has ended, or is somebody else's
         return False
 
 
