@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.base import Engine, Environment, LaunchPlan, PrepareError, ResourceError, RmLaunchError, ServeSpec
-from launcher import environments, inventory, models, prepare, registry
-from launcher.devices.base import Problem, Surroundings, Survey
+from launcher import environments, inventory, models, prepare
+from launcher.devices import declared
+from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
 from launcher.ledger import Ledger
 from launcher.masking import mask_url
@@ -67,7 +68,12 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
     config = settled.config
     chosen = f"engine={config.engine.name} device={config.device.kind} model={config.model.id}"
     yield Check("config", OK, "; ".join((chosen, *settled.reasons)))
-    survey = registry.device(config.device.kind).survey()
+    try:
+        plugin = declared.plugin(config.device)
+    except RmLaunchError as exc:
+        yield _refused("config", exc)
+        return
+    survey = plugin.survey()
     try:
         engine, spec = resolve(config, Ledger(state_root()), to_launch=True)
         yield Check("device", OK, _device(spec))
@@ -87,7 +93,9 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
         yield _refused("plan", exc)
         return
     yield Check("plan", OK, f"{plan.engine} serves {plan.model.id} as {plan.model.format} for {plan.model.task}")
-    yield from _launch(plan, engine, spec, survey, online)
+    yield from (Check("choice", OK, note) for note in plan.notes)
+    yield from _launch(plan, engine, spec, plugin, online)
+    yield from _mismatches(plan, plugin, survey)
 
 
 def _without_hardware(settled: Settled) -> tuple[Engine, ServeSpec] | RmLaunchError:
@@ -98,18 +106,17 @@ def _without_hardware(settled: Settled) -> tuple[Engine, ServeSpec] | RmLaunchEr
         return exc
 
 
-def _launch(plan: LaunchPlan, engine: Engine, spec: ServeSpec, survey: Survey, online: bool) -> Iterator[Check]:
+def _launch(plan: LaunchPlan, engine: Engine, spec: ServeSpec, plugin: DevicePlugin, online: bool) -> Iterator[Check]:
     yield _ports(engine, spec)
     wanted = [plan.environment] if plan.argv else []
     if not Path(plan.model.path).exists():
         wanted += [step.environment for step in plan.builds]
     for environment in dict.fromkeys(wanted):
-        yield from _environment(environment, spec.device.kind, online)
+        yield from _environment(environment, plugin, online)
     yield from _program(plan)
     yield from _libraries(plan, engine)
     yield from _model(plan)
     yield from _room(wanted)
-    yield from _mismatches(plan, survey)
 
 
 def _refused(name: str, exc: RmLaunchError) -> Check:
@@ -178,12 +185,12 @@ def _ports(engine: Engine, spec: ServeSpec) -> Check:
 # ------------------------------------------------------------------------------------------- what would be prepared
 
 
-def _environment(environment: Environment, kind: str, online: bool) -> Iterator[Check]:
+def _environment(environment: Environment, plugin: DevicePlugin, online: bool) -> Iterator[Check]:
     name = f"environment {environment.name}"
     if not environment.managed or Path(environment.path).exists():
         yield Check(name, OK, environment.path)
         return
-    unobtainable = list(inventory.without_account(environment.requirements, registry.device(kind).portals))
+    unobtainable = list(inventory.without_account(environment.requirements, plugin.portals))
     remedy = "name the index with your account in UV_INDEX or ~/.netrc, or use engine.environment=/path of your own"
     yield from (Check(name, PROBLEM, mask_url(said), remedy) for said in unobtainable)
     if not unobtainable:
@@ -263,8 +270,7 @@ def _room(wanted: Sequence[Environment]) -> Iterator[Check]:
         yield Check("cache", NOTE, said, "RMLAUNCH_CACHE names another folder")
 
 
-def _mismatches(plan: LaunchPlan, survey: Survey) -> Iterator[Check]:
-    plugin = registry.device(plan.device.kind)
+def _mismatches(plan: LaunchPlan, plugin: DevicePlugin, survey: Survey) -> Iterator[Check]:
     around = Surroundings({**os.environ, **plan.env}, inventory.packages(plan.environment), survey.versions)
     yield from (_of_problem("versions", problem) for problem in plugin.mismatches(around))
 

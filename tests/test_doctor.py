@@ -72,6 +72,12 @@ def test_hardware_that_is_not_here() -> None:
     assert done.stdout.endswith("2 problems would stop this launch\n")
 
 
+def test_what_was_chosen_for_the_user_is_told() -> None:
+    (said,) = [check.said for check in examine(NPU) if check.name == "choice"]
+
+    assert "RBLN-CA25 as published for llama3-8b" in said
+
+
 def test_data_for_programs() -> None:
     done = doctored(*CPU, "--json")
     data = json.loads(done.stdout)
