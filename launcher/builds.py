@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PrepareError
+from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PrepareError, TensorSpec
 from engines.rbln_sdk import chip
 from launcher import artifacts, commands
 from launcher.adapters.compiler import BinaryCompilerAdapter
@@ -34,6 +34,7 @@ class Workshop:
     device_count: int
     settings: Mapping[str, Any]  #: model.build.<device kind>
     converter: Environment  #: has torch, transformers and gguf
+    exporter: Environment  #: has torch, transformers and onnx
     serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
     compiler: BinaryCompilerAdapter | None = None  #: of a device that a config declares
     compiler_version: str = ""
@@ -150,6 +151,29 @@ def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:
     )
 
 
+#: of what `_export_onnx` makes
+EXPORTED: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = (
+    (TensorSpec("input_ids", "int64", (-1, -1)), TensorSpec("attention_mask", "int64", (-1, -1))),
+    (TensorSpec("last_hidden_state", "float32", (-1, -1, -1)),),
+)
+
+
+def _export_onnx(source: str, shop: Workshop) -> BuildStep:
+    """A transformer's body: token numbers in, hidden states out."""
+    script = str(shop.templates / "convert/safetensors_to_onnx.py")
+    profile = BuildProfile("any", "safetensors-to-onnx", shop.exporter.version, interface="onnx")
+    return BuildStep(
+        name="safetensors-to-onnx",
+        argv=(f"{shop.exporter.bin}/python", "-W", "ignore", script, source, f"{OUTPUT}/model.onnx"),
+        output=profile.place(str(shop.artifacts), shop.model_id, shop.identity),
+        environment=shop.exporter,
+        env={"HF_HUB_OFFLINE": "1"},
+        made="model.onnx",
+        model_id=shop.model_id,
+        profile=profile,
+    )
+
+
 def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
     """`optimum-rbln-cli` of SDK 0.12; compiles on a host without an NPU too, for the product that is named."""
     settings = {
@@ -191,5 +215,6 @@ _Conversion = Callable[[str, Workshop], BuildStep]
 
 _CONVERSIONS: Mapping[tuple[str, str], _Conversion] = {
     ("gguf", "safetensors"): _gguf_to_safetensors,
+    ("safetensors", "onnx"): _export_onnx,
     ("safetensors", "rbln"): _compile_rbln,
 }

@@ -107,7 +107,7 @@ def _has_secrets(node: object) -> bool:
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         node = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     if isinstance(node, dict):
-        return any((is_secret(key) and value is not None) or _has_secrets(value) for key, value in node.items())
+        return any((is_secret(str(key)) and value is not None) or _has_secrets(value) for key, value in node.items())
     if isinstance(node, list):
         return any(_has_secrets(item) for item in node)
     return isinstance(node, str) and mask_url(node) != node

@@ -150,7 +150,6 @@ def _model(
     compiler = BinaryCompilerAdapter(sdk) if sdk and sdk.compiler and given not in wanted else None
     if compiler and to_launch and (missing := compiler.missing(environment)):
         raise ResourceError(missing)
-    converter = config.builders.get("convert")
     shop = builds.Workshop(
         cache=cache_root(),
         templates=shipped("templates"),
@@ -161,7 +160,8 @@ def _model(
         product=device.product,
         device_count=device.count,
         settings=conf.build.get(device.kind, {}),
-        converter=environments.describe("convert", "managed", converter, cache_root()),
+        converter=environments.describe("convert", "managed", config.builders.get("convert"), cache_root()),
+        exporter=environments.describe("onnx", "managed", config.builders.get("onnx"), cache_root()),
         serving=environment,
         compiler=compiler,
         compiler_version=compiler.version(environment) if compiler else "",
@@ -175,7 +175,11 @@ def _model(
     served = steps[-1].model_path if steps else path
     if not steps:
         compiled.check(given, Path(path), environment)
-    inputs, outputs = signatures.of(conf, given if given == "onnx" else reached, Path(path))
+    exported = given != "onnx" and reached == "onnx" and conf.task == "tensor"
+    if exported and not (conf.inputs or conf.outputs):
+        inputs, outputs = builds.EXPORTED
+    else:
+        inputs, outputs = signatures.of(conf, given if given == "onnx" else reached, Path(path))
     model = Model(
         id=conf.id,
         source=conf.source,

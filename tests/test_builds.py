@@ -24,6 +24,7 @@ SHOP = Workshop(
     device_count=4,
     settings={"batch_size": 2, "num_devices": 8},
     converter=Environment("convert", "/env/convert", "3.11", requirements=("gguf==1",)),
+    exporter=Environment("onnx", "/env/onnx", "3.11", requirements=("onnx==1",)),
     serving=Environment("triton-rbln", "/env/rbln", "3.12", requirements=("optimum-rbln==1",)),
 )
 
@@ -90,6 +91,19 @@ def test_beyond_what_the_chip_does_eagerly_attention_is_flash(product: str, leng
 def test_a_length_that_no_attention_can_do_is_refused_with_the_limit() -> None:
     with pytest.raises(PlanError, match=r"model.context_length=40000 is beyond the 32768 of eager attention"):
         steps("safetensors", ("rbln",), "/m", dataclasses.replace(SHOP, context_length=40000))
+
+
+def test_a_folder_of_safetensors_is_exported_to_one_file(tmp_path: Path) -> None:
+    shop = dataclasses.replace(SHOP, cache=tmp_path)
+    reached, (step,) = steps("safetensors", ("torchscript", "onnx"), "/m", shop)
+
+    assert reached == "onnx"
+    assert step.argv == (
+        "/env/onnx/bin/python", "-W", "ignore", "/templates/convert/safetensors_to_onnx.py", "/m",
+        "{output}/model.onnx",
+    )  # fmt: skip
+    assert step.model_path == f"{step.output}/model.onnx"
+    assert step.profile == BuildProfile("any", "safetensors-to-onnx", "onnx==1", interface="onnx")
 
 
 def test_without_a_product_the_compiler_chooses_one_itself() -> None:

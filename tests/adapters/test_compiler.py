@@ -34,7 +34,7 @@ def shop(tmp_path: Path, compiler: BinaryCompilerAdapter, **changes: Any) -> Wor
     given: dict[str, Any] = {
         "cache": tmp_path / "cache", "templates": Path("/templates"), "model_id": "linear", "identity": "w1",
         "context_length": 128, "dtype": "float32", "product": "NPU-T1", "device_count": 2, "settings": {},
-        "converter": HERE, "serving": HERE, "compiler": compiler, "compiler_version": "1.4.0",
+        "converter": HERE, "exporter": HERE, "serving": HERE, "compiler": compiler, "compiler_version": "1.4.0",
     }  # fmt: skip
     return Workshop(**{**given, **changes})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from engines.base import LaunchPlan, PlanError, RequestError, ResourceError
 from launcher import cli, plans, structs
 from launcher.adapters.conf import CompilerConf
+from launcher.compose import normalized
 from launcher.devices import declared
 from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
@@ -185,3 +187,23 @@ def test_a_table_of_exit_codes_survives_being_kept() -> None:
     kept = json.loads(json.dumps({"exit_codes": {3: "three"}}))
 
     assert structs.load(CompilerConf, kept).exit_codes == {3: "three"}
+
+
+def test_the_example_of_the_page_for_vendors_plans(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/npu-vendors.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device/acme.yaml").write_text(example)
+    (tmp_path / "net.onnx").touch()
+    words = [f"model.source=file:{tmp_path}/net.onnx", "device=acme", "device.assume=ACME-1", "engine=triton"]
+    settled = settle(normalized([*words, *SIGNATURE, "model.id=net", "model.build.npu.level=3"]), str(tmp_path))
+
+    engine, spec = resolve(settled.config, Ledger(tmp_path / "state"), to_launch=False)
+    plan = engine.plan(spec)
+
+    (step,) = plan.builds
+    assert step.argv[:5] == ("acmecc", "--target", "ACME-1", "--config", "{files}/acme.conf")
+    assert step.files == {"acme.conf": "opt_level = 3\n"}
+    assert step.env == {"ACME_LOG": "warn"}
+    assert plan.env["ACME_VISIBLE_DEVICES"] == "0"
+    assert plan.model.path.endswith("/model.acme")

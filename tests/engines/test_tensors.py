@@ -158,3 +158,18 @@ def test_a_declaration_that_is_not_true_ends_the_launch_and_its_log_says_why(mod
 
     log = Path(str(caught.value).partition("log: ")[2].splitlines()[0]).read_text()
     assert "output 'DOUBLE' is int64, but DOUBLE: int16[3] is declared" in log
+
+
+@pytest.mark.parametrize("name", [ENGINES[0], ENGINES[2]], ids=name_of)
+def test_a_transformer_is_exported_and_served_as_tensors(name: str) -> None:
+    tokens = np.array([[101, 7592, 102, 0], [101, 2088, 999, 102]], "int64")
+    mask = (tokens > 0).astype("int64")
+
+    with launch(*name.split(), "device=cpu", "model=minilm", "model.task=tensor") as serving:
+        padded = serving.infer({"input_ids": tokens, "attention_mask": mask})["last_hidden_state"]
+        alone = serving.infer({"input_ids": tokens[:1, :3], "attention_mask": mask[:1, :3]})["last_hidden_state"]
+        assert serving.plan.builds[0].name == "safetensors-to-onnx"
+
+    assert (padded.shape, alone.shape, padded.dtype) == ((2, 4, 384), (1, 3, 384), np.float32)
+    np.testing.assert_allclose(padded[:1, :3], alone, atol=1e-4)  # what is masked does not count
+    assert np.abs(alone).max() > 0.1
