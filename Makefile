@@ -12,6 +12,7 @@ QUESTION ?= What is the capital of France?
 setup: $(VENV)/.done
 
 # What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
+# Tests build a vendor's NPU from C.
 APT = apt-get update -q && apt-get install -y -q --no-install-recommends
 LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
 
@@ -31,6 +32,7 @@ run: setup
 	$(VENV)/bin/rmlaunch prompt="$(QUESTION)"
 
 test: setup
+	@echo 'int main(void) { return 0; }' | gcc -x c -include stdio.h -o /dev/null - 2>/dev/null || { $(APT) gcc libc6-dev; }
 	$(VENV)/bin/python -m pytest
 
 check: setup

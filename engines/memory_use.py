@@ -13,10 +13,10 @@ from engines.rbln_sdk import REBEL
 
 GIB, MIB = 1 << 30, 1 << 20
 
-#: a process with torch and Transformers, its weights and caches aside; measured on CPU
-TORCH_CPU_BYTES = 700 * MIB
-TRITON_CPU_BYTES = 900 * MIB
-TORCHSERVE_CPU_BYTES = 1000 * MIB
+#: what is left of the memory of each server's processes without its model, measured on a CPU by benchmarks/fit.py
+TORCH_CPU_BYTES = 500 * MIB
+TRITON_CPU_BYTES = 500 * MIB
+TORCHSERVE_CPU_BYTES = 650 * MIB
 VLLM_CPU_BYTES = 1500 * MIB
 LLAMA_CPU_BYTES = 100 * MIB
 #: CUDA's context and the kernels that are loaded into it, on each GPU; not measured here: vLLM's reports have 0.1 to

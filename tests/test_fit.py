@@ -198,6 +198,15 @@ def test_more_ranks_than_key_heads_each_keep_one() -> None:
     assert sixteen.weights == eight.weights // 2
 
 
+def test_devices_that_work_together_need_room_for_that() -> None:
+    ask = asked(use={"overhead_bytes": 10, "link_bytes": 5})
+    one, two = fit.estimate(ask, 1, 8192), fit.estimate(ask, 2, 8192)
+    assert one is not None
+    assert two is not None
+
+    assert (one.overhead, two.overhead) == (10, 15)
+
+
 def test_replicas_hold_all_of_the_weights_each() -> None:
     ask = asked(use={"replicas": 2})
     memory = fit.estimate(ask, 4, 8192)

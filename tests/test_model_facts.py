@@ -186,6 +186,11 @@ def test_a_gguf_header_says_it_all(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(gguf(METADATA, {"token_embd.weight": [64, 3], "blk.0.w": [64]}, data=1000))
 
+    header = gguf_header.read(file)
+
+    assert header is not None
+    assert "tokenizer.ggml.scores" not in header.metadata
+    assert header.lengths == {"tokenizer.ggml.tokens": 3, "tokenizer.ggml.scores": 5000}
     assert model_facts.of_gguf(file) == ModelFacts(
         origin=str(file), parameters=256, stored_bytes=1000, layers=4, hidden=64, heads=8, kv_heads=2, head_dim=8,
         intermediate=128, vocab=3, tied=True, quantization="Q4_K_M", native_context=512,
