@@ -85,6 +85,7 @@ def _described(conf: DeviceConf, sdk: SdkConf) -> DevicePlugin:
         "products": {product: int(gib * GIB) for product, gib in sdk.products.items()},
         "assumed_product": next(iter(sdk.products), None),
         "sdk": sdk,
+        "shared": sdk.nodes is None,  # simulated: there is nothing that only one can have
         "simulated_count": max(conf.ids) + 1 if conf.ids else conf.count or 1,
     }
     return cast(DevicePlugin, type("Described", (Declared,), values)())

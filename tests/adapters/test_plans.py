@@ -67,6 +67,29 @@ def test_devices_are_chosen_by_number_and_named_by_their_nodes(tmp_path: Path, v
         plan_of(tmp_path, *words, "device.count=3")
 
 
+def test_a_launch_gets_no_device_that_a_running_deployment_has(
+    tmp_path: Path,
+    vendor: Path,  # noqa: ARG001
+    source: str,
+) -> None:
+    words = ("engine=triton", "device=acme", source, *SIGNATURE)
+    first = plan_of(tmp_path, *words, to_launch=True)
+    claim = Ledger(tmp_path / "state").claim("first", (), plans.public(first))
+    try:
+        assert first.device.ids == (0,)
+        assert plan_of(tmp_path, *words, to_launch=True).device.ids == (1,)
+        assert plan_of(tmp_path, *words, "device.count=2").device.ids == (0, 1)  # a mere plan takes nothing away
+        with pytest.raises(ResourceError, match=r"device\.ids=\[0\]: of npu, 0 is in use by deployment 'first'"):
+            plan_of(tmp_path, *words, "device.ids=[0]", to_launch=True)
+        with pytest.raises(ResourceError, match=r"device\.count=2: of npu \[0, 1\], 0 is in use by deployment 'first'"):
+            plan_of(tmp_path, *words, "device.count=2", to_launch=True)
+        shared = plan_of(tmp_path, *words, "device.ids=[0]", "device.share=true", to_launch=True)
+        assert shared.device.ids == (0,)
+    finally:
+        claim.release()
+    assert plan_of(tmp_path, *words, to_launch=True).device.ids == (0,)
+
+
 def test_a_machine_without_it_can_plan_and_cannot_launch(
     tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,11 +182,12 @@ def test_simulated_pim_is_called_simulated_everywhere(
 
 
 def test_simulated_ranks_are_as_many_as_are_asked_for_and_tagged() -> None:
-    found = declared.plugin(DeviceConf("pim", count=3, sdk=sdk("pim-simulator"))).detect()
+    plugin = declared.plugin(DeviceConf("pim", count=3, sdk=sdk("pim-simulator")))
 
-    assert [(rank.id, rank.type, rank.tags) for rank in found] == [
+    assert [(rank.id, rank.type, rank.tags) for rank in plugin.detect()] == [
         (number, "pim", frozenset({"simulated"})) for number in range(3)
     ]
+    assert plugin.shared  # a second deployment simulates ranks of its own
 
 
 def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Path, source: str) -> None:
