@@ -43,7 +43,7 @@ class Fit:
 
     count: int
     context_length: int
-    memory: Memory
+    memory: Memory | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -78,6 +78,17 @@ def answer(ask: Question) -> Fit | None:
         assert memory is not None
         return Fit(count, length, memory, (_shorter(ask, count, length), *_count_notes(ask, count, memory)))
     raise PlanError(_refusal(ask, count, memory))
+
+
+def compiled(ask: Question, *, given: bool) -> Fit:
+    """A folder that was compiled for a number of devices gets these. Raises `PlanError` where others were asked for."""
+    count = ask.facts.num_devices or 1
+    if given and ask.device.count != count:
+        raise PlanError(
+            f"{ask.model} was compiled for {count} devices, but device.count={ask.device.count}; "
+            f"use device.count={count}, or compile it again"
+        )
+    return Fit(count, ask.use.context_length)
 
 
 def estimate(ask: Question, count: int, context: int) -> Memory | None:

@@ -26,7 +26,7 @@ from launcher import (
     builds,
     compiled,
     environments,
-    fitting,
+    fitted,
     models,
     registry,
     signatures,
@@ -57,11 +57,11 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     _check_bind(config, engine)
     wanted_count = engine.device_count(kind, options)
     device = assignment.assign(config, ledger, to_launch, wanted_count)
-    fitted, notes = fitting.fitted(config, engine, device, options, wanted_count)
-    if fitted and fitted.count != device.count:
-        device = assignment.assign(config, ledger, to_launch, fitted.count)
-    if fitted and fitted.context_length < config.model.context_length:
-        model_conf = dataclasses.replace(config.model, context_length=fitted.context_length)
+    fit, notes = fitted.choose(config, engine, device, wanted_count, options)
+    if fit and fit.count != device.count:
+        device = assignment.assign(config, ledger, to_launch, fit.count)
+    if fit and fit.context_length < config.model.context_length:
+        model_conf = dataclasses.replace(config.model, context_length=fit.context_length)
         config = dataclasses.replace(config, model=model_conf)
     key = engine.environment_key(kind, options)
     if config.device.sdk and key not in config.engine.environments:
@@ -110,7 +110,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
             config.supervise.stall_timeout_s,
             config.supervise.busy_timeout_s,
         ),
-        memory=fitted.memory if fitted else None,
+        memory=fit.memory if fit else None,
         notes=notes,
     )
 

@@ -291,6 +291,17 @@ def test_a_product_may_be_named_shortly(tmp_path: Path, said: str, meant: str) -
     assert spec.device.product == meant
 
 
+def test_a_compiled_folder_gets_the_devices_that_it_was_compiled_for(tmp_path: Path) -> None:
+    (tmp_path / "rbln_config.json").write_text('{"_compile_cfgs": [{"num_devices": 4}]}')
+    words = ("engine=vllm", "device=rbln", f"model.source=file:{tmp_path}", "model.id=mine")
+
+    assert spec_of(tmp_path, *words).device.ids == (0, 1, 2, 3)
+    assert spec_of(tmp_path, *words).notes == ()
+    assert refusal(tmp_path, *words, "device.count=2") == (
+        "mine was compiled for 4 devices, but device.count=2; use device.count=4, or compile it again"
+    )
+
+
 # -------------------------------------------------------------------------------------------------------- properties
 
 FACTS = st.builds(

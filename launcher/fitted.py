@@ -1,4 +1,4 @@
-"""What `fit` is asked for one config on this machine: from here on its answer is data in the spec."""
+"""What `launcher/fit.py` is asked about a launch: the model's files, and the devices and memory of this machine."""
 
 from __future__ import annotations
 
@@ -7,52 +7,57 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Device, Engine, MemoryUse, Model
-from launcher import fit, model_facts, models, registry
+from launcher import fit, model_facts, models
+from launcher.devices import declared
+from launcher.fit import Fit, Question
 from launcher.paths import cache_root
 from launcher.schema import LaunchConfig
 
 
-def fitted(
-    config: LaunchConfig, engine: Engine, device: Device, options: Mapping[str, Any], wanted: int | None
-) -> tuple[fit.Fit | None, tuple[str, ...]]:
-    """Devices and context on which the model fits, and what to say of it. Raises `PlanError` where it does not."""
+def choose(
+    config: LaunchConfig, engine: Engine, device: Device, wanted: int | None, options: Mapping[str, Any]
+) -> tuple[Fit | None, tuple[str, ...]]:
+    """Devices and context on which the model fits, and what to say of it; None where nothing is known.
+
+    `wanted` is how many devices the options ask for. Raises `PlanError` where it does not fit.
+    """
     fit.check_choice(config.fit)
-    conf = config.model
-    source = models.parse(conf.source)
-    model = _bare_model(config, source)
+    model = _bare_model(config)
     use = engine.memory(model, device, options, config.engine.args)
     if use is None or config.fit == "off":
         return None, ()
-    facts = model_facts.of(conf, source.path(cache_root()))
-    unknown = f"the size of {conf.id} is not known, so whether it fits is not checked"
+    unknown = f"the size of {model.id} is not known, so whether it fits is not checked"
+    facts = model_facts.of(config.model, Path(model.path))
     if facts is None:
         return None, (unknown,)
     asked = bool(config.device.count or config.device.ids or wanted)
-    published = not asked and "num_devices" in conf.build.get(device.kind, {})
-    ask = fit.Question(
-        model=conf.id,
+    published = not asked and "num_devices" in config.model.build.get(device.kind, {})
+    ask = Question(
+        model=model.id,
         engine=engine.name,
         facts=facts,
         use=use,
         device=device,
-        counts=[device.count] if asked or published or device.assumed else _counts(device.kind, use, facts),
+        counts=_counts(config, device, use, facts, given=asked or published),
         # What is compiled is compiled for its length.
         shorten=config.fit == "auto" and use.context_key == "model.context_length" and device.kind in ("cpu", "gpu"),
         published=published and config.fit == "auto",
         in_use=_in_use() if device.kind == "cpu" else 0,
     )
+    if facts.num_devices:
+        return fit.compiled(ask, given=asked), ()
     found = fit.answer(ask)
     return found, found.notes if found else (unknown,)
 
 
-def _bare_model(config: LaunchConfig, source: models.Source) -> Model:
+def _bare_model(config: LaunchConfig) -> Model:
     """The model as its source has it, before any conversion."""
     conf = config.model
     return Model(
         id=conf.id,
         source=conf.source,
         format=models.format_of(conf.source, conf.format),
-        path=str(source.path(cache_root())),
+        path=str(models.parse(conf.source).path(cache_root())),
         task=conf.task,
         context_length=conf.context_length,
         dtype=conf.dtype,
@@ -60,9 +65,12 @@ def _bare_model(config: LaunchConfig, source: models.Source) -> Model:
     )
 
 
-def _counts(kind: str, use: MemoryUse, facts: model_facts.ModelFacts) -> Sequence[int]:
-    found = 1 if kind == "cpu" or not use.spread else len(registry.device(kind).detect())
-    return tuple(fit.counts(use, facts, found))
+def _counts(
+    config: LaunchConfig, device: Device, use: MemoryUse, facts: model_facts.ModelFacts, *, given: bool
+) -> Sequence[int]:
+    if given or device.assumed or device.kind == "cpu" or not use.spread:
+        return (device.count,)
+    return tuple(fit.counts(use, facts, len(declared.plugin(config.device).detect())))
 
 
 def _in_use() -> int:
