@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engines.base import ConfigError, Device, ResourceError
@@ -39,8 +39,9 @@ def assign(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | 
             known = ", ".join(plugin.products) or "none; leave it out"
             raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
     alone = to_launch and not conf.share and not plugin.shared  # a mere plan takes nothing away
-    in_use = taken(found, ledger.held_devices(conf.kind)) if alone else {}
-    ids = _ids(config, plugin, found, wanted, in_use)
+    in_use = taken(found, ledger.held_devices(conf.kind), ledger.is_replaced) if alone else {}
+    kept = ledger.kept_devices(conf.kind)
+    ids = _ids(config, plugin, sorted(found, key=lambda resource: resource.id not in kept), wanted, in_use)
     by_id = {resource.id: resource.attributes for resource in found}
     first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
     product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
@@ -83,12 +84,17 @@ def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
     return near[0] if len(near) == 1 else said
 
 
-def taken(found: Sequence[Resource], held: Mapping[int, str]) -> Taken:
-    """The devices that are in use: by our deployments, as the ledger has it (`held`), or by who has memory of them."""
+def taken(
+    found: Sequence[Resource], held: Mapping[int, str], is_replaced: Callable[[int], bool] = lambda _: False
+) -> Taken:
+    """The devices that are in use: by our deployments, as the ledger has it (`held`), or by who has memory of them.
+
+    `is_replaced` says of a process whether it ends before the launch begins.
+    """
     words = {
         resource.id: f"pid {', '.join(map(str, holders))}"
         for resource in found
-        if (holders := sorted(resource.attributes.get("holders", ())))
+        if (holders := sorted(pid for pid in resource.attributes.get("holders", ()) if not is_replaced(pid)))
     }
     return words | {number: f"deployment {name!r}" for number, name in held.items()}
 

@@ -144,16 +144,35 @@ class Ledger:
         """The devices of `kind` that running deployments have, and whose they are."""
         return {number: held.name for held in self._held() if held.kind == kind for number in held.devices}
 
+    def kept_devices(self, kind: str) -> tuple[int, ...]:
+        """The devices of `kind` of the deployment that is to be replaced: what is in its place keeps them."""
+        held = self._record(self._replacing) if self._replacing else None
+        return held.devices if held and held.kind == kind else ()
+
+    def is_replaced(self, pid: int) -> bool:
+        """Whether that process is of the deployment that is to be replaced."""
+        if self._replacing is None:
+            return False
+        from launcher.runtimes.process import belongs
+
+        return belongs(pid, str(self.deployments / self._replacing / "run"))
+
     def _held(self) -> Iterator[_Held]:
         """What deployments that run have, those included that an adopter has yet to find."""
         for file in self.deployments.glob("*/plan.json"):
             name = file.parent.name
-            if name != self._replacing and (self.is_live(name) or self.legacy(name) is not None):
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                    record = json.loads(file.read_text())
-                    device = record["plan"].get("device", {"kind": "", "ids": ()})
-                    ports, devices = tuple(map(int, record["ports"])), tuple(map(int, device["ids"]))
-                    yield _Held(name, ports, device["kind"], devices)
+            runs = name != self._replacing and (self.is_live(name) or self.legacy(name) is not None)
+            if runs and (held := self._record(name)):
+                yield held
+
+    def _record(self, name: str) -> _Held | None:
+        """None where it cannot be read."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.deployments / name / "plan.json").read_text())
+            device = record["plan"].get("device", {"kind": "", "ids": ()})
+            ports, devices = tuple(map(int, record["ports"])), tuple(map(int, device["ids"]))
+            return _Held(name, ports, device["kind"], devices)
+        return None
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         """A port for each key of `wanted`: the given one, or the first free ones from 8000 up.

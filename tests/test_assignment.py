@@ -62,3 +62,4 @@ def test_a_foreign_process_counts_and_the_ledger_names_our_own() -> None:
     found = devices({"holders": {77: 5, 8: 0}}, {"holders": {}}, {"holders": {9: 1}}, {})
 
     assert taken(found, {2: "a", 3: "b"}) == {0: "pid 8, 77", 2: "deployment 'a'", 3: "deployment 'b'"}
+    assert taken(found, {}, is_replaced={8, 9}.__contains__) == {0: "pid 77"}

@@ -200,11 +200,29 @@ def test_devices_are_held_for_as_long_as_a_deployment_runs(ledger: Ledger, tmp_p
     try:
         assert ledger.held_devices("gpu") == {0: "a", 1: "a", 3: "b"}
         assert ledger.held_devices("rbln") == {0: "c"}
-        assert Ledger(tmp_path / "state", replacing="a").held_devices("gpu") == {3: "b"}
+        instead = Ledger(tmp_path / "state", replacing="a")
+        assert instead.held_devices("gpu") == {3: "b"}
+        assert (instead.kept_devices("gpu"), instead.kept_devices("rbln")) == ((0, 1), ())
+        assert ledger.kept_devices("gpu") == ()
     finally:
         for claim in claims:
             claim.release()
     assert ledger.held_devices("gpu") == {}
+
+
+def test_the_processes_of_what_is_replaced_are_known(ledger: Ledger, tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    env = {**os.environ, "RMLAUNCH_DEPLOYMENT": str(ledger.deployments / "a/run")}
+    with subprocess.Popen(program, env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # it runs, and is no copy of us any more
+        try:
+            assert Ledger(tmp_path / "state", replacing="a").is_replaced(process.pid)
+            assert not Ledger(tmp_path / "state", replacing="b").is_replaced(process.pid)
+            assert not ledger.is_replaced(process.pid)
+        finally:
+            process.kill()
+    assert not Ledger(tmp_path / "state", replacing="a").is_replaced(process.pid)
 
 
 def test_the_deployment_that_holds_a_port_is_named(ledger: Ledger) -> None:

@@ -281,11 +281,25 @@ def _marked(run_dir: str) -> Iterator[psutil.Process]:
     import psutil
 
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and (
-                process.environ().get(MARKER) == run_dir or process.cwd().removesuffix(" (deleted)") == run_dir
-            ):
-                yield process
+        if process.pid != os.getpid() and _carries(process, run_dir):
+            yield process
+
+
+def belongs(pid: int, run_dir: str) -> bool:
+    """Whether that process is of the deployment whose folder that is."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return _carries(psutil.Process(pid), run_dir)
+    return False
+
+
+def _carries(process: psutil.Process, run_dir: str) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.environ().get(MARKER) == run_dir or process.cwd().removesuffix(" (deleted)") == run_dir
+    return False
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

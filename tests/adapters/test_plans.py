@@ -28,9 +28,9 @@ def source(vendor: Path, tmp_path: Path) -> str:  # noqa: ARG001  (installed)
     return f"model.source=file:{weights(tmp_path / 'linear.safetensors', weight=WEIGHT, bias=BIAS)}"
 
 
-def plan_of(tmp_path: Path, *overrides: str, to_launch: bool = False) -> LaunchPlan:
+def plan_of(tmp_path: Path, *overrides: str, to_launch: bool = False, replacing: str | None = None) -> LaunchPlan:
     settled = settle([*overrides, "model.id=linear"], CONFIG_DIR)
-    engine, spec = resolve(settled.config, Ledger(tmp_path / "state"), to_launch=to_launch)
+    engine, spec = resolve(settled.config, Ledger(tmp_path / "state", replacing), to_launch=to_launch)
     return engine.plan(spec)
 
 
@@ -85,8 +85,14 @@ def test_a_launch_gets_no_device_that_a_running_deployment_has(
             plan_of(tmp_path, *words, "device.count=2", to_launch=True)
         shared = plan_of(tmp_path, *words, "device.ids=[0]", "device.share=true", to_launch=True)
         assert shared.device.ids == (0,)
+        second = plan_of(tmp_path, *words, to_launch=True)
+        other = Ledger(tmp_path / "state").claim("second", (), plans.public(second))
     finally:
         claim.release()
+    try:  # device 0 is free again, but what is up keeps what it has
+        assert plan_of(tmp_path, *words, to_launch=True, replacing="second").device.ids == (1,)
+    finally:
+        other.release()
     assert plan_of(tmp_path, *words, to_launch=True).device.ids == (0,)
 
 
