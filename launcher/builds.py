@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PrepareError, TensorSpec
 from engines.rbln_sdk import chip
 from launcher import artifacts, commands
-from launcher.adapters.compiler import BinaryCompilerAdapter
 from launcher.atomic import made_once
 from launcher.environments import ensure
 from launcher.progress import Progress
+
+if TYPE_CHECKING:
+    from launcher.adapters.compiler import BinaryCompilerAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,9 @@ def run(step: BuildStep, progress: Progress) -> None:
         if folder is None:
             return
         began = time.time()
-        with tempfile.TemporaryDirectory(prefix="rml-") as temporary, log.open("w") as stream:
+        # Beside the artifact, by a name that the next builder and `artifact prune` remove if we are killed.
+        beside = f".{output.name}.partial-tmp-"
+        with tempfile.TemporaryDirectory(prefix=beside, dir=output.parent) as temporary, log.open("w") as stream:
             given = Path(temporary, "files")
             _write_files(step, given)
             placed = partial(_placed, output=str(folder), files=str(given))

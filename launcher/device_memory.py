@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from launcher.devices.base import Resource
+if TYPE_CHECKING:  # a supervisor imports this before it starts the engine
+    from launcher.devices.base import Resource
 
 _POLL_S = 0.05
 #: what drivers keep for themselves comes and goes

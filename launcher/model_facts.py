@@ -14,7 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from launcher import gguf_header
 from launcher.schema import FactsConf, ModelConf
 
 #: bits of one element; 4.5 are what common 4-bit formats take with their scales
@@ -196,6 +195,8 @@ def _window(config: Mapping[str, Any], layers: int, kinds: list[str]) -> tuple[i
 
 def of_gguf(file: Path) -> ModelFacts | None:
     """A GGUF file, by its header; None for a form that is not read (version 1, big-endian)."""
+    from launcher import gguf_header  # not at the top: most launches do not need it, and all would wait
+
     header = gguf_header.read(file)
     if header is None:
         return None

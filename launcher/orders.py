@@ -21,7 +21,7 @@ class Orders:
 
     plan: LaunchPlan
     runtime: str  #: `module:class`; looking through entry points would cost a fifth of the start
-    device: str  #: the plugin, likewise
+    device: str  #: the plugin, likewise; empty where its memory tells nothing
     folder: str  #: of the deployment
     policy: Policy
     stop_grace_s: float

@@ -31,8 +31,6 @@ from launcher import (
     registry,
     signatures,
 )
-from launcher.adapters.compiler import BinaryCompilerAdapter
-from launcher.adapters.runtime import RuntimeDeclaration
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
 from launcher.schema import EngineConf, LaunchConfig
@@ -147,7 +145,11 @@ def _model(
     path = str(source.path(cache_root()))
     given = models.format_of(conf.source, conf.format)
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
-    compiler = BinaryCompilerAdapter(sdk) if sdk and sdk.compiler and given not in wanted else None
+    compiler = None
+    if sdk and sdk.compiler and given not in wanted:
+        from launcher.adapters.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
+
+        compiler = BinaryCompilerAdapter(sdk)
     if compiler and to_launch and (missing := compiler.missing(environment)):
         raise ResourceError(missing)
     shop = builds.Workshop(
@@ -201,6 +203,8 @@ def _library(config: LaunchConfig, device: Device, model: Model, to_launch: bool
     """The closed runtime that runs the model, as native.py in the serving process reads it."""
     if config.device.sdk is None:
         return {}
+    from launcher.adapters.runtime import RuntimeDeclaration
+
     runtime = RuntimeDeclaration(config.device.sdk)
     if to_launch:
         runtime.check_there()

@@ -260,7 +260,7 @@ class Supervisor:
 
     def _start_engine(self) -> None:
         adopted = self._orders.adopt if self._start == 0 else None
-        if self._start == 0:
+        if self._start == 0 and self._orders.device:
             self._memory = self._device_memory()
             self._orders = dataclasses.replace(self._orders, memory_before=self._memory.before)
         self._start = max(self._start, self._orders.starts) if adopted else self._start + 1

@@ -106,6 +106,7 @@ def test_a_builder_that_is_killed_leaves_no_artifact_and_no_compiler(tmp_path: P
     wait_for(lambda: not Path(f"/proc/{compiler}").exists(), 10)
     assert visible(tmp_path) == [f"{Path(step.output).name}.log"]
     assert artifacts.found(artifacts.folder(tmp_path)) == []
+    assert len(list(artifacts.folder(tmp_path).glob(".*.partial-tmp-*"))) == 1  # its TMPDIR, which is found again
     (tmp_path / "go").touch()
     run(step, QUIET)
     assert (Path(step.output) / "weights").read_text() == "whole"

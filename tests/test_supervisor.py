@@ -222,7 +222,7 @@ def orders(plan: LaunchPlan, claim: Claim) -> dict[str, object]:
     return {
         "plan": plans.whole(plan),
         "runtime": "launcher.runtimes.process:ProcessRuntime",
-        "device": "launcher.devices.cpu:Cpu",
+        "device": "",
         "folder": str(claim.folder),
         "policy": {"max_crashes": 3, "backoff_s": 0.1, "backoff_max_s": 1.0},
         "stop_grace_s": 5.0,

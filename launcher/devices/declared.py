@@ -34,10 +34,13 @@ def plugin(conf: DeviceConf) -> DevicePlugin:
 
 
 def place(kind: str) -> str:
-    """Where the class of the plugin of `kind` is, for a process that does not read the config."""
+    """Where the class of the plugin of `kind` is, for a process that does not read the config; empty for devices that
+    are everybody's, whose memory tells nothing of one deployment."""
     from launcher import registry
 
-    return registry.place("device", kind) if kind in registry.names("device") else f"{__name__}:Declared"
+    if kind not in registry.names("device"):
+        return f"{__name__}:Declared"
+    return "" if registry.device(kind).shared else registry.place("device", kind)
 
 
 class Declared(DevicePlugin):

@@ -164,6 +164,7 @@ def test_nodes_are_devices_where_their_number_is_one(tmp_path: Path) -> None:
 def test_a_process_that_does_not_read_the_config_sees_nothing_of_it() -> None:
     assert declared.place("npu") == "launcher.devices.declared:Declared"
     assert declared.place("pim") == "launcher.devices.pim:Pim"
+    assert declared.place("cpu") == ""
     assert Declared().detect() == ()
     assert Declared().visible_env((0,), ()) == {}
     assert Declared().nodes((0,)) == ()
