@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from launcher import artifacts, logs
 from launcher.artifacts import BuildArtifact
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
+from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import cache_root, state_root
 from launcher.verbs import Parser
 
@@ -43,13 +43,10 @@ def _list(asked: argparse.Namespace) -> int:
     used = _used()
     found = [_summary(artifact, used) for artifact in artifacts.found(_store())]
     if asked.json:
-        _print_json(found)
+        print_json(found)
         return 0
     head = ("ID", "MODEL", "FORMAT", "TARGET", "SIZE", "AGE", "USED BY")
-    rows = [head, *(_row(item) for item in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for row in rows:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    print_table([head, *(_row(item) for item in found)])
     return 0
 
 
@@ -70,7 +67,7 @@ def _summary(artifact: BuildArtifact, used: Mapping[str, Sequence[str]]) -> dict
 
 
 def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
-    age = _age(item["age_s"])
+    age = duration(item["age_s"])
     users = ", ".join(item["used_by"]) or "–"
     return (item["id"], item["model"], item["format"], item["target"] or "–", _size(item["bytes"]), age, users)
 
@@ -80,13 +77,9 @@ def _show(asked: argparse.Namespace) -> int:
     shown = {**artifact.metadata, **_summary(artifact, _used()), "log": str(artifact.log)}
     lines = logs.tail(artifact.log)[-_LOG_LINES:]
     if asked.json:
-        _print_json({**shown, "log_tail": lines})
+        print_json({**shown, "log_tail": lines})
         return 0
-    for key, value in shown.items():
-        if value not in (None, "", [], {}):
-            sys.stdout.write(f"{key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}\n")
-    for line in lines:
-        sys.stdout.write(f"  | {line}\n")
+    print_fields(shown, lines)
     return 0
 
 
@@ -106,7 +99,7 @@ def _prune(asked: argparse.Namespace) -> int:
             )
         )
     if asked.json:
-        _print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
+        print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
         return 0
     for item in removed:
         sys.stdout.write(f"{item.path.name}  {_size(item.bytes)}  {item.why}\n")
@@ -135,14 +128,3 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1024
     return f"{count:.1f} GiB"
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{max(seconds, 0):.0f}s"
-
-
-def _print_json(data: object) -> None:
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")

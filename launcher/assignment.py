@@ -16,8 +16,21 @@ from launcher.schema import LaunchConfig
 Taken = Mapping[int, str]
 
 
-def assign(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | None) -> Device:
-    """The devices that `config` asks for; `wanted` is how many, where an engine's own key says it.
+def look(config: LaunchConfig) -> tuple[Resource, ...]:
+    """What this machine has of the kind that `config` asks for; () where that is only to be assumed."""
+    return () if config.device.assume else declared.plugin(config.device).detect()
+
+
+def in_use(plugin: DevicePlugin, found: Sequence[Resource], ledger: Ledger, share: bool) -> Taken:
+    """Those of `found` that a launch may not have: none, where they are everybody's or may be shared."""
+    return {} if share or plugin.shared else taken(found, ledger.held_devices(plugin.kind), ledger.is_replaced)
+
+
+def assign(
+    config: LaunchConfig, found: Sequence[Resource], ledger: Ledger, to_launch: bool, wanted: int | None
+) -> Device:
+    """The devices that `config` asks for, of those that were `found`; `wanted` is how many, where an engine's own key
+    says it.
 
     With `to_launch`, devices that this machine lacks, or that others have, are a `ResourceError`; without, they are
     assumed, and marked so.
@@ -28,7 +41,6 @@ def assign(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | 
         assume=_product_name(plugin, config.device.assume),
         product=_product_name(plugin, config.device.product),
     )
-    found = () if conf.assume else plugin.detect()
     if to_launch and not found:
         what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
         raise ResourceError(
@@ -38,10 +50,9 @@ def assign(config: LaunchConfig, ledger: Ledger, to_launch: bool, wanted: int | 
         if said and said not in plugin.products and (not found or key == "assume"):
             known = ", ".join(plugin.products) or "none; leave it out"
             raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
-    alone = to_launch and not conf.share and not plugin.shared  # a mere plan takes nothing away
-    in_use = taken(found, ledger.held_devices(conf.kind), ledger.is_replaced) if alone else {}
+    busy = in_use(plugin, found, ledger, conf.share) if to_launch else {}  # a mere plan takes nothing away
     kept = ledger.kept_devices(conf.kind)
-    ids = _ids(config, plugin, sorted(found, key=lambda resource: resource.id not in kept), wanted, in_use)
+    ids = _ids(config, plugin, sorted(found, key=lambda resource: resource.id not in kept), wanted, busy)
     by_id = {resource.id: resource.attributes for resource in found}
     first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
     product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product

@@ -16,7 +16,7 @@ from launcher import registry, structs
 from launcher.atomic import write_text
 from launcher.client import Client, Connected
 from launcher.control import Connection, News, Supervised
-from launcher.ledger import Ledger, sweep
+from launcher.ledger import Claim, Ledger, sweep
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
 from launcher.runtimes.base import Handle
@@ -98,12 +98,9 @@ class Deployments:
     def _end_unknown(self, folder: Path) -> None:
         """End what nobody could ever find again: its record cannot be read, and its supervisor is gone."""
         claim = self._ledger.take_over(folder.name, timeout_s=0.1)
-        if claim is None:  # its supervisor, or who is starting one, knows better and will write again
-            return
-        sweep(folder / "run")
-        reason = "its state.json cannot be read, and it has no supervisor; what was left of it has been ended"
-        write_text(folder / "state.json", json.dumps(_record(News(Phase.FAILED, reason))))
-        claim.lock.close()
+        if claim is not None:  # else its supervisor, or who is starting one, knows better and will write again
+            reason = "its state.json cannot be read, and it has no supervisor; what was left of it has been ended"
+            _end(claim, News(Phase.FAILED, reason))
 
     def _adopt(self, folder: Path, news: News) -> list[Supervised]:
         """A supervisor for what still serves; what does not is ended, and said to have."""
@@ -112,10 +109,8 @@ class Deployments:
             return []
         legacy = self._ledger.legacy(folder.name)
         if legacy is None or news.handle is None:
-            sweep(folder / "run")
             reason = "its supervisor was killed, and its program has ended since"
-            write_text(folder / "state.json", json.dumps(_record(News(Phase.FAILED, reason, log=news.log))))
-            claim.lock.close()
+            _end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
         orders = dataclasses.replace(Orders.loads(legacy), adopt=Handle(**news.handle), starts=news.starts)
         return [Supervised(Spawned(), orders, claim)]
@@ -140,6 +135,13 @@ class Attached(Client):
 
     def _connected(self) -> Connected:
         return self._asked
+
+
+def _end(claim: Claim, last: News) -> None:
+    """Leave nothing of a deployment that nobody can adopt, and write its last word."""
+    sweep(claim.folder / "run")
+    write_text(claim.folder / "state.json", json.dumps(_record(last)))
+    claim.lock.close()
 
 
 def _said(folder: Path) -> News | None:

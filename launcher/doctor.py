@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
 from launcher.ledger import Ledger
 from launcher.masking import mask_url
+from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root
 from launcher.resolve import resolve
 from launcher.settle import Settled, settle
@@ -49,7 +49,7 @@ def report(overrides: Sequence[str], config_dir: str | None, flags: Sequence[str
     problems = sum(check.state == PROBLEM for check in checks)
     if "--json" in flags:
         data = {"would_start": not problems, "checks": [dataclasses.asdict(check) for check in checks]}
-        sys.stdout.write(json.dumps(data, indent=2) + "\n")
+        print_json(data)
     else:
         sys.stdout.write("\n".join(_lines(checks)) + "\n")
         verdict = f"{problems} problem{'s' * (problems != 1)} would stop this launch"
@@ -149,8 +149,8 @@ def _place(name: str, folder: Path, variable: str) -> Check:
                      elsewhere)  # fmt: skip
     free = shutil.disk_usage(there).free
     if free < _LITTLE:
-        return Check(name, PROBLEM, f"{folder}: only {_size(free)} are free", f"free some, or {elsewhere}")
-    return Check(name, OK, f"{folder}: {_size(free)} free")
+        return Check(name, PROBLEM, f"{folder}: only {gib(free)} are free", f"free some, or {elsewhere}")
+    return Check(name, OK, f"{folder}: {gib(free)} free")
 
 
 def _shared_memory(folder: Path) -> Check:
@@ -160,13 +160,13 @@ def _shared_memory(folder: Path) -> Check:
         return Check("shared memory", NOTE, f"{folder} cannot be written; engines of several processes need it", remedy)
     usage = shutil.disk_usage(folder)
     state = OK if usage.free >= _SHARED_MEMORY else NOTE
-    return Check("shared memory", state, f"{folder}: {_size(usage.free)} of {_size(usage.total)} free",
+    return Check("shared memory", state, f"{folder}: {gib(usage.free)} of {gib(usage.total)} free",
                  remedy if state == NOTE else "")  # fmt: skip
 
 
 def _device(spec: ServeSpec) -> str:
     device = spec.device
-    memory = f", {_size(device.memory_bytes)} each" if device.memory_bytes else ""
+    memory = f", {gib(device.memory_bytes)} each" if device.memory_bytes else ""
     return f"{device.kind} {list(device.ids)}{f', {device.product}' if device.product else ''}{memory}"
 
 
@@ -266,7 +266,7 @@ def _room(wanted: Sequence[Environment]) -> Iterator[Check]:
     place = next(folder for folder in (cache_root(), *cache_root().parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if missing and free < _SCARCE:
-        said = f"{_size(free)} are free for {', '.join(dict.fromkeys(missing))}; with torch one takes up to 10 GiB"
+        said = f"{gib(free)} are free for {', '.join(dict.fromkeys(missing))}; with torch one takes up to 10 GiB"
         yield Check("cache", NOTE, said, "RMLAUNCH_CACHE names another folder")
 
 
@@ -284,7 +284,3 @@ def _lines(checks: Sequence[Check]) -> Iterator[str]:
         yield f"{check.state:<8} {check.name:<{width}}  {check.said}"
         if check.remedy:
             yield f"{'':<8} {'':<{width}}  → {check.remedy}"
-
-
-def _size(count: int) -> str:
-    return f"{count / _GIB:.1f} GiB" if count >= _GIB else f"{count / (1 << 20):.0f} MiB"

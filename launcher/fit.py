@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engines.base import Device, Memory, MemoryUse, PlanError
 from launcher.model_facts import BITS, ModelFacts, size
+from launcher.output import gib
 
 _GIB = 1 << 30
 #: what a model is shortened to at the least, where nobody has said how long its context must be
@@ -210,7 +211,7 @@ def _count_notes(ask: Question, count: int, memory: Memory) -> Iterator[str]:
     elif len(ask.counts) > 1 and count > ask.counts[0]:
         yield f"device.count={count}: {ask.model} does not fit on fewer ({_parts(memory)} on each)"
     if ask.in_use and memory.needed > memory.usable - ask.in_use:
-        yield f"{ask.model} needs {_gib(memory.needed)}, and of {_gib(memory.usable)} {_gib(ask.in_use)} is in use now"
+        yield f"{ask.model} needs {gib(memory.needed)}, and of {gib(memory.usable)} {gib(ask.in_use)} is in use now"
 
 
 # ------------------------------------------------------------------------------------------------------------- in words
@@ -248,7 +249,7 @@ def _other_uses(ask: Question) -> Iterator[tuple[str, MemoryUse]]:
     if ask.device.kind == "gpu" and not use.as_stored and ask.facts.parameters and BITS[use.weights_dtype] >= 16:
         weights = ask.facts.weights("int4") or 0
         yield (
-            f"a model quantized to 4 bits (about {_gib(weights)} of weights)",
+            f"a model quantized to 4 bits (about {gib(weights)} of weights)",
             dataclasses.replace(use, weights_dtype="int4"),
         )
 
@@ -257,11 +258,11 @@ def _refusal(ask: Question, count: int, memory: Memory) -> str:
     said = f"{ask.model} does not fit on {_where(ask, count)}"
     if memory.needed > memory.usable:
         each = " of each" if count > 1 else ""
-        said += f": it needs {_gib(memory.needed)}{each} ({_parts(memory)}) and may use {_gib(memory.usable)}"
+        said += f": it needs {gib(memory.needed)}{each} ({_parts(memory)}) and may use {gib(memory.usable)}"
         said += f" ({ask.use.usable_key}={ask.use.usable})" if ask.use.usable < 1 else ""
     else:
         one = (ask.facts.kv_cache(ask.use.context_length, ask.use.kv_dtype) or 0) * ask.use.sequences
-        said += f": {ask.use.context_length} tokens need a KV cache of {_gib(one)}, and it has {_gib(memory.kv_cache)}"
+        said += f": {ask.use.context_length} tokens need a KV cache of {gib(one)}, and it has {gib(memory.kv_cache)}"
     ways = ", or ".join(way.words for way in nearest(ask, count))
     return f"{said}; {f'what fits: {ways}' if ways else 'no shorter context and no more devices make it fit'}"
 
@@ -276,9 +277,9 @@ def _shorter(ask: Question, count: int, length: int) -> str:
 def _where(ask: Question, count: int) -> str:
     memory = ask.device.memory_bytes or 0
     if ask.device.kind == "cpu":
-        used = f", of which {_gib(ask.in_use)} is in use now" if ask.in_use else ""
-        return f"this machine's processor, with {_gib(memory)} for this process{used}"
-    return f"{count} × {_product(ask)} with {_gib(memory)}{' each' if count > 1 else ''}"
+        used = f", of which {gib(ask.in_use)} is in use now" if ask.in_use else ""
+        return f"this machine's processor, with {gib(memory)} for this process{used}"
+    return f"{count} × {_product(ask)} with {gib(memory)}{' each' if count > 1 else ''}"
 
 
 def _product(ask: Question) -> str:
@@ -292,13 +293,9 @@ def _parts(memory: Memory) -> str:
         "activations": memory.activations,
         "programs": memory.overhead,
     }
-    return " + ".join(f"{name} {_gib(amount)}" for name, amount in named.items() if amount)
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / _GIB:.1f} GiB" if amount >= _GIB else f"{amount / (1 << 20):.0f} MiB"
+    return " + ".join(f"{name} {gib(amount)}" for name, amount in named.items() if amount)
 
 
 def line(memory: Memory) -> str:
     """What `rmlaunch plan` prints of an estimate."""
-    return f"{_gib(memory.needed)} of {_gib(memory.usable)} on each device, estimated: {_parts(memory)}"
+    return f"{gib(memory.needed)} of {gib(memory.usable)} on each device, estimated: {_parts(memory)}"

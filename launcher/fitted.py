@@ -8,18 +8,24 @@ from typing import Any
 
 from engines.base import Device, Engine, MemoryUse, Model
 from launcher import fit, model_facts, models
-from launcher.devices import declared
+from launcher.devices.base import Resource
 from launcher.fit import Fit, Question
 from launcher.paths import cache_root
 from launcher.schema import LaunchConfig
 
 
 def choose(
-    config: LaunchConfig, engine: Engine, device: Device, wanted: int | None, options: Mapping[str, Any]
+    config: LaunchConfig,
+    engine: Engine,
+    device: Device,
+    found: Sequence[Resource],
+    wanted: int | None,
+    options: Mapping[str, Any],
 ) -> tuple[Fit | None, tuple[str, ...]]:
     """Devices and context on which the model fits, and what to say of it; None where nothing is known.
 
-    `wanted` is how many devices the options ask for. Raises `PlanError` where it does not fit.
+    `found` is what this machine has of that kind, and `wanted` how many devices the options ask for. Raises `PlanError`
+    where it does not fit.
     """
     fit.check_choice(config.fit)
     model = _bare_model(config)
@@ -38,16 +44,16 @@ def choose(
         facts=facts,
         use=use,
         device=device,
-        counts=_counts(config, device, use, facts, given=asked or published),
+        counts=_counts(device, len(found), use, facts, given=asked or published),
         # What is compiled is compiled for its length.
         shorten=config.fit == "auto" and use.context_key == "model.context_length" and device.kind in ("cpu", "gpu"),
         published=published and config.fit == "auto",
-        in_use=_in_use() if device.kind == "cpu" else 0,
+        in_use=_in_use(found) if device.kind == "cpu" else 0,
     )
     if facts.num_devices:
         return fit.compiled(ask, given=asked), ()
-    found = fit.answer(ask)
-    return found, found.notes if found else (unknown,)
+    answer = fit.answer(ask)
+    return answer, answer.notes if answer else (unknown,)
 
 
 def _bare_model(config: LaunchConfig) -> Model:
@@ -65,16 +71,14 @@ def _bare_model(config: LaunchConfig) -> Model:
     )
 
 
-def _counts(
-    config: LaunchConfig, device: Device, use: MemoryUse, facts: model_facts.ModelFacts, *, given: bool
-) -> Sequence[int]:
+def _counts(device: Device, most: int, use: MemoryUse, facts: model_facts.ModelFacts, *, given: bool) -> Sequence[int]:
     if given or device.assumed or device.kind == "cpu" or not use.spread:
         return (device.count,)
-    return tuple(fit.counts(use, facts, len(declared.plugin(config.device).detect())))
+    return tuple(fit.counts(use, facts, most))
 
 
-def _in_use() -> int:
-    """Bytes of this machine's memory that programs have, and would not give back."""
-    words = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(words[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
-    return total - free
+def _in_use(found: Sequence[Resource]) -> int:
+    """Bytes of the processor's memory that programs have, and would not give back; 0 where it does not tell."""
+    attributes = found[0].attributes if found else {}
+    memory, available = attributes.get("memory_bytes"), attributes.get("available_bytes")
+    return max(0, memory - available) if memory and available is not None else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from launcher import inventory, registry
 from launcher.devices.base import DevicePlugin, Survey
 from launcher.ledger import Ledger
 from launcher.masking import mask_url
+from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root
 
 _DOCKER = "/var/run/docker.sock"
@@ -30,7 +30,10 @@ def report(words: Sequence[str]) -> int:
     if unknown := [word for word in words if word != "--json"]:
         raise ConfigError(f"unknown word {unknown[0]!r}; rmlaunch info [--json]")
     data = gather()
-    sys.stdout.write(json.dumps(data, indent=2) + "\n" if "--json" in words else "\n".join(lines(data)) + "\n")
+    if "--json" in words:
+        print_json(data)
+    else:
+        sys.stdout.write("\n".join(lines(data)) + "\n")
     return 0
 
 
@@ -183,7 +186,7 @@ def lines(data: Mapping[str, Any]) -> Iterator[str]:
     yield "\nengines"
     yield from _table([(one["engine"], one["device"], one["state"], one["missing"] or "") for one in data["engines"]])
     yield "\nenvironments"
-    rows = [(one["name"], f"{_gib(one['size_bytes'])}", f"Python {one['python']}", one["path"])
+    rows = [(one["name"], f"{gib(one['size_bytes'])}", f"Python {one['python']}", one["path"])
             for one in data["environments"]]  # fmt: skip
     yield from _table(rows) if rows else ["  none yet; they are made on first use"]
     yield "\nruntimes"
@@ -191,11 +194,11 @@ def lines(data: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _device_row(one: Mapping[str, Any]) -> tuple[str, ...]:
-    memory = [_gib(one["memory_bytes"])] if "memory_bytes" in one else []
+    memory = [gib(one["memory_bytes"])] if "memory_bytes" in one else []
     if "used_bytes" in one:
-        memory.append(f"{_gib(one['used_bytes'])} used")
+        memory.append(f"{gib(one['used_bytes'])} used")
     if "available_bytes" in one:
-        memory.append(f"{_gib(one['available_bytes'])} available")
+        memory.append(f"{gib(one['available_bytes'])} available")
     more = [f"{one['cores']} cores"] if "cores" in one else []
     more += [f"{key} {one[key]}" for key in ("driver", "firmware", "status", "group") if key in one]
     more += ["MIG"] if one.get("mig") else []
@@ -206,7 +209,7 @@ def _device_row(one: Mapping[str, Any]) -> tuple[str, ...]:
 def _use(one: Mapping[str, Any]) -> str:
     who = [f"deployment {one['deployment']}"] if one["deployment"] else []
     for holder in one["holders"]:
-        size = f" ({_gib(holder['bytes'])})" if holder["bytes"] else ""
+        size = f" ({gib(holder['bytes'])})" if holder["bytes"] else ""
         who.append(f"pid {holder['pid']}{' ' + holder['program'] if holder['program'] else ''}{size}")
     return f"used by {', '.join(who)}" if who else ""
 
@@ -218,14 +221,8 @@ def _can(runtime: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    for row in rows:
-        yield "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    return (f"  {line}" for line in table(rows))
 
 
 def _pairs(told: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in told.items())
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

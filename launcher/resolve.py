@@ -54,10 +54,11 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
     wanted_count = engine.device_count(kind, options)
-    device = assignment.assign(config, ledger, to_launch, wanted_count)
-    fit, notes = fitted.choose(config, engine, device, wanted_count, options)
+    found = assignment.look(config)
+    device = assignment.assign(config, found, ledger, to_launch, wanted_count)
+    fit, notes = fitted.choose(config, engine, device, found, wanted_count, options)
     if fit and fit.count != device.count:
-        device = assignment.assign(config, ledger, to_launch, fit.count)
+        device = assignment.assign(config, found, ledger, to_launch, fit.count)
     if fit and fit.context_length < config.model.context_length:
         model_conf = dataclasses.replace(config.model, context_length=fit.context_length)
         config = dataclasses.replace(config, model=model_conf)

@@ -94,7 +94,7 @@ def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
     found = plugin.detect()
     if not found:
         return policy.Device(kind, policy.ABSENT)
-    in_use = {} if share or plugin.shared else assignment.taken(found, ledger.held_devices(kind))
+    in_use = assignment.in_use(plugin, found, ledger, share)
     busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
     made_for = plugin.capability(found[0].attributes.get("product")).optimized_for
     return policy.Device(kind, f"is in use by {busy}" if busy else "", made_for)

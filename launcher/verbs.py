@@ -16,6 +16,7 @@ from launcher.client import Message
 from launcher.control import News
 from launcher.deployments import Attached, Deployment, Deployments
 from launcher.lifecycle import Phase
+from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import state_root
 
 #: beyond the deployment's own grace: for a sweep, and for a supervisor that is busy
@@ -45,7 +46,7 @@ def _ps(asked: argparse.Namespace) -> int:
     while True:
         found = [item for item in Deployments(state_root()).all() if item.live or asked.all]
         if asked.json:
-            _print_json([_summary(item) for item in found])
+            print_json([_summary(item) for item in found])
             return 0
         sys.stdout.write(_CLEAR if asked.watch else "")
         _print_table(found)
@@ -56,17 +57,13 @@ def _ps(asked: argparse.Namespace) -> int:
 
 def _print_table(found: Sequence[Deployment]) -> None:
     head = ("NAME", "STATE", "ENGINE", "DEVICE", "MODEL", "ENDPOINT", "UP", "RESTARTS", "PID")
-    rows = [head, *(_row(item) for item in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    for row in rows:
-        sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
-    sys.stdout.flush()
+    print_table([head, *(_row(item) for item in found)])
 
 
 def _row(item: Deployment) -> tuple[str, ...]:
     data = _summary(item)
     restarts = str(max(0, item.news.starts - 1))
-    up = _duration(data["up_s"]) if item.live else "–"
+    up = duration(data["up_s"]) if item.live else "–"
     pid = str(item.news.pid or "–") if item.live else "–"
     columns = ("name", "state", "engine", "device", "model", "endpoint")
     return (*(data[column] for column in columns), up, restarts, pid)
@@ -99,13 +96,9 @@ def _status(asked: argparse.Namespace) -> int:
     item = Deployments(state_root()).find(asked.name)
     summary = _summary(item)
     if asked.json:
-        _print_json(summary)
+        print_json(summary)
         return 0
-    for key, value in summary.items():
-        if value not in ("", None, [], {}):
-            sys.stdout.write(f"{key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}\n")
-    for line in item.news.tail:
-        sys.stdout.write(f"  | {line}\n")
+    print_fields(summary, item.news.tail)
     return 0
 
 
@@ -264,7 +257,7 @@ def _infer(asked: argparse.Namespace) -> int:
     client = Attached(Deployments(state_root()).find(asked.name))
     try:
         if client.plan.model.task == "embed":
-            _print_json(client.embed([asked.text])[0].tolist())
+            print_json(client.embed([asked.text])[0].tolist())
             return 0
         _stream(client.stream(asked.text, **_sampling(asked.sampling)))
         return 0
@@ -325,14 +318,10 @@ def _sampling(words: Sequence[str]) -> Mapping[str, Any]:
 
 def _say_endpoint(name: str, url: str, as_json: bool) -> int:
     if as_json:
-        _print_json({"name": name, "endpoint": url})
+        print_json({"name": name, "endpoint": url})
     else:
         sys.stdout.write(f"{name} {url}\n")
     return 0
-
-
-def _print_json(data: object) -> None:
-    sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
 def _note(text: str) -> None:
@@ -347,13 +336,6 @@ def _write(data: bytes) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 _Argument = tuple[tuple[str, ...], dict[str, Any]]

@@ -1,0 +1,46 @@
+"""What commands print: rows as a table, and data as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A line for each of `rows`, their columns aligned; none for no rows."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in table(rows)))
+    sys.stdout.flush()
+
+
+def print_fields(fields: Mapping[str, Any], log: Sequence[str]) -> None:
+    """A line for each of `fields` that says something, and the last lines of a log."""
+    for key, value in fields.items():
+        if value not in ("", None, [], {}):
+            sys.stdout.write(f"{key:<12} {json.dumps(value) if isinstance(value, (dict, list)) else value}\n")
+    for line in log:
+        sys.stdout.write(f"  | {line}\n")
+
+
+def gib(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """In its largest unit: 3d, 2h, 5m, 7s."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def print_json(data: object) -> None:
+    sys.stdout.write(json.dumps(data, indent=2) + "\n")
