@@ -73,7 +73,7 @@ def claimed(plan: LaunchPlan, state: Path) -> Claim:
 @contextlib.contextmanager
 def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s: float = 5.0) -> Iterator[Supervised]:
     claim = claimed(plan, state)
-    owner = Supervised(Spawned(), orders_for(plan, claim.folder, _settings(max_crashes, stop_grace_s)), claim)
+    owner = Supervised(Spawned(), orders_for(plan, claim.folder, settings(max_crashes, stop_grace_s)), claim)
     try:
         yield owner
     finally:
@@ -84,7 +84,7 @@ def supervised(plan: LaunchPlan, state: Path, max_crashes: int = 3, stop_grace_s
 def detached(plan: LaunchPlan, state: Path, api_key: str | None = None, **orders_too: Any) -> Iterator[Path]:
     """The folder of a deployment that serves, and that nobody owns; whatever is left of it ends with the block."""
     claim = claimed(plan, state)
-    orders = orders_for(plan, claim.folder, _settings(3, 5.0), api_key, {"protocol": "x"}, detached=True)
+    orders = orders_for(plan, claim.folder, settings(3, 5.0), api_key, {"protocol": "x"}, detached=True)
     orders = dataclasses.replace(orders, **orders_too)
     owner = Supervised(Spawned(), orders, claim)
     try:
@@ -103,7 +103,7 @@ def _end(folder: Path) -> None:
     kill_marked(str(folder / "run"), 5.0)
 
 
-def _settings(max_crashes: int, stop_grace_s: float) -> SuperviseConf:
+def settings(max_crashes: int, stop_grace_s: float) -> SuperviseConf:
     return SuperviseConf(
         startup_timeout_s=0,  # the plan's probes have it
         stop_grace_s=stop_grace_s,

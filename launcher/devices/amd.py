@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from launcher.devices.base import Problem, Resource, Survey
+from launcher.devices.base import Problem, Resource, Survey, known
 from launcher.devices.host import number, printable
 
 VENDOR = "1002"
@@ -54,8 +54,7 @@ def _resource(amdsmi: Any, index: int, first: int, handle: Any) -> Resource:
         "used_bytes": used * _MIB if total and used is not None else None,
         "driver": printable(driver.get("driver_version")),
     }
-    known = {key: value for key, value in attributes.items() if value is not None}
-    return Resource(first + index, "gpu", known, frozenset({"amd"}))
+    return Resource(first + index, "gpu", known(attributes), frozenset({"amd"}))
 
 
 def _ask(function: Callable[[Any], Any], handle: Any) -> Any:

@@ -32,6 +32,11 @@ class Resource:
     tags: frozenset[str] = frozenset()
 
 
+def known(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are."""
+    return {key: value for key, value in attributes.items() if value is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that is there and does not work as it should: a device without its driver, a tool that fails."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launcher.devices.base import Capability, HostDevices, Resource, Survey
+from launcher.devices.base import Capability, HostDevices, Resource, Survey, known
 from launcher.devices.cgroups import limits, numbers
 from launcher.devices.host import indexed_nodes, number
 
@@ -53,8 +53,7 @@ class Cpu(HostDevices):
             "numa_nodes": numa or None,
         }
         flags = set((info.get("flags") or info.get("Features") or "").split())
-        known = {key: value for key, value in attributes.items() if value is not None}
-        return Survey((Resource(0, self.kind, known, frozenset(flags.intersection(_INSTRUCTIONS))),))
+        return Survey((Resource(0, self.kind, known(attributes), frozenset(flags.intersection(_INSTRUCTIONS))),))
 
     def _cores(self, cpuset: frozenset[int] | None, quota: float | None) -> int:
         allowed = numbers(_fields(self.root / "proc/self/status").get("Cpus_allowed_list"))

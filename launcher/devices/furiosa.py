@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launcher.devices.base import GIB, Capability, ContainerSettings, HostDevices, Problem, Resource, Survey
+from launcher.devices.base import GIB, Capability, ContainerSettings, HostDevices, Problem, Resource, Survey, known
 from launcher.devices.host import indexed_nodes, number, pci_functions, printable, text
 from launcher.devices.unbound import Card, unbound
 
@@ -69,7 +69,7 @@ class Furiosa(HostDevices):
             "driver": text(place / "version"),
             **self._memory(own),
         }
-        attributes = {key: value for key, value in {**told, **reported}.items() if value is not None}
+        attributes = known({**told, **reported})
         return Resource(own, self.kind, attributes, frozenset({"RNGD"}))
 
     def _memory(self, own: int) -> Mapping[str, int]:
@@ -126,7 +126,7 @@ def _card(device: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
         "cores": number(_call(info, "core_num")),
         "status": ("occupied" if "occupied" in states else "available") if states else None,
     }
-    yield own, {key: value for key, value in told.items() if value is not None}
+    yield own, known(told)
 
 
 def _call(thing: Any, method: str) -> Any:

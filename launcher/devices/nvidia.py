@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.devices.base import Problem, Resource, Survey
+from launcher.devices.base import Problem, Resource, Survey, known
 
 VENDOR = "10de"
 
@@ -75,7 +75,7 @@ def _resource(index: int, versions: Mapping[str, str]) -> Resource:
         "mig": True if mig and mig[0] else None,
     }
     tags = frozenset({"nvidia", *(("mig",) if attributes["mig"] else ())})
-    return Resource(index, "gpu", {key: value for key, value in attributes.items() if value is not None}, tags)
+    return Resource(index, "gpu", known(attributes), tags)
 
 
 def _holders(handle: Any) -> dict[int, int]:

@@ -24,6 +24,7 @@ from launcher.devices.base import (
     Resource,
     Surroundings,
     Survey,
+    known,
 )
 from launcher.devices.host import PciFunction, indexed_nodes, names, number, pci_functions, text
 from launcher.devices.rbln_smi import Npu, Report
@@ -138,7 +139,7 @@ class Rbln(HostDevices):
             "group": npu.group,
         }
         family = frozenset({chip(product).name}) if product else frozenset[str]()
-        return Resource(own, self.kind, {key: value for key, value in attributes.items() if value is not None}, family)
+        return Resource(own, self.kind, known(attributes), family)
 
     def _name_on_host(self, own: int) -> str:
         """What sysfs and the tool call it: they show the host's names, and a container may be given others."""

@@ -17,24 +17,8 @@ from engines.base import DeploymentError, Endpoint, Endpoints, LaunchPlan
 from launcher.control import Supervised, orders_for
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
-from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
-from tests.supervision import claimed, fake_plan
-
-_SUPERVISE = SuperviseConf(
-    startup_timeout_s=0,  # the plan's probes have it
-    stop_grace_s=1.0,
-    max_crashes=3,
-    backoff_s=0.05,
-    backoff_max_s=0.1,
-    stable_s=1.0,
-    liveness_period_s=0,
-    liveness_timeout_s=0,
-    liveness_failures=0,
-    stall_timeout_s=0,
-    busy_timeout_s=0,
-    log_mib=10,
-)
+from tests.supervision import claimed, fake_plan, settings
 
 
 def main() -> int:
@@ -47,7 +31,7 @@ def main() -> int:
     state = state_root()
     plan = _plan(state, asked.name, asked.port, options)
     claim = claimed(plan, state)
-    conf = dataclasses.replace(_SUPERVISE, max_crashes=asked.max_crashes)
+    conf = dataclasses.replace(settings(asked.max_crashes, stop_grace_s=1.0), stable_s=1.0)
     owner = Supervised(Spawned(), orders_for(plan, claim.folder, conf, detached=asked.detached), claim)
     signal.signal(signal.SIGTERM, lambda *_: owner.stop())
     try:
