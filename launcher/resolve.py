@@ -71,14 +71,6 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     model, steps = _model(config, engine, device, environment, options, to_launch)
     library = _library(config, device, model, to_launch)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
-    wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
-    listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
-    for unused in wanted.keys() - set(listened):
-        if wanted[unused] is not None:
-            raise PlanError(f"{unused}={wanted[unused]}, but engine={engine.name} has no such port; leave it out")
-    wishes = {port: wanted.get(port) for port in listened}
-    if config.supervise.metrics_port:  # the supervisor's own: none of the engine's may be the same
-        wishes["supervise.metrics_port"] = config.supervise.metrics_port
     sources = shipped("templates")
     return engine, ServeSpec(
         name=name,
@@ -88,7 +80,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         runtime=config.runtime.name,
         environment=environment,
         bind=config.host,
-        ports=ledger.choose_ports(config.host, wishes)[: len(listened)],
+        ports=_ports(config, engine, ledger),
         run_dir=str(ledger.deployments / name / "run"),
         artifacts=str(artifacts.folder(cache_root())),
         options=options,
@@ -112,6 +104,19 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         memory=fit.memory if fit else None,
         notes=notes,
     )
+
+
+def _ports(config: LaunchConfig, engine: Engine, ledger: Ledger) -> tuple[int, ...]:
+    """One for each of `engine.ports`."""
+    wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
+    listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
+    for unused in wanted.keys() - set(listened):
+        if wanted[unused] is not None:
+            raise PlanError(f"{unused}={wanted[unused]}, but engine={engine.name} has no such port; leave it out")
+    wishes = {port: wanted.get(port) for port in listened}
+    if config.supervise.metrics_port:  # the supervisor's own: none of the engine's may be the same
+        wishes["supervise.metrics_port"] = config.supervise.metrics_port
+    return ledger.choose_ports(config.host, wishes)[: len(listened)]
 
 
 def _check_bind(config: LaunchConfig, engine: Engine) -> None:
@@ -146,29 +151,8 @@ def _model(
     path = str(source.path(cache_root()))
     given = models.format_of(conf.source, conf.format)
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
-    compiler = None
-    if sdk and sdk.compiler and given not in wanted:
-        from launcher.adapters.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
-
-        compiler = BinaryCompilerAdapter(sdk)
-    if compiler and to_launch and (missing := compiler.missing(environment)):
-        raise ResourceError(missing)
-    shop = builds.Workshop(
-        cache=cache_root(),
-        templates=shipped("templates"),
-        model_id=conf.id,
-        identity=source.identity(),
-        context_length=conf.context_length,
-        dtype=conf.dtype,
-        product=device.product,
-        device_count=device.count,
-        settings=conf.build.get(device.kind, {}),
-        converter=environments.describe("convert", "managed", config.builders.get("convert"), cache_root()),
-        exporter=environments.describe("onnx", "managed", config.builders.get("onnx"), cache_root()),
-        serving=environment,
-        compiler=compiler,
-        compiler_version=compiler.version(environment) if compiler else "",
-    )
+    compiles = sdk is not None and sdk.compiler is not None and given not in wanted
+    shop = _workshop(config, device, environment, source, compiles=compiles, to_launch=to_launch)
     reached, steps = builds.steps(given, wanted, path, shop)
     if not reached:
         raise PlanError(
@@ -198,6 +182,42 @@ def _model(
         outputs=outputs,
     )
     return model, steps
+
+
+def _workshop(
+    config: LaunchConfig,
+    device: Device,
+    environment: Environment,
+    source: models.Source,
+    *,
+    compiles: bool,
+    to_launch: bool,
+) -> builds.Workshop:
+    """What conversions are made from; `compiles` says that the device's own compiler may be one of them."""
+    conf = config.model
+    compiler = None
+    if compiles and config.device.sdk:
+        from launcher.adapters.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
+
+        compiler = BinaryCompilerAdapter(config.device.sdk)
+    if compiler and to_launch and (missing := compiler.missing(environment)):
+        raise ResourceError(missing)
+    return builds.Workshop(
+        cache=cache_root(),
+        templates=shipped("templates"),
+        model_id=conf.id,
+        identity=source.identity(),
+        context_length=conf.context_length,
+        dtype=conf.dtype,
+        product=device.product,
+        device_count=device.count,
+        settings=conf.build.get(device.kind, {}),
+        converter=environments.describe("convert", "managed", config.builders.get("convert"), cache_root()),
+        exporter=environments.describe("onnx", "managed", config.builders.get("onnx"), cache_root()),
+        serving=environment,
+        compiler=compiler,
+        compiler_version=compiler.version(environment) if compiler else "",
+    )
 
 
 def _library(config: LaunchConfig, device: Device, model: Model, to_launch: bool) -> Mapping[str, Any]:
