@@ -14,6 +14,8 @@ from engines.base import Device, Model, PlanError
 
 #: arguments that say over how many devices a model is spread; tensor parallelism takes what the others leave
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
+#: that vLLM's build for CPUs loads, and Debian's package of each
+CPU_LIBRARIES: Mapping[str, str] = {"libnuma.so.1": "libnuma1"}
 #: of a CPU; what vLLM takes when it is not told is most of the machine
 KV_CACHE_BYTES = 1 << 30
 

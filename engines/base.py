@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from engines.endpoint import LOOPBACK, Endpoint, Endpoints, KeyFile
+from engines.container import Container, ContainerSettings, ImageBuild, Mount, Port
+from engines.endpoint import LOOPBACK, LOOPBACK_ADDRESS, Endpoint, Endpoints, KeyFile
+from engines.environment import Environment
 from engines.errors import (
     ConfigError,
     DeploymentError,
@@ -31,9 +33,7 @@ from engines.plan import (
     OUTPUT,
     BuildProfile,
     BuildStep,
-    Container,
     Device,
-    Environment,
     HttpCheck,
     LaunchPlan,
     Memory,
@@ -58,12 +58,12 @@ from engines.protocol import (
 )
 
 __all__ = [
-    "FILES", "LOOPBACK", "MISSING", "OUTPUT",
-    "Answer", "BuildProfile", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container", "DeploymentError",
+    "FILES", "LOOPBACK", "LOOPBACK_ADDRESS", "MISSING", "OUTPUT",
+    "Answer", "BuildProfile", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container",
+    "ContainerSettings", "DeploymentError",
     "Device", "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady", "GenerateRequest",
-    "HttpCheck",
-    "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse",
-    "Model", "NoOptions", "PlanError", "PrepareError", "ProbeSettings",
+    "HttpCheck", "ImageBuild", "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse", "Model", "Mount",
+    "NoOptions", "PlanError", "Port", "PrepareError", "ProbeSettings",
     "Probes", "ReadyTimeout", "Request", "RequestError", "ResourceError", "RmLaunchError", "Sampling", "ServeSpec",
     "StoppedBeforeReady", "Target", "TensorRequest", "TensorSpec", "Tensors", "Vector",
 ]  # fmt: skip
@@ -79,7 +79,10 @@ class Capabilities:
     formats: Mapping[str, Mapping[str, tuple[str, ...]]]  #: device kind → task → model formats, the preferred first
     libraries: bool = False  #: tensors through a C library that a device's config declares (`device.sdk`)
     api_key: bool = False  #: the server can demand a key that is given to it
-    runtimes: tuple[str, ...] = ("process",)  #: where its program can run; the first is what `auto` means
+    runtimes: tuple[str, ...] = (
+        "process",
+        "docker",
+    )  #: where its program can run; `auto` takes the first that can be had
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -101,8 +104,6 @@ class Engine(ABC):
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
     ports: ClassVar[tuple[str, ...]] = ("http",)  #: the names of the ports that the server listens on
-    #: shared libraries that its own packages lack; {python} is the version of its environment's Python
-    system_libraries: ClassVar[tuple[str, ...]] = ()
     #: a dataclass of the config keys that only this engine has; their values are in `ServeSpec.options`
     Options: ClassVar[type] = NoOptions
 
@@ -142,6 +143,15 @@ class Engine(ABC):
         Of `model`, the format is that of the source.
         """
         return None
+
+    def external_program(self, kind: str, options: Mapping[str, Any]) -> str | None:  # noqa: ARG002
+        """The server where its packages have none, and this machine or an image must."""
+        return None
+
+    def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
+        """Shared libraries that the packages of `environment_key` lack, and Debian's package of each; {python} stands
+        for the version of their Python."""
+        return {}
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002
         """The key of `environments` and `images` in the engine's config; the device kind, unless options matter."""

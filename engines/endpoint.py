@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engines.errors import InferenceError
 
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK_ADDRESS = "127.0.0.1"
+LOOPBACK = frozenset({LOOPBACK_ADDRESS, "localhost", "::1"})
 
 
 @dataclass(frozen=True, slots=True)

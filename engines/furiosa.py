@@ -170,7 +170,7 @@ def _build(spec: ServeSpec) -> BuildStep:
         "optim_level": options["optim_level"],
         "convert": "embed" if spec.model.task == "embed" else None,
     }
-    environment = spec.environment
+    environment = spec.builder
     profile = BuildProfile(
         target=spec.device.product or "furiosa",
         compiler="fxb",

@@ -34,8 +34,6 @@ class LlamaCpp(Engine):
         api_key=True,
     )
 
-    system_libraries: ClassVar[tuple[str, ...]] = ("libgomp.so.1",)
-
     def __init__(self) -> None:
         self._client = OpenAIClient()
 
@@ -73,6 +71,9 @@ class LlamaCpp(Engine):
         if device.kind == "gpu" and args.get("n_gpu_layers") not in (None, "all", -2, 999):
             return None  # what is left to the processor takes no memory of the GPU
         return memory_use.llama_cpp(model, device, args)
+
+    def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
+        return {"libgomp.so.1": "libgomp1"}
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         return self._client.infer(target, request)

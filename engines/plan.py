@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engines.endpoint import Endpoint, Endpoints, KeyFile
+from engines.container import Container, Mount, Port
+from engines.endpoint import LOOPBACK_ADDRESS, Endpoint, Endpoints, KeyFile
+from engines.environment import Environment
 
 #: in the words of a build step's `argv`: the folder to fill, and the folder that holds the step's `files`
 OUTPUT, FILES = "{output}", "{files}"
@@ -27,7 +29,6 @@ class Device:
     assumed: bool = False
     simulated: bool = False  #: computed by a program on the host's processor
     env: Mapping[str, str] = field(default_factory=dict)  #: what makes only `ids` visible to the engine
-    nodes: tuple[str, ...] = ()  #: device nodes that a container needs
 
     @property
     def count(self) -> int:
@@ -109,33 +110,6 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Environment:
-    """An isolated set of packages; `path` is the folder of the Python environment that holds it."""
-
-    name: str
-    path: str
-    python: str  #: "3.11"
-    managed: bool = True  #: False where the user owns it: it is used as it is
-    requirements: tuple[str, ...] = ()
-    overrides: tuple[str, ...] = ()
-    indexes: tuple[str, ...] = ()
-    library_dir: str = ""  #: where the shared library of its Python lies, for programs that embed it
-
-    @property
-    def bin(self) -> str:
-        return f"{self.path}/bin"
-
-    @property
-    def version(self) -> str:
-        """What an artifact made here is keyed by: the pinned packages, or the place where the user has it."""
-        return ", ".join(self.requirements) or self.path
-
-    @property
-    def site_packages(self) -> str:
-        return f"{self.path}/lib/python{self.python}/site-packages"
-
-
-@dataclass(frozen=True, slots=True)
 class BuildProfile:
     """How an artifact is made: with the weights, everything that it depends on."""
 
@@ -186,7 +160,7 @@ class ServeSpec:
     device: Device
     model: Model
     runtime: str
-    environment: Environment
+    environment: Environment  #: as the engine's program finds it, in a container too
     bind: str  #: the address that the server listens on
     ports: tuple[int, ...]  #: as many as the engine's `ports`
     run_dir: str  #: where the plan's files are written
@@ -198,7 +172,9 @@ class ServeSpec:
     builds: tuple[BuildStep, ...] = ()
     #: the C library that runs the model, as templates/models/native.py reads it; empty where the engine runs it itself
     library: Mapping[str, Any] = field(default_factory=dict)
-    image: str | None = None
+    container: Container | None = None  #: that the program runs in; the plan adds what the engine needs of it
+    published: str = ""  #: the address of this machine at which a container's server is reached
+    tools: Environment | None = None  #: on this machine, for build steps of the engine; None is `environment`
     program: str | None = None  #: the user's own server binary
     api_key: str | None = None
     stop_grace_s: float = 10.0  #: from TERM to KILL
@@ -209,7 +185,18 @@ class ServeSpec:
     @property
     def connect_host(self) -> str:
         """The address that a client on this machine uses; a wildcard bind is reached over loopback."""
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.bind, self.bind)  # noqa: S104  (compared, not bound)
+        host = self.published or self.bind
+        return {"0.0.0.0": LOOPBACK_ADDRESS, "::": "::1"}.get(host, host)  # noqa: S104  (compared, not bound)
+
+    @property
+    def private_bind(self) -> str:
+        """What a port listens on that only this machine may reach; a container's is published on loopback alone."""
+        return self.bind if self.container else LOOPBACK_ADDRESS
+
+    @property
+    def builder(self) -> Environment:
+        """Where build steps run that need the engine's packages."""
+        return self.tools or self.environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +247,6 @@ class Probes:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """What a container of this plan needs, whichever runtime is chosen."""
-
-    image: str
-    devices: tuple[str, ...] = ()
-    shm_size: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """Everything a runtime needs, and nothing that it has to look up."""
 
@@ -309,6 +287,7 @@ class LaunchPlan:
         leftovers: Sequence[str] = (),
         chat: bool = True,
         shm_size: str | None = None,
+        reads: Sequence[str] = (),
         builds: Sequence[BuildStep] | None = None,
         key: KeyFile | None = None,
         model_repository: str | None = None,
@@ -316,9 +295,12 @@ class LaunchPlan:
     ) -> LaunchPlan:
         """The plan of `spec`: what the engine decided, and the rest as the spec has it.
 
-        The user's variables win over the engine's, which win over the device's.
+        The user's variables win over the engine's, which win over the device's. `reads` are files and folders of the
+        user's, besides the model, that the program opens.
         """
-        container = Container(spec.image, spec.device.nodes, shm_size) if spec.image else None
+        steps = spec.builds if builds is None else tuple(builds)
+        inside = [f"{spec.run_dir}/{model_repository}"] if model_repository else []
+        container = _container(spec, [*inside, *_served(spec, steps), *reads], shm_size)
         return cls(
             name=spec.name,
             engine=spec.engine,
@@ -333,8 +315,8 @@ class LaunchPlan:
             env={**spec.device.env, **(env or {}), **spec.env},
             files=files or {},
             links=links or {},
-            leftovers=tuple(leftovers),
-            builds=spec.builds if builds is None else tuple(builds),
+            leftovers=_outside(container, leftovers),
+            builds=steps,
             container=container,
             chat=chat and spec.model.chat,
             key=key,
@@ -343,3 +325,37 @@ class LaunchPlan:
             memory=spec.memory,
             notes=spec.notes,
         )
+
+
+def _served(spec: ServeSpec, steps: Sequence[BuildStep]) -> list[str]:
+    """What the program reads of the model: itself, and what is made from it for this engine."""
+    made = [step.output for step in steps if step not in spec.builds]
+    library = spec.library.get("library", "")
+    return [spec.model.path, *made, *([library] if library.startswith("/") else [])]
+
+
+def _container(spec: ServeSpec, reads: Sequence[str], shm_size: str | None) -> Container | None:
+    """The container of `spec` with what the engine needs of it: its ports, and what it reads at the same place."""
+    if spec.container is None:
+        return None
+    http, *others = spec.ports
+    return replace(
+        spec.container,
+        ports=(Port(spec.published, http), *(Port(LOOPBACK_ADDRESS, number) for number in others)),
+        mounts=(
+            Mount(spec.run_dir, spec.run_dir, read_only=False),
+            *(Mount(path, path) for path in dict.fromkeys(reads)),
+            Mount(spec.container.cache, spec.container.cache, read_only=False),
+            *spec.container.mounts,
+        ),
+        shm_size=spec.container.shm_size or shm_size,
+    )
+
+
+def _outside(container: Container | None, leftovers: Sequence[str]) -> tuple[str, ...]:
+    """Those that can be on this machine: a container takes its own with it, unless it shares the machine's /dev/shm."""
+    if container is None:
+        return tuple(leftovers)
+    if container.ipc != "host":
+        return ()
+    return tuple(pattern for pattern in leftovers if pattern.startswith("/dev/shm/"))  # noqa: S108  (the kernel's)

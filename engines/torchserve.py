@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from engines import backends, memory_use, rbln_vllm
+from engines.async_engine_args import CPU_LIBRARIES
 from engines.base import (
     MISSING,
     Answer,
@@ -110,6 +111,9 @@ class TorchServe(Engine):
     ) -> MemoryUse | None:
         return backends.memory(model, device, options, memory_use.TORCHSERVE_CPU_BYTES)
 
+    def system_libraries(self, key: str) -> Mapping[str, str]:
+        return CPU_LIBRARIES if key == "cpu-vllm" else {}
+
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return f"{kind}-vllm" if kind in ("cpu", "gpu") and options["backend"] == "vllm" else kind
 
@@ -178,8 +182,8 @@ def _properties(spec: ServeSpec, store: str, name: str) -> str:
     http, management, metrics = spec.ports
     ours: dict[str, Any] = {
         "inference_address": f"http://{spec.bind}:{http}",
-        "management_address": f"http://{_LOOPBACK}:{management}",
-        "metrics_address": f"http://{_LOOPBACK}:{metrics}",
+        "management_address": f"http://{spec.private_bind}:{management}",
+        "metrics_address": f"http://{spec.private_bind}:{metrics}",
         "grpc_inference_address": _LOOPBACK,
         "grpc_inference_port": 0,
         "grpc_management_address": _LOOPBACK,

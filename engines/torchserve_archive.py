@@ -60,7 +60,7 @@ def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
         else:
             extra.append(spec.model.path)
     argv = (
-        f"{spec.environment.bin}/torch-model-archiver", "--model-name", spec.model.id, "--version", VERSION,
+        f"{spec.builder.bin}/torch-model-archiver", "--model-name", spec.model.id, "--version", VERSION,
         "--handler", f"{FILES}/{name}", "--config-file", f"{FILES}/model-config.yaml", *weights,
         "--extra-files", ",".join(extra), "--archive-format", how, "--export-path", OUTPUT,
     )  # fmt: skip
@@ -69,7 +69,7 @@ def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
     profile = BuildProfile(
         target=spec.device.kind,
         compiler="torch-model-archiver",
-        compiler_version=spec.environment.version,
+        compiler_version=spec.builder.version,
         flags={"archive-format": how, "files": digest},
         interface="mar",
     )
@@ -77,7 +77,7 @@ def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
         name="torch-model-archiver",
         argv=argv,
         output=profile.place(spec.artifacts, spec.model.id, json.dumps(made_from)),
-        environment=spec.environment,
+        environment=spec.builder,
         files=files,
         model_id=spec.model.id,
         profile=profile,

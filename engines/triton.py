@@ -37,6 +37,9 @@ from engines.triton_client import TritonClient
 from engines.triton_repository import python_model, vllm_model
 from engines.triton_tensors import DATATYPES
 
+#: of NVIDIA's container
+_SERVER = "tritonserver"
+
 #: numbers in the readiness request; more would only make plans long
 _MOST_ZEROS = 4096
 
@@ -57,7 +60,6 @@ class Triton(Engine):
     name: ClassVar[str] = "triton"
     capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
-    system_libraries: ClassVar[tuple[str, ...]] = ("libpython{python}.so.1.0",)  # its stub embeds Python
     Options: ClassVar[type] = Options
 
     def __init__(self) -> None:
@@ -99,6 +101,12 @@ class Triton(Engine):
     ) -> MemoryUse | None:
         return backends.memory(model, device, options, memory_use.TRITON_CPU_BYTES)
 
+    def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
+        return {"libpython{python}.so.1.0": "libpython{python}"}  # its stub embeds Python
+
+    def external_program(self, kind: str, options: Mapping[str, Any]) -> str | None:
+        return _SERVER if _external(options["backend"], kind) else None
+
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-vllm" if kind == "gpu" and options["backend"] == "vllm" else kind
 
@@ -123,12 +131,16 @@ def _program(spec: ServeSpec, backend: str) -> tuple[str, ...]:
     nvidia-pytriton carries a tritonserver that has the Python backend alone. The vLLM backend and RBLN need one from
     NVIDIA's container, which finds its backends by itself.
     """
-    if backend == "vllm" or spec.device.kind == "rbln":
-        server, backends = spec.program or "tritonserver", spec.options["backend_directory"]
+    if _external(backend, spec.device.kind):
+        server, backends = spec.program or _SERVER, spec.options["backend_directory"]
     else:
         server = spec.program or f"{spec.environment.site_packages}/pytriton/tritonserver/bin/tritonserver"
         backends = spec.options["backend_directory"] or f"{spec.run_dir}/backends"
     return (server, "--backend-directory", backends) if backends else (server,)
+
+
+def _external(backend: str, kind: str) -> bool:
+    return backend == "vllm" or kind == "rbln"
 
 
 def _flags(spec: ServeSpec) -> list[str]:

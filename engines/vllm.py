@@ -118,6 +118,9 @@ class Vllm(Engine):
             return memory_use.vllm_cpu(model, wanted, async_engine_args.KV_CACHE_BYTES)
         return memory_use.vllm_gpu(model, device, wanted, options["nodes"])
 
+    def system_libraries(self, key: str) -> Mapping[str, str]:
+        return async_engine_args.CPU_LIBRARIES if key == "cpu" else {}
+
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
         return "gpu-ray" if kind == "gpu" and options["nodes"] > 1 else kind
 

@@ -69,7 +69,6 @@ def assign(
         assumed=not found,
         simulated=conf.sdk is not None and conf.sdk.simulated,
         env=plugin.visible_env(ids, found),
-        nodes=plugin.nodes(ids),
     )
 
 

@@ -23,7 +23,7 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
         yield None
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.lock"), on_wait):
+    with locked(target.with_name(f".{target.name}.lock"), on_wait):
         if target.exists():
             yield None
             return
@@ -51,7 +51,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
+    """Nobody else has `path` while the block runs; calls `on_wait` before it waits for one who has."""
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from engines.base import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
 
 if TYPE_CHECKING:
+    from engines.base import LaunchPlan
     from launcher.spawn import Spawned
 
 _USAGE = """\
@@ -26,7 +27,7 @@ rmlaunch: plan, start, prove and stop model servers
 
   rmlaunch [engine=…] [device=…] [model=…] [key=value …]   launch in the foreground; Ctrl-C drains and stops
   rmlaunch … prompt="What is …?"                            launch, ask once, print the answer, stop
-  rmlaunch plan … [--json]                                  print everything that would be done, and do nothing
+  rmlaunch plan … [--json | --as docker-run]                print everything that would be done, and do nothing
   rmlaunch -m engine=triton,llamacpp … prompt="…"           launch, measure and stop each combination; one report
 
   rmlaunch up -d … [name=NAME] [--replace] [--json]         launch, and return when it serves; it goes on without you
@@ -36,6 +37,7 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
   rmlaunch artifact list | show ID | prune [--unused] [--older-than DAYS] [--json]   what build steps have made
+  rmlaunch image build engine=… device=… | list | prune     what runtime=docker runs
   rmlaunch info [--json]                                    what this machine has, who uses it, which engines can run
   rmlaunch doctor … [--json] [--online]                     what would stop this launch, each with its remedy
 
@@ -104,6 +106,7 @@ def _help() -> int:
 
 
 def _plan(words: Sequence[str]) -> int:
+    words, form = _form(words)
     overrides, config_dir = _split([word for word in words if word != "--json"])
     from launcher import plans
     from launcher.compose import normalized
@@ -116,9 +119,36 @@ def _plan(words: Sequence[str]) -> int:
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
     plan = engine.plan(spec)
     _say_reasons((*settled.reasons, *plan.notes))
-    text = json.dumps(plans.public(plan), indent=2) if "--json" in words else "\n".join(plans.lines(plan))
+    if form:
+        text = _docker_run(plan)
+    else:
+        text = json.dumps(plans.public(plan), indent=2) if "--json" in words else "\n".join(plans.lines(plan))
     sys.stdout.write(f"{text}\n")
     return 0
+
+
+def _form(words: Sequence[str]) -> tuple[Sequence[str], str]:
+    """The words without `--as FORM`, and the form."""
+    for number, word in enumerate(words):
+        flag, equals, form = word.partition("=")
+        if flag == "--as":
+            form = form if equals else "".join(words[number + 1 : number + 2])
+            if form != "docker-run":
+                raise ConfigError(f"--as {form or '(nothing)'} is not known; write --as docker-run")
+            if "--json" in words:
+                raise ConfigError("--as docker-run and --json do not go together; leave one out")
+            return [*words[:number], *words[number + (1 if equals else 2) :]], form
+    return words, ""
+
+
+def _docker_run(plan: LaunchPlan) -> str:
+    from launcher.runtimes import docker_request
+
+    if plan.container is None:
+        raise ConfigError(f"--as docker-run needs a container, and this launch has runtime={plan.runtime}; add "
+                          "runtime=docker")  # fmt: skip
+    sys.stderr.write(f"a launch makes the image, the model and the files in {plan.run_dir} first\n")
+    return docker_request.shown(plan)
 
 
 def _up(words: Sequence[str]) -> int:
@@ -139,6 +169,12 @@ def _artifact(words: Sequence[str]) -> int:
     return artifact_verbs.run(words)
 
 
+def _image(words: Sequence[str]) -> int:
+    from launcher import image_verbs
+
+    return image_verbs.run(words)
+
+
 def _info(words: Sequence[str]) -> int:
     from launcher.info import report
 
@@ -157,6 +193,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "plan": _plan,
     "up": _up,
     "artifact": _artifact,
+    "image": _image,
     "info": _info,
     "doctor": _doctor,
     **{verb: partial(_manage, verb) for verb in _MANAGED},

@@ -18,7 +18,7 @@ from typing import Any
 from launcher import structs
 from launcher.masking import is_secret, mask_url
 from launcher.paths import cache_root, shipped, user_config
-from launcher.schema import EngineConf, LaunchConfig, engine_conf
+from launcher.schema import ContainerConf, EngineConf, LaunchConfig, RuntimeConf, engine_conf
 
 _KEPT = 64
 _NEVER_KEPT = ("hydra.", "hydra/", "prompt=", "api_key=", "engine.env")
@@ -76,17 +76,20 @@ def _our_version() -> list[int]:
 
 
 def _load(data: Any) -> LaunchConfig:
-    # The field says EngineConf; which of its subclasses it was, only the file knows.
+    # The fields say EngineConf and RuntimeConf; which of their subclasses they were, only the file knows.
     kind = engine_conf(data["engine"]) if data["engine"] else EngineConf
     engine = structs.load(kind, data["config"]["engine"])
-    return dataclasses.replace(structs.load(LaunchConfig, {**data["config"], "engine": None}), engine=engine)
+    runtime = structs.load(ContainerConf if data["container"] else RuntimeConf, data["config"]["runtime"])
+    plain = structs.load(LaunchConfig, {**data["config"], "engine": None, "runtime": None})
+    return dataclasses.replace(plain, engine=engine, runtime=runtime)
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:
     from launcher.atomic import write_text
 
     own = "" if type(config.engine) is EngineConf else config.engine.name
-    data = {"engine": own, "config": dataclasses.asdict(config)}
+    container = isinstance(config.runtime, ContainerConf)
+    data = {"engine": own, "container": container, "config": dataclasses.asdict(config)}
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(file, json.dumps(data))

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
-from launcher import registry
+from launcher import plans, registry
 from launcher.devices import declared
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase, Policy
-from launcher.orders import Orders
+from launcher.orders import Orders, plugin_at
 from launcher.peers import connect
+from launcher.runtimes.base import Runtime
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 
@@ -191,9 +192,10 @@ class Supervised:
         """A supervisor that was killed took the engine's leader along; its workers are ours to end."""
         if self._spawned.process.returncode == 0:
             return
-        from launcher.runtimes.process import kill_marked, remove_leftovers
+        runtime: Runtime = plugin_at(self._orders.runtime)
+        runtime.clear(self.plan.run_dir, plans.public(self.plan))
+        from launcher.runtimes.process import remove_leftovers
 
-        kill_marked(self.plan.run_dir, 5.0)
         remove_leftovers(self.plan, self._since)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from launcher import registry, structs
 from launcher.atomic import write_text
 from launcher.client import Client, Connected
 from launcher.control import Connection, News, Supervised
-from launcher.ledger import Claim, Ledger, sweep
+from launcher.ledger import Claim, Ledger
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
 from launcher.runtimes.base import Handle
 from launcher.runtimes.process import is_alive
 from launcher.spawn import Spawned
 from launcher.suggest import unknown
+
+log = logging.getLogger(__name__)
 
 _ADOPT_TIMEOUT_S = 30.0
 
@@ -100,20 +103,31 @@ class Deployments:
         claim = self._ledger.take_over(folder.name, timeout_s=0.1)
         if claim is not None:  # else its supervisor, or who is starting one, knows better and will write again
             reason = "its state.json cannot be read, and it has no supervisor; what was left of it has been ended"
-            _end(claim, News(Phase.FAILED, reason))
+            self._end(claim, News(Phase.FAILED, reason))
 
     def _adopt(self, folder: Path, news: News) -> list[Supervised]:
         """A supervisor for what still serves; what does not is ended, and said to have."""
         claim = self._ledger.take_over(folder.name)
         if claim is None:  # another launch of its name has begun
             return []
-        legacy = self._ledger.legacy(folder.name)
+        try:
+            legacy = self._ledger.legacy(folder.name)
+        except DeploymentError as exc:
+            log.warning("%s has no supervisor, and it cannot be told whether it serves: %s", folder.name, exc)
+            claim.lock.close()
+            return []
         if legacy is None or news.handle is None:
             reason = "its supervisor was killed, and its program has ended since"
-            _end(claim, News(Phase.FAILED, reason, log=news.log))
+            self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
         orders = dataclasses.replace(Orders.loads(legacy), adopt=Handle(**news.handle), starts=news.starts)
         return [Supervised(Spawned(), orders, claim)]
+
+    def _end(self, claim: Claim, last: News) -> None:
+        """Leave nothing of a deployment that nobody can adopt, and write its last word."""
+        left = self._ledger.sweep(claim.folder.name)
+        write_text(claim.folder / "state.json", json.dumps(_record(dataclasses.replace(last, leftovers=left))))
+        claim.lock.close()
 
 
 class Attached(Client):
@@ -135,13 +149,6 @@ class Attached(Client):
 
     def _connected(self) -> Connected:
         return self._asked
-
-
-def _end(claim: Claim, last: News) -> None:
-    """Leave nothing of a deployment that nobody can adopt, and write its last word."""
-    sweep(claim.folder / "run")
-    write_text(claim.folder / "state.json", json.dumps(_record(last)))
-    claim.lock.close()
 
 
 def _said(folder: Path) -> News | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -181,15 +180,6 @@ _SIGNALS = {
     signal.SIGBUS: ("its memory went (SIGBUS): /dev/shm is full, or the model's file was cut short in use", False),
     signal.SIGTERM: ("somebody ended it (SIGTERM)", False),
 }
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has killed since the machine started because memory had run out."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_memory: bool = False) -> Diagnosis:

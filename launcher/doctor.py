@@ -10,7 +10,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.base import Engine, Environment, LaunchPlan, PrepareError, ResourceError, RmLaunchError, ServeSpec
+from engines.base import (
+    Container,
+    DeploymentError,
+    Engine,
+    Environment,
+    LaunchPlan,
+    PrepareError,
+    ResourceError,
+    RmLaunchError,
+    ServeSpec,
+)
 from launcher import environments, inventory, models, prepare
 from launcher.devices import declared
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
@@ -108,13 +118,17 @@ def _without_hardware(settled: Settled) -> tuple[Engine, ServeSpec] | RmLaunchEr
 
 def _launch(plan: LaunchPlan, engine: Engine, spec: ServeSpec, plugin: DevicePlugin, online: bool) -> Iterator[Check]:
     yield _ports(engine, spec)
-    wanted = [plan.environment] if plan.argv else []
+    wanted = [plan.environment] if plan.argv and not plan.container else []
+    if plan.container:
+        yield from _container(plan.container)
+        wanted += [plan.container.build.environment] if plan.container.build else []
     if not Path(plan.model.path).exists():
         wanted += [step.environment for step in plan.builds]
     for environment in dict.fromkeys(wanted):
         yield from _environment(environment, plugin, online)
-    yield from _program(plan)
-    yield from _libraries(plan, engine)
+    if not plan.container:
+        yield from _program(plan)
+        yield from _libraries(plan, engine)
     yield from _model(plan)
     yield from _room(wanted)
 
@@ -213,6 +227,33 @@ def _can_be_made(name: str, environment: Environment, online: bool) -> Check:
     return Check(name, NOTE, f"{what}; the indexes have them")
 
 
+def _container(container: Container) -> Iterator[Check]:
+    """The daemon, what it has of the image, and whether it can give the devices."""
+    from launcher import images
+    from launcher.runtimes import docker_daemon
+
+    try:
+        yield Check("docker", OK, docker_daemon.ping(container.daemon))
+        there = images.is_there(container.daemon, container.image)
+        runtimes = docker_daemon.runtimes(container.daemon)
+    except (docker_daemon.AwayError, DeploymentError) as exc:
+        yield _refused("docker", exc)
+        return
+    if there and container.pull != "always":
+        yield Check("image", OK, f"{container.image} is here")
+    elif container.build:
+        yield Check("image", NOTE, f"{container.image} would be built on {container.build.base}")
+    elif container.pull == "never":
+        yield Check("image", PROBLEM, f"{container.image} is not here, and runtime.pull=never",
+                    "docker pull or docker load it, or leave runtime.pull out")  # fmt: skip
+    else:
+        yield Check("image", NOTE, f"{container.image} would be pulled; not tried")
+    if container.gpu_ids and "nvidia" not in runtimes:
+        yield Check("docker", PROBLEM, f"the daemon has no NVIDIA runtime; it has: {', '.join(runtimes)}",
+                    "install nvidia-container-toolkit, run `nvidia-ctk runtime configure --runtime=docker`, restart "
+                    "Docker")  # fmt: skip
+
+
 def _program(plan: LaunchPlan) -> Iterator[Check]:
     if not plan.argv:
         yield Check("program", OK, "none: somebody else runs the server")
@@ -232,7 +273,8 @@ def _program(plan: LaunchPlan) -> Iterator[Check]:
 def _libraries(plan: LaunchPlan, engine: Engine) -> Iterator[Check]:
     if not plan.environment.managed or not plan.argv or not plan.argv[0].startswith(f"{plan.environment.path}/"):
         return  # a program of the user's own has what it needs, or is theirs to mend
-    for pattern in engine.system_libraries:
+    key = plan.environment.name.removeprefix(f"{engine.name}-")
+    for pattern, package in engine.system_libraries(key).items():
         library = pattern.format(python=plan.environment.python)
         # As the engine will: in a process of its own, with its variables.
         code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
@@ -240,7 +282,8 @@ def _libraries(plan: LaunchPlan, engine: Engine) -> Iterator[Check]:
         if said.code == 0:
             yield Check("library", OK, library)
         else:
-            remedy = "install the package of your distribution that has it (on Debian libgomp1, libpython3.x)"
+            debians = package.format(python=plan.environment.python)
+            remedy = f"install the package of your distribution that has it (on Debian {debians})"
             yield Check("library", PROBLEM, f"{plan.engine} needs {library}, and it is not found", remedy)
 
 

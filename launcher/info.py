@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from engines.base import ConfigError, RmLaunchError
 from launcher import inventory, registry
@@ -20,8 +17,6 @@ from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root
 
-_DOCKER = "/var/run/docker.sock"
-_DOCKER_LIMIT_S = 1.0
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
 
 
@@ -130,31 +125,17 @@ def _runtimes() -> Iterator[dict[str, Any]]:
     for name in ours:
         if name not in ("docker", "ray"):
             yield {"name": name, "available": True, "supported": True, "detail": ""}
-    for name, (available, detail) in (("docker", docker()), ("ray", _ray())):
+    for name, (available, detail) in (("docker", _docker()), ("ray", _ray())):
         yield {"name": name, "available": available, "supported": name in ours, "detail": detail}
 
 
-def docker(host: str | None = None) -> tuple[bool, str]:
-    """Whether Docker's daemon answers at its socket, and what it says of itself, or why it does not."""
-    host = host or os.environ.get("DOCKER_HOST") or f"unix://{_DOCKER}"
-    place = urlsplit(host)
-    if place.scheme != "unix":
-        return False, f"DOCKER_HOST={mask_url(host)} is not a Unix socket, and was not tried"
-    if not Path(place.path).exists():
-        return False, f"no daemon: there is no {place.path}"
+def _docker() -> tuple[bool, str]:
+    from launcher.runtimes import docker_daemon
+
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_DOCKER_LIMIT_S)
-            connection.connect(place.path)
-            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
-            answer = connection.recv(4096).decode(errors="replace")
-    except OSError as exc:
-        return False, f"{place.path}: {exc.strerror or exc}"
-    status, *headers = answer.splitlines() or [""]
-    if " 200 " not in f"{status} ":
-        return False, f"{place.path} answered {status[:60]!r}"
-    told = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in headers)}
-    return True, f"daemon at {place.path}, API {told.get('api-version', 'unknown')}"
+        return True, docker_daemon.ping(docker_daemon.address())
+    except docker_daemon.AwayError as exc:
+        return False, str(exc).partition(";")[0]
 
 
 def _ray() -> tuple[bool, str]:

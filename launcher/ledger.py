@@ -22,12 +22,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from engines.base import ResourceError
+from engines.base import DeploymentError, ResourceError
 from launcher.atomic import write_text
 from launcher.masking import mask_argv
-from launcher.runtimes.base import Handle
+from launcher.runtimes.base import Handle, Runtime
 
 FIRST_PORT = 8000
 _LAST_PORT = 65535
@@ -101,7 +101,7 @@ class Ledger:
         # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._sweep_dead()
-        sweep(folder / "run")
+        self.sweep(name)
         (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
         write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         return Claim(folder, lock)
@@ -123,18 +123,46 @@ class Ledger:
     def _sweep_dead(self) -> None:
         """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""
         for run in self.deployments.glob("*/run"):
-            if not self.is_live(run.parent.name) and self.legacy(run.parent.name) is None:
-                sweep(run)
+            if not self.is_live(run.parent.name) and not self._may_serve(run.parent.name):
+                self.sweep(run.parent.name)
+
+    def sweep(self, name: str) -> tuple[str, ...]:
+        """End everything that is left of `name`, and remove its folder; returns what is still there, in words."""
+        run = self.deployments / name / "run"
+        if not run.exists():
+            return ()
+        left = self._runtime(name).clear(str(run), self._plan(name))
+        shutil.rmtree(run, ignore_errors=True)
+        return left
 
     def legacy(self, name: str) -> bytes | None:
-        """The orders that the program of a detached deployment keeps, where it serves without a supervisor."""
-        from launcher.runtimes.process import legacy_of
+        """The orders that the program of a detached deployment keeps, where it serves without a supervisor.
 
+        Raises `DeploymentError` where that cannot be told now.
+        """
         try:
             handle = json.loads((self.deployments / name / "state.json").read_text())["handle"]
-            return legacy_of(Handle(**handle)) if handle else None
+            return self._runtime(name).legacy(Handle(**handle)) if handle else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _may_serve(self, name: str) -> bool:
+        try:
+            return self.legacy(name) is not None
+        except DeploymentError:
+            return True
+
+    def _runtime(self, name: str) -> Runtime:
+        from launcher import registry
+
+        return registry.runtime(self._plan(name).get("runtime", "process"))
+
+    def _plan(self, name: str) -> Mapping[str, Any]:
+        """As it was written down; empty where it cannot be read."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            plan: Mapping[str, Any] = json.loads((self.deployments / name / "plan.json").read_text())["plan"]
+            return plan
+        return {}
 
     def held_ports(self) -> dict[int, str]:
         """The ports of running deployments and whose they are, whether their engines listen yet or not."""
@@ -161,7 +189,7 @@ class Ledger:
         """What deployments that run have, those included that an adopter has yet to find."""
         for file in self.deployments.glob("*/plan.json"):
             name = file.parent.name
-            runs = name != self._replacing and (self.is_live(name) or self.legacy(name) is not None)
+            runs = name != self._replacing and (self.is_live(name) or self._may_serve(name))
             if runs and (held := self._record(name)):
                 yield held
 
@@ -212,15 +240,6 @@ def _try_lock(lock: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def sweep(run: Path) -> None:
-    """End every process that still carries the mark of this folder, and remove the folder."""
-    if run.exists():
-        from launcher.runtimes.process import kill_marked
-
-        kill_marked(str(run), 5.0)
-        shutil.rmtree(run, ignore_errors=True)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from engines.base import LaunchPlan
 from launcher import structs
 from launcher.lifecycle import Policy
 from launcher.runtimes.base import Handle
+
+
+def plugin_at(place: str) -> Any:
+    """An instance of the plugin at `place`, which is `module:class`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from engines.base import BuildStep, Environment, HttpCheck, LaunchPlan, Probes
+from engines.base import BuildStep, Container, Environment, HttpCheck, LaunchPlan, Probes
 from launcher import fit
 from launcher.masking import mask_argv, mask_env, mask_url
 
@@ -40,7 +40,7 @@ def public(plan: LaunchPlan) -> dict[str, Any]:
             "metrics": ends.metrics,
         },
         "probes": _probes(plan.probes),
-        "container": dataclasses.asdict(plan.container) if plan.container else None,
+        "container": _container(plan.container) if plan.container else None,
         "memory": {**dataclasses.asdict(plan.memory), "needed": plan.memory.needed} if plan.memory else None,
     }
 
@@ -74,8 +74,8 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
             yield f"endpoint     {name}: {url}"
     for name, probe in data["probes"].items():
         yield f"probe        {name}: {' '.join(f'{k}={v}' for k, v in probe.items() if v is not None)}"
-    if data["container"]:
-        yield f"container    {data['container']['image']} devices={data['container']['devices']}"
+    if plan.container:
+        yield from _container_lines(plan.container)
     for path, target in data["links"].items():
         yield f"link         {plan.run_dir}/{path} → {target}"
     for path, text in data["files"].items():
@@ -98,6 +98,38 @@ def _environment(environment: Environment) -> dict[str, Any]:
         "overrides": [mask_url(item) for item in environment.overrides],
         "indexes": [mask_url(index) for index in environment.indexes],
     }
+
+
+def _container(container: Container) -> dict[str, Any]:
+    data = {key: list(value) if isinstance(value, tuple) else value for key, value in
+            dataclasses.asdict(container).items()} | {"env": mask_env(container.env)}  # fmt: skip
+    if (build := container.build) is not None:
+        packages = _environment(build.environment)
+        data["build"] = {"base": build.base, "environment": packages, "libraries": build.libraries,
+                         "dockerfile": build.dockerfile}  # fmt: skip
+    return data
+
+
+def _container_lines(container: Container) -> Iterator[str]:
+    made = f", built on {container.build.base}" if container.build else ""
+    yield f"container    {container.name}: {container.image}{made}"
+    yield f"             at {container.daemon}, network {container.network}, user {container.user}"
+    yield f"             ports {', '.join(f'{port.host}:{port.number}' for port in container.ports)}"
+    for mount in container.mounts:
+        yield f"mount        {mount.source}{'' if mount.read_only else ' (may be written to)'}"
+    devices = (*container.cdi, *container.nodes, *(f"GPU {name}" for name in container.gpu_ids))
+    if devices:
+        yield f"devices      {', '.join(devices)}"
+    told = {
+        "cap_add": ", ".join(container.cap_add),
+        "security": ", ".join(container.security),
+        "shm_size": container.shm_size,
+        "ipc": container.ipc,
+        "memory": container.memory,
+        "cpus": container.cpus,
+        "ulimits": ", ".join(f"{name}={most}" for name, most in container.ulimits.items()),
+    }
+    yield f"limits       cap_drop ALL; {'; '.join(f'{key} {value}' for key, value in told.items() if value)}"
 
 
 def _build(step: BuildStep) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from engines.base import LaunchPlan, PrepareError
+from engines.base import Container, LaunchPlan, PrepareError
 from launcher import builds, environments, models
 from launcher.paths import cache_root
 from launcher.progress import Progress
@@ -14,6 +14,11 @@ from launcher.progress import Progress
 
 def prepare(plan: LaunchPlan, progress: Progress) -> None:
     """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
+    if plan.container:
+        _prepare_container(plan.container, progress)
+        prepare_model(plan, progress)
+        render_files(plan.files, plan.links, Path(plan.run_dir))
+        return
     inside = plan.argv[:1] and plan.argv[0].startswith(f"{plan.environment.path}/")
     if not inside:
         check_program(plan)  # before hours of downloads and builds
@@ -23,6 +28,13 @@ def prepare(plan: LaunchPlan, progress: Progress) -> None:
     render_files(plan.files, plan.links, Path(plan.run_dir))
     if inside:
         check_program(plan)
+
+
+def _prepare_container(container: Container, progress: Progress) -> None:
+    from launcher import images  # not at the top: a launch without a container would wait for it
+
+    images.ensure(container, progress)
+    Path(container.cache).mkdir(parents=True, exist_ok=True)
 
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from typing import cast
 
 from engines.base import ConfigError, Engine
 from launcher.devices.base import DevicePlugin
+from launcher.runtimes.base import Runtime
 from launcher.suggest import unknown
 
 
@@ -23,6 +24,10 @@ def engine_class(name: str) -> type[Engine]:
 
 def device(kind: str) -> DevicePlugin:
     return cast(DevicePlugin, _load("device", kind)())
+
+
+def runtime(name: str) -> Runtime:
+    return cast(Runtime, _load("runtime", name)())
 
 
 def place(group: str, name: str) -> str:

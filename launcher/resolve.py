@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.base import (
     LOOPBACK,
+    LOOPBACK_ADDRESS,
     BuildStep,
     ConfigError,
+    Container,
     Device,
     Engine,
     Environment,
@@ -31,9 +34,14 @@ from launcher import (
     registry,
     signatures,
 )
+from launcher.devices import declared
+from launcher.devices.base import Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
-from launcher.schema import EngineConf, LaunchConfig
+from launcher.schema import ContainerConf, EngineConf, LaunchConfig
+
+#: what a server listens on in a container: its own loopback cannot be reached from outside
+_ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
 
 #: config keys that mean the same for every engine; what an engine's schema adds to them are its own options
 _COMMON_KEYS = frozenset(field.name for field in dataclasses.fields(EngineConf))
@@ -53,6 +61,10 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         able = ", ".join(engine.capabilities.devices)
         raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
     _check_bind(config, engine)
+    if isinstance(config.runtime, ContainerConf):
+        from launcher import containers  # not at the top: a launch without one would wait for it
+
+        containers.check(config, to_launch=to_launch)
     wanted_count = engine.device_count(kind, options)
     found = assignment.look(config)
     device = assignment.assign(config, found, ledger, to_launch, wanted_count)
@@ -71,26 +83,30 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     model, steps = _model(config, engine, device, environment, options, to_launch)
     library = _library(config, device, model, to_launch)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
+    run_dir = str(ledger.deployments / name / "run")
     sources = shipped("templates")
+    inside = _inside(config, engine, key, environment, device, found, name, run_dir)
     return engine, ServeSpec(
         name=name,
         engine=engine.name,
-        device=device,
+        device=inside.device if inside else device,
         model=model,
         runtime=config.runtime.name,
-        environment=environment,
-        bind=config.host,
+        environment=inside.environment if inside else environment,
+        bind=_ANY if inside else config.host,
         ports=_ports(config, engine, ledger),
-        run_dir=str(ledger.deployments / name / "run"),
+        run_dir=run_dir,
         artifacts=str(artifacts.folder(cache_root())),
-        options=options,
+        options={**options, **inside.options} if inside else options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
         templates={**_texts(sources / engine.name), **_texts(sources / "models"), **_handler(options.get("handler"))},
         builds=steps,
         library=library,
-        image=config.engine.images.get(key),
-        program=config.engine.program,
+        container=inside.container if inside else None,
+        published=inside.published if inside else "",
+        tools=environment if inside else None,
+        program=config.engine.program or (inside.program if inside else None),
         api_key=config.api_key,
         stop_grace_s=config.supervise.stop_grace_s,
         probes=ProbeSettings(
@@ -103,6 +119,45 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         ),
         memory=fit.memory if fit else None,
         notes=notes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Inside:
+    """What is different for a program that runs in a container."""
+
+    container: Container
+    device: Device
+    environment: Environment
+    published: str
+    program: str | None
+    options: Mapping[str, Any]
+
+
+def _inside(
+    config: LaunchConfig,
+    engine: Engine,
+    key: str,
+    here: Environment,
+    device: Device,
+    found: Sequence[Resource],
+    name: str,
+    run_dir: str,
+) -> _Inside | None:
+    """None where no container is asked for."""
+    if not isinstance(config.runtime, ContainerConf):
+        return None
+    from launcher import containers
+
+    settings = declared.plugin(config.device).container(device.ids, found)
+    layout = containers.layout(config.engine, key)
+    return _Inside(
+        container=containers.describe(config, engine, key, here, settings, name, run_dir),
+        device=dataclasses.replace(device, env=settings.env),
+        environment=containers.environment(config.engine, config.runtime, key, here),
+        published=LOOPBACK_ADDRESS if config.host == "localhost" else config.host,
+        program=layout.program,
+        options=layout.options,
     )
 
 

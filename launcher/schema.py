@@ -28,11 +28,23 @@ class EnvironmentConf:
 
 
 @dataclass
+class LayoutConf:
+    """Where an image has things that is not built by us, or not on a base of ours."""
+
+    environment: str | None = None  #: the folder that has bin/python and lib/python3.x; None is as we build it
+    python: str | None = None  #: "3.12"; None is that of the packages
+    program: str | None = None  #: the server, where it is not in the environment
+    options: dict[str, Any] = field(default_factory=dict)  #: keys of the engine that follow from it
+    base: str | None = None  #: to build on, where there is no image to pull
+
+
+@dataclass
 class EngineConf:
     name: str = MISSING
     environment: str = MISSING  #: managed, current, or the path of a Python environment that the user owns
     environments: dict[str, EnvironmentConf] = field(default_factory=dict)  #: by device kind
-    images: dict[str, str] = field(default_factory=dict)  #: container image, by device kind
+    images: dict[str, str] = field(default_factory=dict)  #: container image to pull, by device kind
+    layouts: dict[str, LayoutConf] = field(default_factory=dict)  #: where things are in it, by device kind
     program: str | None = None  #: the user's own server binary
     args: dict[str, Any] = field(default_factory=dict)  #: flags of the engine's program
     env: dict[str, str] = field(default_factory=dict)  #: variables of the engine's program
@@ -111,6 +123,24 @@ class RuntimeConf:
     name: str = MISSING
 
 
+@dataclass
+class ContainerConf(RuntimeConf):
+    """Of a runtime that runs images."""
+
+    image: str | None = None
+    environment: str | None = None
+    pull: str = MISSING
+    base: str | None = None
+    bases: dict[str, str] = field(default_factory=dict)  #: by version of Python
+    network: str = MISSING
+    user: str | None = None
+    devices: str = MISSING  #: auto, cdi or nodes
+    memory: str | None = None
+    cpus: float | None = None
+    shm_size: str | None = None
+    mounts: list[str] = field(default_factory=list)
+
+
 GOALS = ("latency", "throughput", "memory", "energy")
 
 
@@ -179,6 +209,7 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     ("device", "base_device"): DeviceConf,
     ("model", "base_model"): ModelConf,
     ("runtime", "base_runtime"): RuntimeConf,
+    ("runtime", "base_container"): ContainerConf,
     ("policy", "base_policy"): PolicyConf,
 }
 

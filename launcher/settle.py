@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.base import Capabilities, ConfigError, PlanError
-from launcher import assignment, builds, models, policy, registry
+from launcher import assignment, builds, models, policy, registry, runtime_choice
 from launcher.composed import compose
 from launcher.ledger import Ledger
 from launcher.paths import state_root
@@ -33,13 +33,8 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Settled:
     reasons: list[str] = []
     if "auto" in (config.engine.name, config.device.kind):
         config, reasons = _decide(config, overrides, config_dir)
-    able = registry.engine_class(config.engine.name).capabilities.runtimes
-    if config.runtime.name == "auto":
-        config.runtime.name = able[0]
-    elif config.runtime.name not in able:
-        raise PlanError(
-            f"engine={config.engine.name} cannot use runtime={config.runtime.name}; it can use: {', '.join(able)}"
-        )
+    config, why = _runtime(config, overrides, config_dir)
+    reasons += why
     if (sdk := config.device.sdk) and sdk.simulated:
         reasons.append(f"device={config.device.kind} is simulated ({sdk.label}): this processor computes in its place")
     wanted = config.model.engine_args.get(config.engine.name, {})
@@ -50,6 +45,28 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Settled:
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
     config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
     return Settled(config, tuple(reasons), tuple(overrides), config_dir)
+
+
+def _runtime(
+    config: LaunchConfig, overrides: Sequence[str], config_dir: str | None
+) -> tuple[LaunchConfig, Sequence[str]]:
+    """The config with a runtime in which nothing says `auto`, and why it is that. Raises `PlanError`."""
+    engine = registry.engine(config.engine.name)
+    able, asked = engine.capabilities.runtimes, config.runtime.name
+    if asked != "auto" and asked not in able:
+        raise PlanError(f"engine={engine.name} cannot use runtime={asked}; it can use: {', '.join(able)}")
+    if asked != "auto":
+        return config, ()
+    if len(able) == 1:
+        name, reasons = able[0], []
+    else:
+        name, why = runtime_choice.choose(config, engine)
+        reasons = [why]
+    if name == runtime_choice.DOCKER:  # it has keys of its own
+        others = [item for item in overrides if not item.startswith("runtime=")]
+        config.runtime = compose([*others, f"runtime={name}"], config_dir).runtime
+    config.runtime.name = name
+    return config, reasons
 
 
 def _key_from_environment(engine: EngineConf, asked: bool) -> str | None:

@@ -28,14 +28,13 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from engines.base import DeploymentError
 from launcher import exposition, logs, plans
 from launcher.atomic import write_text
 from launcher.device_memory import DeviceMemory
-from launcher.diagnosis import evidence, explain, hint, oom_kills
+from launcher.diagnosis import evidence, explain, hint
 from launcher.lifecycle import (
     Action,
     BackoffOver,
@@ -57,7 +56,7 @@ from launcher.lifecycle import (
     WatchLiveness,
     step,
 )
-from launcher.orders import Orders
+from launcher.orders import Orders, plugin_at
 from launcher.peers import Peer, listen
 from launcher.probes import Door
 from launcher.runtimes.base import Handle, Runtime
@@ -89,7 +88,6 @@ class Supervisor:
         self._log_file = orders.home / "logs" / "none"
         self._since = time.time()
         self._exits: Counter[int] = Counter()
-        self._oom_kills = 0  #: of the whole machine, when the program was started
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
@@ -195,18 +193,18 @@ class Supervisor:
         self._feed(StopAsked())
 
     def _notice_exit(self) -> None:
-        if self._handle is None or (code := self._runtime.poll(self._handle)) is None:
+        if self._handle is None or (ended := self._runtime.poll(self._handle)) is None:
             return
         self._handle = None
-        self._exits[code] += 1
+        self._exits[ended.code] += 1
         if self.state.phase is Phase.STOPPING:
             self._feed(Ended())
             return
         verdict = explain(
-            code,
+            ended.code,
             evidence(self._log_file),
             starting=self.state.phase is Phase.STARTING,
-            out_of_memory=oom_kills() > self._oom_kills,
+            out_of_memory=ended.out_of_memory,
         )
         self._feed(Crashed(verdict.sentence, verdict.permanent))
 
@@ -251,6 +249,7 @@ class Supervisor:
                 self._after(self._orders.stop_grace_s, GraceOver())
             case Sweep():
                 self._cancel_watch()
+                self._forget_end()
                 self._left = self._runtime.sweep(self._orders.plan)
                 if self._memory:
                     self._left += self._memory.not_back(_MEMORY_S)
@@ -264,11 +263,10 @@ class Supervisor:
             self._memory = self._device_memory()
             self._orders = dataclasses.replace(self._orders, memory_before=self._memory.before)
         self._start = max(self._start, self._orders.starts) if adopted else self._start + 1
-        self._oom_kills = oom_kills()
         try:
             if adopted:
                 self._log_file = logs.newest(self._orders.home / "logs")
-                self._selector.register(self._runtime.adopt(adopted), selectors.EVENT_READ, self._lose_adopted)
+                self._runtime.adopt(adopted, self._orders.plan, self._log_file)
                 self._handle = adopted
             else:
                 self._log_file = logs.next_file(self._orders.home / "logs")
@@ -277,6 +275,8 @@ class Supervisor:
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
             self._post(Crashed(str(exc), permanent=True), self._start)
             return
+        if (end := self._runtime.end_of(self._handle)) is not None:
+            self._selector.register(end, selectors.EVENT_READ, self._forget_end)
         http = self._orders.plan.endpoints.http
         self._watch = Watch(
             Door(http, self._orders.api_key, self._orders.plan.key),
@@ -288,13 +288,13 @@ class Supervisor:
         )
 
     def _device_memory(self) -> DeviceMemory:
-        plugin = _load(self._orders.device)
+        plugin = plugin_at(self._orders.device)
         return DeviceMemory(plugin.detect, self._orders.plan.device.ids, self._orders.memory_before)
 
-    def _lose_adopted(self) -> None:
-        """The kernel tells the parent alone how a process ended, and that its end has come only once."""
+    def _forget_end(self) -> None:
+        """What tells of the program's end has done so, or is about to be closed."""
         for key in list(self._selector.get_map().values()):
-            if key.data == self._lose_adopted:
+            if key.data == self._forget_end:
                 self._selector.unregister(key.fileobj)
 
     def _cancel_watch(self) -> None:
@@ -362,16 +362,10 @@ def main() -> None:
             return
         first += received
     orders = Orders.loads(first)
-    runtime: Runtime = _load(orders.runtime)
+    runtime: Runtime = plugin_at(orders.runtime)
     if orders.detached:
         os.chdir("/")  # wherever the user stood, it may be unmounted
     Supervisor(orders, runtime, control, None if orders.detached else _watch_owner(int(sys.argv[2]))).run()
-
-
-def _load(place: str) -> Any:
-    """An instance of the plugin at `place`, which is `module:class`."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)()
 
 
 def _watch_owner(pid: int) -> int | None:

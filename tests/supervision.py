@@ -18,8 +18,8 @@ from launcher import plans
 from launcher.control import Connection, Supervised, orders_for
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import render_files
+from launcher.runtimes.process import ProcessRuntime
 from launcher.runtimes.process import is_alive as is_alive
-from launcher.runtimes.process import kill_marked
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 
@@ -100,7 +100,7 @@ def _end(folder: Path) -> None:
     with contextlib.suppress(OSError), Connection(folder) as connection:
         for _ in connection.follow(time.monotonic() + 10, "stop", "stop"):
             pass
-    kill_marked(str(folder / "run"), 5.0)
+    ProcessRuntime().clear(str(folder / "run"), {})
 
 
 def settings(max_crashes: int, stop_grace_s: float) -> SuperviseConf:

@@ -28,7 +28,7 @@ def refusal(*words: str) -> str:
     done = rmlaunch(*words)
     reasons, error = done.stderr.splitlines()[:-1], done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (2, "")
-    assert all(re.match(r"(device|engine)=auto → ", line) for line in reasons), done.stderr
+    assert all(re.match(r"(device|engine|runtime)=auto → ", line) for line in reasons), done.stderr
     return error
 
 
@@ -49,7 +49,7 @@ def test_hardware_that_is_not_here_says_what_was_looked_for_and_that_a_plan_work
     assert "`rmlaunch plan` with the same words" in error
     planned = rmlaunch("plan", "engine=triton", "device=rbln", "model=llama3-8b")
     assert planned.returncode == 0
-    assert planned.stderr.startswith("4 × RBLN-CA25 as published for llama3-8b")
+    assert "\n4 × RBLN-CA25 as published for llama3-8b" in planned.stderr
 
 
 def test_a_port_that_is_taken_names_who_has_it(tmp_path: Path) -> None:
@@ -119,11 +119,15 @@ def test_plan_json_prints_only_json_on_stdout() -> None:
     plan = json.loads(done.stdout)
     assert done.returncode == 0
     assert plan["endpoints"]["http"] == f"http://127.0.0.1:{port}"
-    assert [line.partition(" → ")[0] for line in done.stderr.splitlines()] == ["device=auto", "engine=auto"]
+    assert [line.partition(" → ")[0] for line in done.stderr.splitlines()] == [
+        "device=auto",
+        "engine=auto",
+        "runtime=auto",
+    ]
 
 
 def test_plan_without_auto_says_nothing_on_stderr() -> None:
-    done = rmlaunch("plan", "engine=triton", "device=cpu")
+    done = rmlaunch("plan", "engine=triton", "device=cpu", "runtime=process")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("name         triton-cpu-smollm2\nengine       triton on cpu [0]\n")
@@ -155,7 +159,7 @@ def test_hydras_own_flags_work(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    command = [sys.executable, "-m", "launcher.cli", "plan", "--json", "engine=triton", "device=cpu"]
+    command = [sys.executable, "-m", "launcher.cli", "plan", "--json", "engine=triton", "device=cpu", "runtime=process"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None

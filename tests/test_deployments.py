@@ -304,7 +304,7 @@ def test_the_state_on_disk_names_the_program_beyond_its_pid(tmp_path: Path) -> N
     with detached(fake_plan(tmp_path), tmp_path) as folder:
         handle = json.loads((folder / "state.json").read_text())["handle"]
 
-    assert handle.keys() == {"pid", "started", "boot_id", "version"}
+    assert handle.keys() == {"pid", "started", "boot_id", "container", "daemon", "version"}
 
 
 def test_what_an_adopted_program_leaves_is_ended_before_it_is_started_again(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint, oom_kills
+from launcher.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
+from launcher.runtimes.process import oom_kills
 
 #: a line as the programs write it → (the cause that is named, permanent)
 LINES = [

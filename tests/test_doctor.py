@@ -45,7 +45,9 @@ def test_a_launch_that_nothing_stops() -> None:
     found = checks(*CPU)
 
     assert [check for check in found.values() if check.state == PROBLEM] == []
-    assert found["config"].said == "engine=llamacpp device=cpu model=smollm2"
+    assert found["config"].said == (
+        "engine=llamacpp device=cpu model=smollm2; runtime=auto → process (llamacpp can run here)"
+    )
     assert found["plan"].said == "llamacpp serves smollm2 as gguf for generate"
     assert found["library"] == Check("library", OK, "libgomp.so.1")
     assert found["environment llamacpp-cpu"].state == found["model"].state == NOTE  # in a cache that is empty
@@ -139,11 +141,11 @@ def test_a_disk_that_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = registry.engine_class("llamacpp")
-    monkeypatch.setattr(engine, "system_libraries", ("libnowhere{python}.so.1",))
+    monkeypatch.setattr(engine, "system_libraries", lambda *_: {"libnowhere{python}.so.1": "libnowhere"})
     (problem,) = problems(*CPU)
 
     assert problem.said.startswith("llamacpp needs libnowhere3.")
-    assert problem.remedy
+    assert problem.remedy.endswith("(on Debian libnowhere)")
 
 
 def test_a_device_that_is_there_and_cannot_be_used(npus: type[Npus]) -> None:

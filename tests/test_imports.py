@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = {f"engines.{file.stem}": file for file in sorted((ROOT / "engines").glob("*.py")) if file.stem != "__init__"}
-CONTRACT = ["base", "endpoint", "errors", "plan", "protocol"]
+CONTRACT = ["base", "container", "endpoint", "environment", "errors", "plan", "protocol"]
 ENGINES = {point.value.partition(":")[0] for point in entry_points(group="rmlaunch.engines")}
 
 
@@ -66,7 +66,7 @@ def test_help_loads_nothing_heavy(code: str) -> None:
 
 
 def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None:
-    heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "rich", "torch"}
+    heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "rich", "torch", "docker"}
     engines = "{m for m in sys.modules if m.startswith('engines.')}"
     code = f"import sys, launcher.supervisor\nassert {engines} == {{f'engines.{{name}}' for name in {CONTRACT}}}"
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -157,46 +153,6 @@ def test_packages_are_those_installed_or_those_pinned() -> None:
     assert inventory.packages(wanted)["rebel-compiler"] == "0.12.0"
     make("vllm", "rbln")
     assert inventory.packages(wanted) == {"thing": "1.0"}
-
-
-@contextmanager
-def daemon(path: Path, answer: bytes) -> Iterator[str]:
-    """A made-up Docker daemon that gives one answer."""
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
-        listening.listen()
-
-        def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"unix://{path}"
-        thread.join(5)
-
-
-def test_docker_is_reachable_where_its_daemon_answers(tmp_path: Path) -> None:
-    with daemon(tmp_path / "a.sock", b"HTTP/1.0 200 OK\r\nApi-Version: 1.51\r\n\r\nOK") as host:
-        assert info.docker(host) == (True, f"daemon at {tmp_path}/a.sock, API 1.51")
-    with daemon(tmp_path / "b.sock", b"HTTP/1.0 503 Busy\r\n\r\n") as host:
-        assert info.docker(host) == (False, f"{tmp_path}/b.sock answered 'HTTP/1.0 503 Busy'")
-    with daemon(tmp_path / "c.sock", b"") as host:
-        assert info.docker(host) == (False, f"{tmp_path}/c.sock answered ''")
-
-
-def test_docker_is_not_reachable_where_nobody_listens(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(tmp_path / "left.sock"))
-
-    assert info.docker(f"unix://{tmp_path}/left.sock") == (False, f"{tmp_path}/left.sock: Connection refused")
-    assert info.docker(f"unix://{tmp_path}/none") == (False, f"no daemon: there is no {tmp_path}/none")
-    assert info.docker("tcp://10.0.0.1:2375") == (
-        False,
-        "DOCKER_HOST=tcp://10.0.0.1:2375 is not a Unix socket, and was not tried",
-    )
 
 
 def test_the_verb_prints_text_or_data(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
         ("engine=llamacpp", "device=cpu"),
         ("engine=triton", "device=cpu"),
         ("engine=triton", "device=rbln", "model=llama3-8b"),
-        ("engine=llamacpp", "device=cpu", "engine.images.cpu=me/mine"),
     ],
 )
 def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[str, ...]) -> None:
@@ -47,14 +46,13 @@ def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[s
     assert set(data["probes"]) == {"startup", "readiness", "liveness"}
     for step in data["builds"]:
         assert set(step) == {"name", "argv", "env", "files", "output", "environment"}
-    assert data["container"] is None or set(data["container"]) == {"image", "devices", "shm_size"}
+    assert data["container"] is None
 
 
 def test_a_public_plan_is_what_json_keeps(tmp_path: Path) -> None:
-    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b"))
-    container = data["container"]
+    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b", "runtime=docker"))
 
-    assert json.loads(json.dumps(data)) == data | {"container": container | {"devices": list(container["devices"])}}
+    assert json.loads(json.dumps(data)) == data
 
 
 def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +101,6 @@ def test_hardware_that_is_not_here_is_assumed_and_marked(tmp_path: Path) -> None
         "simulated": False,
     }
     assert data["env"]["RBLN_VISIBLE_DEVICES"] == "0,1"
-    assert data["container"]["devices"] == ("/dev/rbln0", "/dev/rbln1", "/dev/rsd0")
 
 
 def test_two_build_steps_are_listed_in_their_order(tmp_path: Path) -> None:
@@ -166,10 +163,3 @@ def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
         structs.load(LaunchPlan, {})
     with pytest.raises(KeyError):
         structs.load(LaunchPlan, whole | {"bogus": 1})
-
-
-def test_the_image_is_the_one_of_the_device_for_an_engine_with_fewer_ports_too(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", "++engine.images.cpu=example/llama:1")
-
-    assert plan.container is not None
-    assert plan.container.image == "example/llama:1"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from engines.base import LaunchPlan
-from launcher.runtimes.process import ProcessRuntime, _workers, is_alive, kill_marked
+from launcher.runtimes.process import ProcessRuntime, _workers, is_alive
 from tests.supervision import fake_plan, wait_for
 
 
@@ -97,7 +97,7 @@ def test_a_worker_that_wrote_over_its_variables_is_known_by_where_it_stands(tmp_
     wait_for(lambda: log.read_text().endswith("\n"))
     worker = int(log.read_text())
 
-    assert kill_marked(plan.run_dir, 5.0) == ()
+    assert ProcessRuntime().clear(plan.run_dir, {}) == ()
 
     assert not is_alive(handle.pid)
     assert not is_alive(worker)

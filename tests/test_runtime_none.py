@@ -13,7 +13,7 @@ import pytest
 
 from engines.base import ExitedBeforeReady, LaunchPlan
 from launcher.lifecycle import Phase
-from launcher.runtimes.base import Handle
+from launcher.runtimes.base import Exit, Handle
 from launcher.runtimes.none import NoRuntime
 from tests.supervision import FAKE, fake_plan, is_alive, supervised, wait_for
 
@@ -37,7 +37,7 @@ def test_it_runs_until_it_is_told_to_end(tmp_path: Path) -> None:
     assert runtime.poll(handle) is None
     assert runtime.listens(handle, plan.endpoints.http.port)
     runtime.terminate(handle)
-    assert runtime.poll(handle) == -signal.SIGTERM
+    assert runtime.poll(handle) == Exit(-signal.SIGTERM)
     assert runtime.sweep(plan) == ()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from engines.base import ContainerSettings
 from launcher.devices.host import within
 
 GIB = 1024**3
@@ -82,27 +83,6 @@ class Capability:
     support_streaming: bool = True
     dtype: tuple[str, ...] = ()  #: it computes in, by torch's names
     optimized_for: tuple[str, ...] = ()  #: of latency, throughput, memory and energy: what its vendor makes it for
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerSettings:
-    """What a container needs to use some devices.
-
-    `cdi` and `nodes` are two ways to the same devices: where the runtime knows the CDI names, it needs no nodes and no
-    mounts. `env` is what is different inside, where only these devices are seen.
-    """
-
-    nodes: tuple[str, ...] = ()  #: "/dev/rbln0", or "/dev/rsd1:/dev/rsd0" where it has another name inside
-    cdi: tuple[str, ...] = ()  #: "rebellions.ai/npu=0"
-    gpu_ids: tuple[str, ...] = ()  #: of a device request with the capability `gpu` (Docker's --gpus)
-    mounts: tuple[str, ...] = ()  #: "/host/path:/inside:ro"
-    capabilities: tuple[str, ...] = ()  #: Linux capabilities to add
-    security: tuple[str, ...] = ()  #: "seccomp=unconfined"
-    groups: tuple[str, ...] = ()  #: to add the user to
-    ulimits: Mapping[str, int] = field(default_factory=dict)  #: soft and hard; -1 is none
-    sysctls: Mapping[str, str] = field(default_factory=dict)
-    ipc: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
 
 
 class DevicePlugin(ABC):

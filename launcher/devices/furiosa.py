@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from launcher.devices.base import GIB, Capability, ContainerSettings, HostDevices, Problem, Resource, Survey, known
+from engines.base import ContainerSettings
+from launcher.devices.base import GIB, Capability, HostDevices, Problem, Resource, Survey, known
 from launcher.devices.host import indexed_nodes, number, pci_functions, printable, text
 from launcher.devices.unbound import Card, unbound
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from engines.base import ContainerSettings
 from launcher.devices import amd, nvidia
 from launcher.devices.base import (
     Capability,
-    ContainerSettings,
     HostDevices,
     Problem,
     Resource,

@@ -12,12 +12,12 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any, ClassVar
 
+from engines.base import ContainerSettings
 from engines.rbln_sdk import NEWEST, SDKS, chip
 from launcher.devices import rbln_smi
 from launcher.devices.base import (
     GIB,
     Capability,
-    ContainerSettings,
     HostDevices,
     Portal,
     Problem,

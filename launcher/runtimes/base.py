@@ -1,16 +1,21 @@
 """The contract of a runtime: where the engine's program runs.
 
-One supervisor thread calls it, but for `listens` and `activity`.
+One supervisor thread calls it, but for `listens` and `activity`; `legacy` and `clear` are for those who find a program
+without its supervisor, each with an instance of their own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from engines.base import LaunchPlan
+
+#: carries the deployment's folder into every process of the engine
+MARKER = "RMLAUNCH_DEPLOYMENT"
 
 #: the exit code of a program that is not our child; no real one is as high
 UNSEEN = 256
@@ -20,10 +25,20 @@ UNSEEN = 256
 class Handle:
     """One start of the engine's program. Its pid alone names nobody: pids are reused, and a reboot starts over."""
 
-    pid: int
+    pid: int  #: on this machine; 0 where it has none here
     started: int  #: clock ticks from boot to its start
     boot_id: str
-    version: int = 1
+    container: str = ""  #: the id, where it is one
+    daemon: str = ""  #: that has the container
+    version: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a program ended."""
+
+    code: int  #: -N where signal N ended it, and `UNSEEN` where nobody saw it
+    out_of_memory: bool = False  #: the kernel has killed somebody for memory since it was started
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +61,17 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def adopt(self, handle: Handle) -> int:
-        """Take over a program that another supervisor has started; returns a descriptor that is readable when it has
-        ended. Raises `DeploymentError` where it is gone."""
+    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:
+        """Take over a program that another supervisor has started. Raises `DeploymentError` where it is gone."""
 
     @abstractmethod
-    def poll(self, handle: Handle) -> int | None:
-        """None while the program runs, then its exit code; -N where signal N ended it, and `UNSEEN` where it was
-        adopted. Never blocks."""
+    def end_of(self, handle: Handle) -> int | None:
+        """A descriptor that becomes readable when the program has ended, open until the next start; None where a
+        SIGCHLD says so."""
+
+    @abstractmethod
+    def poll(self, handle: Handle) -> Exit | None:
+        """None while the program runs. Never blocks."""
 
     @abstractmethod
     def listens(self, handle: Handle, port: int) -> bool:
@@ -73,3 +91,15 @@ class Runtime(ABC):
 
         Blocks until they are gone, at most `deadline_s`; returns what is still there, in words. () is a clean stop.
         """
+
+    @abstractmethod
+    def legacy(self, handle: Handle) -> bytes | None:
+        """What `start` gave the program to keep; None where it has nothing, or has ended.
+
+        Raises `DeploymentError` where that cannot be told now.
+        """
+
+    @abstractmethod
+    def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
+        """As `sweep`, for the deployment whose folder is `run_dir` and that nobody supervises; `plan` is what its
+        record has of it (`plans.public`)."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher.runtimes.base import Activity, Handle, Runtime
+from launcher.runtimes.base import Activity, Exit, Handle, Runtime
 
 
 class NoRuntime(Runtime):
@@ -23,11 +24,14 @@ class NoRuntime(Runtime):
         self._running = True
         return Handle(0, 0, "")
 
-    def adopt(self, handle: Handle) -> int:  # noqa: ARG002
+    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
         raise DeploymentError("no program was started, so there is none to adopt")
 
-    def poll(self, handle: Handle) -> int | None:  # noqa: ARG002
-        return None if self._running else -signal.SIGTERM
+    def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
+        return None
+
+    def poll(self, handle: Handle) -> Exit | None:  # noqa: ARG002
+        return None if self._running else Exit(-signal.SIGTERM)
 
     def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
         """True: whoever listens there is the one that was asked for."""
@@ -41,4 +45,10 @@ class NoRuntime(Runtime):
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
         self._running = False
+        return ()
+
+    def legacy(self, handle: Handle) -> bytes | None:  # noqa: ARG002
+        return None
+
+    def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
         return ()

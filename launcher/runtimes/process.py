@@ -17,20 +17,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.commands import die_with_parent
-from launcher.runtimes.base import UNSEEN, Activity, Handle, Runtime
+from launcher.runtimes.base import MARKER, UNSEEN, Activity, Exit, Handle, Runtime
 
 if TYPE_CHECKING:
     import psutil
-
-#: carries the deployment's folder into every process of the engine
-MARKER = "RMLAUNCH_DEPLOYMENT"
 
 #: what would leak our own Python, or another engine's choices, into the engine's
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_VLLM_RBLN_RESOLVED_MODEL_IMPL")
@@ -58,6 +55,7 @@ class ProcessRuntime(Runtime):
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._exits: dict[int, int] = {}
         self._since = time.time()
+        self._oom_kills = 0  #: of the whole machine, when the program was started
         self._adopted: int | None = None  #: a descriptor of the program, where another has started it
 
     def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
@@ -70,6 +68,7 @@ class ProcessRuntime(Runtime):
         self._since = time.time()
         temporary = _make_temporary(plan.run_dir)
         self._exits.clear()  # a pid of the last start may come again
+        self._oom_kills = oom_kills()
         self._adopted = None
         with _output(log) as output, _in_memory(legacy) as kept:
             try:
@@ -90,23 +89,27 @@ class ProcessRuntime(Runtime):
         process.returncode = 0
         import psutil  # noqa: F401  (the engine runs by now; no probe and no sweep shall wait for this)
 
-        return Handle(process.pid, _start_ticks(process.pid), _boot_id())
+        return Handle(process.pid, start_ticks(process.pid), boot_id())
 
-    def adopt(self, handle: Handle) -> int:
+    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
         if not is_running(handle):
             raise DeploymentError(f"pid {handle.pid} has ended, or is another program by now")
         import psutil
 
         self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._since = psutil.Process(handle.pid).create_time()
+        self._oom_kills = oom_kills()
         self._adopted = os.pidfd_open(handle.pid)
+
+    def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
         return self._adopted
 
-    def poll(self, handle: Handle) -> int | None:
+    def poll(self, handle: Handle) -> Exit | None:
         self._reap()
-        if self._adopted is not None:
-            return None if is_running(handle) else UNSEEN
-        return self._exits.get(handle.pid)
+        code = self._exits.get(handle.pid)
+        if self._adopted is not None and not is_running(handle):  # nobody's child
+            code = UNSEEN
+        return None if code is None else Exit(code, oom_kills() > self._oom_kills)
 
     def listens(self, handle: Handle, port: int) -> bool:
         import psutil
@@ -146,6 +149,24 @@ class ProcessRuntime(Runtime):
 
         return _kill_until_gone(find, deadline_s) + remove_leftovers(plan, self._since)
 
+    def legacy(self, handle: Handle) -> bytes | None:
+        if not is_running(handle):
+            return None
+        try:
+            descriptors = list(Path(f"/proc/{handle.pid}/fd").iterdir())
+        except OSError:
+            return None
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):  # closed in the meantime
+                if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
+                    return descriptor.read_bytes()
+        return None
+
+    def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
+        left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
+        _remove_temporary(run_dir)
+        return left
+
     def _reap(self) -> bool:
         """Collect every child that has ended, the engine and orphans that we adopted; returns whether any is left."""
         with contextlib.suppress(ChildProcessError):
@@ -157,11 +178,13 @@ class ProcessRuntime(Runtime):
         return False
 
 
-def kill_marked(run_dir: str, deadline_s: float) -> tuple[str, ...]:
-    """KILL whoever carries the mark of `run_dir` and remove its TMPDIR; returns those that outlive `deadline_s`."""
-    left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
-    _remove_temporary(run_dir)
-    return left
+def oom_kills() -> int:
+    """How many processes the kernel has killed since the machine started because memory had run out."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: float) -> tuple[str, ...]:
@@ -220,7 +243,7 @@ def _remove_temporary(run_dir: str) -> None:
 def is_running(handle: Handle) -> bool:
     """Whether that very program runs."""
     try:
-        return handle.boot_id == _boot_id() and handle.started == _start_ticks(handle.pid) and is_alive(handle.pid)
+        return handle.boot_id == boot_id() and handle.started == start_ticks(handle.pid) and is_alive(handle.pid)
     except OSError:
         return False
 
@@ -231,21 +254,6 @@ def is_alive(pid: int) -> bool:
         return _fields(pid)[0] not in ("Z", "X")
     except OSError:
         return False
-
-
-def legacy_of(handle: Handle) -> bytes | None:
-    """What `start` gave the program to keep; None where it has nothing, or has ended."""
-    if not is_running(handle):
-        return None
-    try:
-        descriptors = list(Path(f"/proc/{handle.pid}/fd").iterdir())
-    except OSError:
-        return None
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):  # closed in the meantime
-            if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
-                return descriptor.read_bytes()
-    return None
 
 
 def _output(log: Path) -> BinaryIO:
@@ -347,11 +355,11 @@ def _children(pid: int) -> Iterator[int]:
                 yield from map(int, (thread / "children").read_text().split())
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _start_ticks(pid: int) -> int:
+def start_ticks(pid: int) -> int:
     return int(_fields(pid)[19])
 
 

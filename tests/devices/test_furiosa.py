@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.base import ContainerSettings
 from launcher import environments
-from launcher.devices.base import GIB, ContainerSettings, Problem, Resource, Survey
+from launcher.devices.base import GIB, Problem, Resource, Survey
 from launcher.devices.furiosa import Furiosa
 from launcher.devices.pim import Pim
 from launcher.paths import cache_root

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher.devices.base import GIB, ContainerSettings, Problem, Resource, Survey
+from engines.base import ContainerSettings
+from launcher.devices.base import GIB, Problem, Resource, Survey
 from launcher.devices.gpu import Gpu
 from tests.devices.trees import pci, write
 from tests.fakes import nvml

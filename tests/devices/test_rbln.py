@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engines.base import ContainerSettings
 from launcher.devices import base, rbln_smi
-from launcher.devices.base import GIB, ContainerSettings, Problem, Resource
+from launcher.devices.base import GIB, Problem, Resource
 from launcher.devices.rbln import Rbln
 from tests.devices.trees import npu, pci, report, smi, write
 

@@ -37,7 +37,7 @@ def spec(**changes: Any) -> ServeSpec:
     values: dict[str, Any] = {
         "name": "f",
         "engine": "furiosa",
-        "device": Device("furiosa", (0, 3), "RNGD", nodes=("/dev/rngd",)),
+        "device": Device("furiosa", (0, 3), "RNGD"),
         "model": Model("m", "hf:o/m@main", "safetensors", "/weights", context_length=8192, identity="hf:o/m@main"),
         "runtime": "process",
         "environment": ENVIRONMENT,

@@ -1,0 +1,190 @@
+"""What a container of a launch is made from: its image, and everything that the engine itself does not decide."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+
+from engines.base import (
+    ConfigError,
+    Container,
+    ContainerSettings,
+    Engine,
+    Environment,
+    ImageBuild,
+    Mount,
+    PlanError,
+)
+from engines.container import LABEL_FOLDER, LABEL_NAME
+from launcher.paths import cache_root, shipped
+from launcher.runtimes import docker_daemon
+from launcher.runtimes.base import MARKER
+from launcher.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
+
+#: where images of ours have the packages
+ENVIRONMENT = "/opt/rmlaunch/environment"
+
+#: where CDI's specifications lie, by its own document
+_CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+
+
+def check(config: LaunchConfig, *, to_launch: bool) -> None:
+    """Raises `PlanError` for what a container cannot be; with `to_launch`, `AwayError` where no daemon answers."""
+    if to_launch:
+        docker_daemon.ping(docker_daemon.address())
+    if config.engine.environment != "managed":
+        raise PlanError(
+            f"engine.environment={config.engine.environment!r} is of this machine, and runtime={config.runtime.name} "
+            "takes packages from its image; leave it out, or use runtime=process"
+        )
+    if ":" in config.host:
+        raise PlanError(
+            f"host={config.host!r}: containers' ports are published on addresses of IPv4; use host=127.0.0.1"
+        )
+
+
+def layout(engine: EngineConf, key: str) -> LayoutConf:
+    """Where the image that serves `key` has things."""
+    return engine.layouts.get(key) or LayoutConf()
+
+
+def environment(engine: EngineConf, conf: ContainerConf, key: str, here: Environment) -> Environment:
+    """The packages as the program finds them inside; `here` are those on this machine."""
+    told = layout(engine, key)
+    return dataclasses.replace(
+        here,
+        path=conf.environment or told.environment or ENVIRONMENT,
+        python=told.python or here.python,
+        library_dir="",  # the image's loader knows it
+    )
+
+
+def describe(
+    config: LaunchConfig,
+    engine: Engine,
+    key: str,
+    here: Environment,
+    settings: ContainerSettings,
+    name: str,
+    run_dir: str,
+) -> Container:
+    """The container of the deployment `name`, but for its ports and what the engine reads.
+
+    `here` is the environment that an image is built from; `settings` are what the devices need.
+    """
+    conf = config.runtime
+    assert isinstance(conf, ContainerConf)
+    image = conf.image or config.engine.images.get(key)
+    build = None if image else _build(config.engine, engine, conf, key, here)
+    by_name = _by_name(conf, settings)
+    by_request = bool(settings.gpu_ids) and not by_name
+    cache = str(cache_root() / "engines" / f"{engine.name}-{key}")
+    return Container(
+        name=f"rmlaunch-{name}",
+        image=image or _tag(build),
+        daemon=docker_daemon.address(),
+        build=build,
+        pull=_pull(conf),
+        network=conf.network,
+        user=conf.user or f"{os.getuid()}:{os.getgid()}",
+        mounts=(
+            *_given(conf),
+            *(Mount(*_parts(text)) for text in settings.mounts if not by_name and not by_request),
+        ),
+        cache=cache,
+        env={
+            # A user that the image does not know has no home and no name; what engines compile is kept from start to
+            # start.
+            "HOME": run_dir,
+            "USER": "rmlaunch",
+            "TMPDIR": "/tmp",  # noqa: S108  (the container's own, and gone with it)
+            "XDG_CACHE_HOME": cache,
+            MARKER: run_dir,
+        },
+        nodes=() if by_name or by_request else settings.nodes,
+        cdi=settings.cdi if by_name else (),
+        gpu_ids=settings.gpu_ids if by_request else (),
+        cap_add=settings.capabilities,
+        security=("no-new-privileges:true", *settings.security),
+        groups=settings.groups,
+        ulimits=settings.ulimits,
+        sysctls=settings.sysctls,
+        ipc=settings.ipc,
+        shm_size=conf.shm_size,
+        memory=conf.memory,
+        cpus=conf.cpus,
+        labels={LABEL_NAME: name, LABEL_FOLDER: run_dir},
+        log_bytes=config.supervise.log_mib << 20,
+    )
+
+
+def _build(conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, here: Environment) -> ImageBuild:
+    if key not in conf.environments:
+        raise PlanError(
+            f"engine={engine.name} names neither an image nor packages for {key}; set runtime.image to one of yours"
+        )
+    base = runtime.base or layout(conf, key).base or runtime.bases.get(here.python)
+    if not base:
+        raise PlanError(f"runtime.bases has no base image for Python {here.python}; set runtime.base")
+    pairs = (f"{library}:{package}" for library, package in engine.system_libraries(key).items())
+    libraries = " ".join(pairs).format(python=here.python)
+    return ImageBuild(base, here, libraries, (shipped("templates") / "docker/Dockerfile").read_text())
+
+
+def _tag(build: ImageBuild | None) -> str:
+    """Named by all that is in it, as the environment's folder is by its packages."""
+    assert build is not None
+    here = build.environment
+    what = (Path(here.path).name, build.base, build.dockerfile, build.libraries, platform.machine())
+    return f"rmlaunch/{here.name}:{sha256(repr(what).encode()).hexdigest()[:12]}"
+
+
+def _pull(conf: ContainerConf) -> str:
+    if conf.pull not in ("missing", "always", "never"):
+        raise ConfigError(f"runtime.pull={conf.pull!r} is not known; use missing, always or never")
+    return conf.pull
+
+
+def _by_name(conf: ContainerConf, settings: ContainerSettings) -> bool:
+    """Whether the devices are asked for by their CDI names."""
+    if conf.devices not in ("auto", "cdi", "nodes"):
+        raise ConfigError(f"runtime.devices={conf.devices!r} is not known; use auto, cdi or nodes")
+    if conf.devices == "cdi" and not settings.cdi:
+        raise PlanError("runtime.devices=cdi, but no CDI names of these devices are known; use runtime.devices=nodes")
+    if conf.devices != "auto" or not settings.cdi or settings.gpu_ids:
+        return conf.devices == "cdi"
+    return settings.cdi[0].partition("=")[0] in _cdi_kinds()
+
+
+def _cdi_kinds() -> Mapping[str, Path]:
+    """The kinds of devices that this machine has CDI specifications of: "rebellions.ai/npu" → the file."""
+    import yaml
+
+    found = {}
+    for file in (file for folder in _CDI_FOLDERS for file in sorted(Path(folder).glob("*"))):
+        if file.suffix in (".json", ".yaml", ".yml"):
+            try:
+                data = yaml.safe_load(file.read_text())  # JSON is YAML
+            except (OSError, ValueError, yaml.YAMLError):
+                continue
+            if isinstance(data, dict) and "kind" in data:
+                found[str(data["kind"])] = file
+    return found
+
+
+def _given(conf: ContainerConf) -> Iterator[Mount]:
+    for text in conf.mounts:
+        source, target, read_only = _parts(text)
+        if not (source.startswith("/") and target.startswith("/")):
+            raise ConfigError(f"runtime.mounts: {text!r} is not understood; write /here:/inside or /here:/inside:ro")
+        yield Mount(source, target, read_only)
+
+
+def _parts(text: str) -> tuple[str, str, bool]:
+    source, _, rest = text.partition(":")
+    target, _, mode = rest.partition(":")
+    return source, target, mode == "ro"

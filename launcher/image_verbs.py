@@ -1,0 +1,84 @@
+"""`rmlaunch image`: the images that runtime=docker runs and that are built here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engines.base import ConfigError
+from launcher import images
+from launcher.ledger import Ledger
+from launcher.output import duration, gib, print_json, print_table
+from launcher.paths import state_root
+from launcher.progress import Progress
+from launcher.runtimes import docker_daemon
+from launcher.runtimes.docker_daemon import explained
+from launcher.verbs import Parser
+
+
+def run(words: Sequence[str]) -> int:
+    """Raises `RequestError` where it cannot be done."""
+    parser = Parser(prog="rmlaunch image", add_help=False, allow_abbrev=False)
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
+    build = actions.add_parser("build", add_help=False, allow_abbrev=False)
+    build.add_argument("overrides", nargs="*", metavar="key=value")
+    actions.add_parser("list", add_help=False, allow_abbrev=False).add_argument("--json", action="store_true")
+    actions.add_parser("prune", add_help=False, allow_abbrev=False)
+    asked = parser.parse_args(words)
+    return {"build": _build, "list": _list, "prune": _prune}[asked.action](asked)
+
+
+def _build(asked: argparse.Namespace) -> int:
+    """Make the image of a launch, or fetch it, ahead of the launch."""
+    from launcher.compose import normalized
+    from launcher.resolve import resolve
+    from launcher.settle import settle
+
+    said = any(word.startswith("runtime=") for word in asked.overrides)
+    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]))
+    engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
+    plan = engine.plan(spec)
+    if plan.container is None:
+        raise ConfigError(f"runtime={plan.runtime} has no image; leave it out, or use runtime=docker")
+    images.ensure(plan.container, Progress())
+    print_table([(plan.container.image,)])
+    return 0
+
+
+def _list(asked: argparse.Namespace) -> int:
+    found = _ours()
+    if asked.json:
+        print_json(found)
+        return 0
+    rows = [(one["image"], gib(one["size_bytes"]), duration(time.time() - one["created"])) for one in found]
+    print_table([("IMAGE", "SIZE", "AGE"), *rows])
+    return 0
+
+
+def _prune(_: argparse.Namespace) -> int:
+    """Remove those that no container is made from."""
+    import docker.errors
+
+    with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client:
+        for one in _ours():
+            with explained():
+                try:
+                    client.remove_image(one["image"])
+                    said = "removed"
+                except docker.errors.APIError as exc:
+                    if exc.status_code != 409:
+                        raise
+                    said = "kept: a container is made from it"
+            print_table([(one["image"], said)])
+    return 0
+
+
+def _ours() -> list[Mapping[str, Any]]:
+    with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client, explained():
+        found = client.images(filters={"label": images.LABEL})
+    return [
+        {"image": one["Labels"][images.LABEL], "size_bytes": one["Size"], "created": one["Created"]} for one in found
+    ]

@@ -1,0 +1,230 @@
+"""The engine's program in a Docker container, made anew for each start and removed after it.
+
+Docker's daemon keeps the container whatever becomes of its supervisor; the label `rmlaunch.folder` says whose it is,
+and with that it is found again, adopted or removed. The image's HEALTHCHECK is switched off: our own probes decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from engines.base import Container, DeploymentError, LaunchPlan
+from engines.container import LABEL_FOLDER
+from launcher.runtimes import docker_daemon
+from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, Runtime
+from launcher.runtimes.docker_daemon import AwayError, explained, when_back
+from launcher.runtimes.docker_log import DockerLog
+from launcher.runtimes.docker_request import create_arguments
+from launcher.runtimes.process import boot_id, remove_leftovers, start_ticks
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+#: in the container, for its next supervisor: readable by root alone, in Docker's own folder, as its variables are
+_LEGACY = "rmlaunch.orders"
+
+_LOG_END_S = 2.0  #: until the last words of a container have come
+_SIGNALLED = 128  #: what a shell adds to the number of the signal that ended a program, and Docker too
+
+
+class DockerRuntime(Runtime):
+    name: ClassVar[str] = "docker"
+
+    def __init__(self) -> None:
+        self._client: APIClient | None = None
+        self._since = time.time()
+        self._exit: Exit | None = None
+        self._log: DockerLog | None = None
+        self._end: tuple[int, int] | None = None  #: a pipe; its reading end becomes readable when the program has ended
+        self._waits_for = ""  #: the id of the container
+
+    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
+        container = _container(plan)
+        try:
+            return when_back(lambda: self._start(plan, container, log, legacy))
+        except AwayError as exc:
+            raise DeploymentError(f"{plan.name}: {exc}") from exc
+
+    def _start(self, plan: LaunchPlan, container: Container, log: Path, legacy: bytes | None) -> Handle:
+        client = self._connect(container.daemon)
+        with explained():
+            self._since = time.time()
+            # Of an earlier start, whose supervisor was killed; one that is somebody else's is left alone.
+            _remove_all(client, plan.run_dir, deadline_s=5.0)
+            body = create_arguments(plan, client)
+            created = str(client.create_container_from_config(body, name=container.name)["Id"])  # type: ignore[no-untyped-call]
+            if legacy is not None:
+                client.put_archive(created, "/", _archive(legacy))
+            client.start(created)
+            pid = int(client.inspect_container(created)["State"]["Pid"])
+        self._follow(created, container.daemon, log)
+        return Handle(pid, _ticks(pid), boot_id(), container=created, daemon=container.daemon)
+
+    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
+        client = self._connect(handle.daemon)
+        with explained():
+            found = client.containers(filters={"id": handle.container, "status": "running"})
+        if not found:
+            raise DeploymentError(f"container {handle.container[:12]} has ended")
+        self._since = float(found[0]["Created"])
+        self._follow(handle.container, handle.daemon, log, resume=True)
+
+    def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
+        return self._end[0] if self._end else None
+
+    def poll(self, handle: Handle) -> Exit | None:  # noqa: ARG002
+        return self._exit
+
+    def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
+        """Docker gives a port to one container alone, and starts none that cannot have its ports."""
+        return self._exit is None
+
+    def activity(self, handle: Handle) -> Activity | None:
+        with contextlib.suppress(DeploymentError, AwayError, KeyError):
+            client = docker_daemon.client(handle.daemon)  # the probes' thread has no share in ours
+            with contextlib.closing(client), explained():
+                stats = client.stats(handle.container, stream=False, one_shot=True)
+            received = sum(int(network["rx_bytes"]) for network in stats.get("networks", {}).values())
+            disks = stats["blkio_stats"]["io_service_bytes_recursive"] or ()
+            read = sum(int(disk["value"]) for disk in disks if disk["op"].lower() == "read")
+            return Activity(stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, read + received)
+        return None
+
+    def terminate(self, handle: Handle) -> None:
+        import docker.errors
+
+        with contextlib.suppress(DeploymentError, AwayError):
+            client = self._connect(handle.daemon)
+            with explained(), contextlib.suppress(docker.errors.NotFound):
+                client.kill(handle.container, "SIGTERM")
+
+    def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        container = _container(plan)
+        left = self._remove(container.daemon, plan.run_dir, deadline_s)
+        if self._log:
+            self._log.finish(_LOG_END_S)
+        return left + remove_leftovers(plan, self._since)
+
+    def legacy(self, handle: Handle) -> bytes | None:
+        import docker.errors
+
+        client = self._connect(handle.daemon)
+        with explained():
+            try:
+                if client.inspect_container(handle.container)["State"]["Running"]:
+                    chunks, _ = client.get_archive(handle.container, f"/{_LEGACY}")
+                    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
+                        member = archive.extractfile(_LEGACY)
+                        return member.read() if member else None
+            except docker.errors.NotFound:
+                pass
+        return None
+
+    def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
+        container = plan.get("container") or {}
+        return self._remove(str(container.get("daemon")), run_dir, deadline_s) if "daemon" in container else ()
+
+    # ------------------------------------------------------------------------------------------------ one container
+
+    def _connect(self, daemon: str) -> APIClient:
+        """One client for as long as its daemon lives."""
+        if self._client is None:
+            self._client = docker_daemon.client(daemon)
+        else:
+            docker_daemon.ping(daemon)
+        return self._client
+
+    def _remove(self, daemon: str, run_dir: str, deadline_s: float) -> tuple[str, ...]:
+        try:
+            client = when_back(lambda: self._connect(daemon))
+            with explained():
+                return _remove_all(client, run_dir, deadline_s)
+        except (AwayError, DeploymentError) as exc:
+            return (f"its container, which cannot be removed: {exc}",)
+
+    def _follow(self, container: str, daemon: str, log: Path, resume: bool = False) -> None:
+        """Write down what it says, and notice its end, in threads of their own."""
+        if self._end:
+            for descriptor in self._end:
+                os.close(descriptor)
+        self._exit, self._waits_for, self._end = None, container, os.pipe()
+        self._log = DockerLog(container, daemon, log, resume)
+        threading.Thread(
+            target=self._await_end,
+            args=(container, daemon, self._log, self._end[1]),
+            name="container's end",
+            daemon=True,
+        ).start()
+
+    def _await_end(self, container: str, daemon: str, log: DockerLog, end: int) -> None:
+        ended = Exit(UNSEEN)
+        while True:
+            try:
+                ended = _wait(container, daemon)
+                break
+            except AwayError:
+                time.sleep(0.2)  # it may be restarted, and its containers go on where its live-restore is on
+            except DeploymentError:
+                break  # the container is gone
+        log.finish(_LOG_END_S)
+        if self._waits_for == container:
+            self._exit = ended
+            with contextlib.suppress(OSError):  # closed, because another start has begun
+                os.write(end, b"\0")
+
+
+def _wait(container: str, daemon: str) -> Exit:
+    """Block until `container` has ended. Raises `AwayError` where the daemon ends before it."""
+    client = docker_daemon.client(daemon, timeout_s=None)
+    with contextlib.closing(client), explained():
+        client.wait(container)
+        state = client.inspect_container(container)["State"]
+    code = int(state["ExitCode"])
+    number = code - _SIGNALLED
+    return Exit(-number if number in list(signal.Signals) else code, bool(state["OOMKilled"]))
+
+
+def _remove_all(client: APIClient, run_dir: str, deadline_s: float) -> tuple[str, ...]:
+    """Kill and remove every container of the deployment, with its anonymous volumes; returns those that stay."""
+    import docker.errors
+
+    began = time.monotonic()
+    while found := client.containers(all=True, filters={"label": f"{LABEL_FOLDER}={run_dir}"}):
+        if time.monotonic() - began > deadline_s:
+            return tuple(f"container {one['Id'][:12]} ({one['State']})" for one in found)
+        for one in found:
+            with contextlib.suppress(docker.errors.APIError):  # somebody else removes it too
+                client.remove_container(one["Id"], force=True, v=True)
+    return ()
+
+
+def _archive(legacy: bytes) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        info = tarfile.TarInfo(_LEGACY)
+        info.size, info.mode = len(legacy), 0o600
+        archive.addfile(info, io.BytesIO(legacy))
+    return stream.getvalue()
+
+
+def _container(plan: LaunchPlan) -> Container:
+    if plan.container is None:
+        raise DeploymentError(f"{plan.name}: its plan has no container")
+    return plan.container
+
+
+def _ticks(pid: int) -> int:
+    """0 where the process is not seen from here, as with a daemon in a namespace of its own."""
+    try:
+        return start_ticks(pid)
+    except OSError:
+        return 0

@@ -1,0 +1,81 @@
+"""What a container says, written to the deployment's own log as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.base import DeploymentError
+from launcher.runtimes import docker_daemon
+from launcher.runtimes.docker_daemon import AwayError, explained
+
+if TYPE_CHECKING:
+    from docker import APIClient
+
+#: seconds before the last line in our log, from which Docker's copy of the log is compared with it
+_OVERLAP_S = 1.0
+_OVERLAP_BYTES = 1 << 20
+
+
+class DockerLog:
+    """Follows one container in a thread of its own until it ends; `resume` goes on where `log` ends."""
+
+    def __init__(self, container: str, daemon: str, log: Path, resume: bool) -> None:
+        self._container = container
+        self._daemon = daemon
+        self._log = log
+        self._closed = threading.Event()
+        if not resume:
+            log.touch()
+        self._thread = threading.Thread(target=self._follow, args=(resume,), name="container's log", daemon=True)
+        self._thread.start()
+
+    def finish(self, limit_s: float) -> None:
+        """Wait until all is written down that an ended container has said, at most `limit_s`."""
+        self._closed.set()
+        self._thread.join(limit_s)
+
+    def _follow(self, resume: bool) -> None:
+        while True:
+            try:
+                client = docker_daemon.client(self._daemon, timeout_s=None)
+                with contextlib.closing(client), explained():
+                    since = self._catch_up(client) if resume else None
+                    for chunk in client.logs(self._container, stream=True, follow=True, since=since):
+                        self._write(chunk)
+                return
+            except AwayError:  # noqa: PERF203  (it is waited for)
+                if self._closed.wait(0.2):
+                    return
+                resume = True  # Docker keeps the log over a restart of its daemon
+            except DeploymentError:
+                return  # the container is gone
+
+    def _catch_up(self, client: APIClient) -> float:
+        """Write what was said while nobody listened; returns until when that was (epoch seconds)."""
+        try:
+            last = self._log.stat().st_mtime
+            with self._log.open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, 2) - _OVERLAP_BYTES))
+                written = stream.read()
+        except OSError:
+            last, written = 0.0, b""
+        now = time.time()
+        said = client.logs(self._container, since=max(0.0, last - _OVERLAP_S), until=now)
+        self._write(said[_overlap(written, said) :])
+        return now
+
+    def _write(self, chunk: bytes) -> None:
+        with contextlib.suppress(OSError), self._log.open("ab", buffering=0) as stream:  # its disk may be full
+            stream.write(chunk)
+
+
+def _overlap(written: bytes, said: bytes) -> int:
+    """How many bytes of `said`, whole lines, are the end of `written`."""
+    end = len(said)
+    while end > 0 and not written.endswith(said[:end]):
+        end = said.rfind(b"\n", 0, end - 1) + 1
+    return end
