@@ -12,7 +12,8 @@ QUESTION ?= What is the capital of France?
 setup: $(VENV)/.done
 
 # What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
-# Tests build a vendor's NPU from C.
+# Tests build a vendor's NPU from C, run vLLM, which wants libnuma, and start a Docker daemon and a registry of their own,
+# which takes root.
 APT = apt-get update -q && apt-get install -y -q --no-install-recommends
 LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
 
@@ -33,6 +34,9 @@ run: setup
 
 test: setup
 	@echo 'int main(void) { return 0; }' | gcc -x c -include stdio.h -o /dev/null - 2>/dev/null || { $(APT) gcc libc6-dev; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { $(APT) libnuma1; }
+	@test "$$(id -u)" != 0 || { command -v dockerd && command -v debootstrap && command -v docker-registry && command -v ip; } \
+		>/dev/null || { $(APT) docker.io iptables iproute2 debootstrap docker-registry; }
 	$(VENV)/bin/python -m pytest
 
 check: setup

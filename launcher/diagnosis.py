@@ -149,6 +149,8 @@ SIGNATURES = (
     Signature(r"unable to find backend library|unable to load shared library|unexpected platform",
               "this tritonserver has not the backend that the model needs",
               "check engine.backend_directory, engine.program and engine.backend"),
+    Signature(r"\[FATAL tini \(\d+\)\] exec \S+ failed: No such file or directory",
+              "the image has no such program", "check engine.program, engine.layouts and the image"),
     Signature(r"failed to load model",
               "the model cannot be loaded", "check model.source and model.format"),
 )  # fmt: skip

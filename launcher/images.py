@@ -147,7 +147,10 @@ def _build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -
                     said.append(text)
                 if "error" in event:
                     last = "\n  | ".join(said[-8:])
-                    raise PrepareError(f"could not build {image} on {how.base}:\n  | {last}")
+                    raise PrepareError(
+                        f"could not build {image} on {how.base}:\n  | {last}; "
+                        "runtime.base names another base, and runtime.image an image of yours"
+                    )
                 if text.startswith("Step "):
                     progress.detail(text.splitlines()[0])
     except DeploymentError as exc:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from tests import dockerd
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
@@ -21,6 +23,22 @@ def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     # Real engines' environments take minutes to make: those tests share the machine's.
     if request.node.get_closest_marker("real") is None:
         monkeypatch.setenv("RMLAUNCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def docker_daemon() -> Iterator[dockerd.Daemon]:
+    """Of everybody who has the marker `real`: it takes root, and most of a minute where nothing is cached."""
+    if why := dockerd.missing():
+        pytest.skip(f"not run here: {why}")
+    with dockerd.running() as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def docker_host(docker_daemon: dockerd.Daemon, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Set as DOCKER_HOST for one test."""
+    monkeypatch.setenv("DOCKER_HOST", docker_daemon.host)
+    return docker_daemon.host
 
 
 @pytest.hookimpl(wrapper=True)

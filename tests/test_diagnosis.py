@@ -64,6 +64,7 @@ LINES = [
     ("Invalid argument: unable to find backend library for backend 'python', try specifying runtime",
      "this tritonserver has not the backend that the model needs", True),
     ("cmn common_init_: failed to load model '/m/x.gguf'", "the model cannot be loaded", True),
+    ("[FATAL tini (7)] exec /opt/none failed: No such file or directory", "the image has no such program", True),
     # The faults from here on were not caused on the way to these lines.
     # GPUs: the words of CUDA's runtime, torch, llama.cpp, NVML and vLLM 0.32 (vllm/v1/worker/utils.py).
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB",

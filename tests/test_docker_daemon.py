@@ -95,9 +95,9 @@ SAID = [
      '"0123456789abcdef0123". You have to remove (or rename) that container to be able to reuse that name.'),
      "the container name rmlaunch-a is taken by container 0123456789ab, which is none of this deployment's"),
     (("driver failed programming external connectivity on endpoint a (1f): Bind for 127.0.0.1:8000 failed: port is "
-     "already allocated"), "port 127.0.0.1:8000 is taken"),
+     "already allocated"), "its port is taken (127.0.0.1:8000)"),
     (("driver failed programming external connectivity on endpoint a (1f): Error starting userland proxy: listen tcp4 "
-     "127.0.0.1:8000: bind: address already in use"), "port 127.0.0.1:8000 is taken"),
+     "127.0.0.1:8000: bind: address already in use"), "its port is taken (127.0.0.1:8000)"),
     ('could not select device driver "" with capabilities: [[gpu]]', "Docker's daemon has no NVIDIA runtime"),
     ('could not select device driver "nvidia" with capabilities: [[gpu]]', "Docker's daemon has no NVIDIA runtime"),
     ('could not select device driver "cdi" with capabilities: []', "Docker's daemon cannot give devices by their CDI"),

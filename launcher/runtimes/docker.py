@@ -117,16 +117,16 @@ class DockerRuntime(Runtime):
     def legacy(self, handle: Handle) -> bytes | None:
         import docker.errors
 
-        client = self._connect(handle.daemon)
-        with explained():
-            try:
+        try:
+            client = self._connect(handle.daemon)
+            with explained(), contextlib.suppress(docker.errors.NotFound):
                 if client.inspect_container(handle.container)["State"]["Running"]:
                     chunks, _ = client.get_archive(handle.container, f"/{_LEGACY}")
                     with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
                         member = archive.extractfile(_LEGACY)
                         return member.read() if member else None
-            except docker.errors.NotFound:
-                pass
+        except AwayError as exc:
+            raise DeploymentError(str(exc)) from exc
         return None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ REFUSALS = (
             "the container name {0} is taken by container {1}, which is none of this deployment's; choose another "
             "name=…, or remove it (docker rm {1})"),
     Refusal(r"(?:Bind for|listen tcp4?) (\S+?):? (?:failed: port is already allocated|bind: address already in use)",
-            "port {0} is taken by another program; choose another port, or leave it out"),
+            "its port is taken ({0}) by another program; choose another port, or leave it out"),
     Refusal(r"could not select device driver \"+(?:nvidia)?\"* with capabilities: \[\[gpu",
             "Docker's daemon has no NVIDIA runtime; install nvidia-container-toolkit, run `nvidia-ctk runtime "
             "configure --runtime=docker` and restart Docker"),

@@ -20,12 +20,14 @@ from engines.base import GenerateRequest, InferenceError, Sampling
 from launcher import launch
 from launcher.lifecycle import Phase
 from launcher.serving import ServingEngine
+from tests import dockerd
 from tests.supervision import marked_processes, wait_for
 
 # The first start makes an environment and converts the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 KEY = "sesame"
+IN_DOCKER = f"runtime=docker runtime.base={dockerd.BASE}"
 ENGINES = [
     f"engine=llamacpp api_key={KEY}",
     "engine=triton engine.protocol=grpc",
@@ -34,8 +36,17 @@ ENGINES = [
     "engine=torchserve engine.backend=vllm",
     f"engine=transformers api_key={KEY}",
     f"engine=vllm api_key={KEY}",
+    f"engine=llamacpp api_key={KEY} {IN_DOCKER}",
+    f"engine=triton engine.protocol=grpc {IN_DOCKER}",
+    f"engine=torchserve {IN_DOCKER}",
 ]
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def _name(words: str) -> str:
+    """Of a parameter: `triton-grpc`, `llamacpp-docker`."""
+    values = (word.partition("=")[2] for word in words.split() if not word.startswith(("api_key=", "runtime.")))
+    return "-".join(values)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def litter() -> set[str]:
     return _litter()
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda words: words.split(" api_key")[0].replace("engine", ""))
+@pytest.fixture(scope="module", params=ENGINES, ids=_name)
 def engine(  # after `litter`
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
@@ -52,6 +63,8 @@ def engine(  # after `litter`
 ) -> Iterator[ServingEngine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RMLAUNCH_STATE", str(tmp_path_factory.mktemp("state")))
+        if IN_DOCKER in request.param:
+            patch.setenv("DOCKER_HOST", request.getfixturevalue("docker_daemon").host)
         with launch(*request.param.split(), "device=cpu", "model=smollm2") as serving:
             yield serving
 

@@ -41,12 +41,13 @@ def main() -> None:
         threading.Event().wait(600)
     held = b"x" * (options.allocate << 20)  # kept until the end
     worker = _Worker() if options.worker else None
-    _serve(options.port, time.monotonic() + options.ready_after, options.empty_answers, worker)
+    _serve((options.host, options.port), time.monotonic() + options.ready_after, options.empty_answers, worker)
     del held
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--ready-after", type=float, default=0.0)
     parser.add_argument("--exit-at-start", type=int)
@@ -101,7 +102,7 @@ class _Worker:
             return self._process.stdout.readline().strip()
 
 
-def _serve(port: int, ready_at: float, empty_answers: bool, worker: _Worker | None) -> None:
+def _serve(address: tuple[str, int], ready_at: float, empty_answers: bool, worker: _Worker | None) -> None:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self._answer({})
@@ -124,7 +125,7 @@ def _serve(port: int, ready_at: float, empty_answers: bool, worker: _Worker | No
         def log_message(self, *_: object) -> None:
             pass
 
-    ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+    ThreadingHTTPServer(address, Handler).serve_forever()
 
 
 if __name__ == "__main__":
