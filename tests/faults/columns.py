@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tests.dockerd import BASE
+
 NO_WORKER = "one process does everything"
 NO_SESSION = "it starts no process in a session of its own"
+
+_DOCKER = ("runtime=docker", f"runtime.base={BASE}")
+_KV_CACHE = "engine.args.ctx_size=32768"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,15 @@ class Column:
     memory_mb: int  #: it loads its code in that, but not the model
     load_s: float  #: it has loaded by then, on a busy machine too
     hungry: tuple[str, ...] = ()  #: words of its command line, for the test that needs it to take memory
+    words: tuple[str, ...] = ()  #: of its command line, besides engine=
+
+    @property
+    def engine(self) -> str:
+        return self.name.partition(" ")[0]
+
+    @property
+    def in_docker(self) -> bool:
+        return "runtime=docker" in self.words
 
     @property
     def real(self) -> bool:
@@ -37,8 +51,13 @@ FAKE = Column(
 COLUMNS = (
     FAKE,
     # It reads its weights in place, and the kernel takes such pages back; a long context is memory of its own.
-    Column("llamacpp", None, None, loading_cpu_s=0.1, memory_mb=100, load_s=60, hungry=("engine.args.ctx_size=32768",)),
+    Column("llamacpp", None, None, loading_cpu_s=0.1, memory_mb=100, load_s=60, hungry=(_KV_CACHE,)),
     Column("triton", worker="triton_python_backend_stub", leader=None, loading_cpu_s=1, memory_mb=250, load_s=90),
     Column("torchserve", worker="model_service_worker.py", leader="java", loading_cpu_s=1, memory_mb=450, load_s=90),
     Column("vllm", worker="VLLM::EngineCore", leader=None, loading_cpu_s=5, memory_mb=150, load_s=180),
-)
+    # What was started there is Docker's little init, and the engine is its child.
+    Column("llamacpp (docker)", None, leader="python", loading_cpu_s=0.1, memory_mb=100, load_s=600,
+           hungry=(_KV_CACHE,), words=_DOCKER),
+    Column("triton (docker)", worker="triton_python_backend_stub", leader="tritonserver", loading_cpu_s=1,
+           memory_mb=250, load_s=600, words=_DOCKER),
+)  # fmt: skip

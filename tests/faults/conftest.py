@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.lifecycle import Phase
+from tests import dockerd
 from tests.faults import machine
 from tests.faults.columns import COLUMNS, Column
 from tests.faults.deployment import Deployment, Started
@@ -23,8 +24,9 @@ _LOGS_MB = 2
 class Here:
     """The engine of one column: a deployment that stays for as long as its rows need it, and others of their own."""
 
-    def __init__(self, column: Column, root: Path) -> None:
+    def __init__(self, column: Column, root: Path, daemon: dockerd.Daemon | None) -> None:
         self.column = column
+        self.daemon = daemon  #: where it runs in containers
         self.state = root / "state"
         self._root = root
         self.grandchild = root / "grandchild"  #: the fake writes its pid there
@@ -38,7 +40,8 @@ class Here:
         """One that has not been started; nothing of it is left when the column ends."""
         temporary = self._root / f"t{len(self._made)}"
         temporary.mkdir()
-        self._made.append(Deployment(column or self.column, name, self.state, temporary))
+        env = {"DOCKER_HOST": self.daemon.host} if self.daemon else {}
+        self._made.append(Deployment(column or self.column, name, self.state, temporary, env))
         return self._made[-1]
 
     def shared(self) -> Deployment:
@@ -83,7 +86,8 @@ def _parameter(column: Column) -> object:
 def here(request: pytest.FixtureRequest) -> Iterator[Here]:
     # Short: engines make Unix sockets below it, whose paths end at 107 bytes.
     root = Path(tempfile.mkdtemp(prefix="flt-"))
-    here = Here(request.param, root)
+    daemon = request.getfixturevalue("docker_daemon") if request.param.in_docker else None
+    here = Here(request.param, root, daemon)
     try:
         yield here
     finally:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -89,7 +89,7 @@ class Witness:
 class Deployment:
     """Of `column`'s engine, called `name`. `temporary` becomes the folder that engines make theirs in."""
 
-    def __init__(self, column: Column, name: str, state: Path, temporary: Path) -> None:
+    def __init__(self, column: Column, name: str, state: Path, temporary: Path, env: Mapping[str, str]) -> None:
         self.column = column
         self.name = name
         self.state = state
@@ -99,6 +99,7 @@ class Deployment:
         self._shared = traces.shared_memory()
         self._env = {
             **os.environ,
+            **env,
             "RMLAUNCH_STATE": str(state),
             "TMPDIR": str(temporary),
             "XDG_CONFIG_HOME": str(temporary.parent / "config"),
@@ -122,7 +123,8 @@ class Deployment:
         """
         if self.column.real:
             words = ["launcher.cli", *(("up", "-d") if detached else ())]
-            words += [f"engine={self.column.name}", "device=cpu", "model=smollm2", f"name={self.name}"]
+            words += [f"engine={self.column.engine}", "device=cpu", "model=smollm2", f"name={self.name}"]
+            words += self.column.words
             # A port that nobody else looks for: another launcher may be choosing from 8000 up at this moment.
             words += [*_SUPERVISE, f"supervise.max_crashes={max_crashes}", f"port={port or free_port()}"]
         else:

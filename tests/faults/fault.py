@@ -13,7 +13,7 @@ PROPERTY = "fault"  #: under this name a test's report carries its row and its c
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row: `absent` names the engines that it makes no sense for, and why."""
+    """One row: `absent` names the columns that it makes no sense for, and why."""
 
     name: str
     must: str

@@ -17,7 +17,7 @@ from tests.supervision import wait_for
 
 _LIVENESS_S = 30.0  #: generous: the settings of the tests find a hung engine in about 7 s
 
-_NO_WORKER = {"llamacpp": NO_WORKER}
+_NO_WORKER = dict.fromkeys(("llamacpp", "llamacpp (docker)"), NO_WORKER)
 
 
 @fault(
@@ -155,6 +155,24 @@ def test_a_leader_killed_while_it_loads_is_started_again(here: Here, cell: Cell)
         witness.wait(lambda news: news.crashes == 1, 0.1)
 
     assert shared.news().starts == starts + 2
+
+
+@fault(
+    "docker's daemon restarted",
+    must="its containers end with it (no live-restore); started again once it is back",
+    absent=dict.fromkeys(("fake", "triton", "torchserve", "vllm", "llamacpp"), "it is no container"),
+)
+def test_a_daemon_that_is_restarted_is_waited_for(here: Here, cell: Cell) -> None:
+    shared, daemon = here.shared(), here.daemon
+    assert daemon is not None
+    if not daemon.own:
+        machine.not_here("the Docker daemon is not the tests' own")
+
+    def restart() -> None:
+        daemon.stop()
+        daemon.start()
+
+    _recovers(here, shared, cell, restart)
 
 
 def _recovers(here: Here, shared: Deployment, cell: Cell, strike: Callable[[], None]) -> None:

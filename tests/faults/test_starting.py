@@ -69,6 +69,17 @@ def test_a_taken_port_is_told(here: Here, cell: Cell, commands: list[Started]) -
 def test_an_engine_that_needs_more_memory_than_there_is(here: Here, cell: Cell, commands: list[Started]) -> None:
     hungry = here.deployment("hungry")
 
+    if here.daemon:  # Docker makes the control group
+        memory = f"runtime.memory={here.column.memory_mb}m"
+        began = time.monotonic()
+        commands.append(hungry.start(detached=True, max_crashes=1, more=(*here.column.hungry, memory)))
+        code, errors = commands[0].finish(_VERDICT_S)
+        cell.again_s = time.monotonic() - began
+
+        assert code == 1, errors
+        assert "because memory had run out" in str(_status(hungry)["reason"])
+        _assert_nothing_left(hungry, cell)
+        return
     with machine.limited_memory(here.column.memory_mb) as limit:
         commands.append(hungry.start(detached=True, max_crashes=1, more=here.column.hungry))
         hungry.starting()

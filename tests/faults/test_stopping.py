@@ -23,7 +23,7 @@ _SLOW_S = 3.0
 @fault(
     "setsid grandchild at stop",
     must="`stop` ends it, though in a session of its own (fake: deaf to TERM too); nothing left",
-    absent=dict.fromkeys(("triton", "vllm", "llamacpp"), NO_SESSION),
+    absent=dict.fromkeys(("triton", "triton (docker)", "vllm", "llamacpp", "llamacpp (docker)"), NO_SESSION),
 )
 def test_stop_finds_a_process_in_a_session_of_its_own(here: Here, cell: Cell) -> None:
     shared = here.shared()
