@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import (
+    docker,
     engine_infer,
     engine_start,
     infer_overhead,
@@ -19,6 +20,7 @@ def main() -> None:
     ready_latency.main()
     engine_start.main()
     engine_infer.main()
+    docker.main()
     throughput.main()
     supervision.main()
 

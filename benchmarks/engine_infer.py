@@ -21,12 +21,12 @@ def main() -> None:
     rows = []
     for name, rounds in ROUNDS.items():
         with launch(f"engine={name}", "device=cpu", "model=smollm2", progress=Progress()) as engine:
-            raw, ours = _compare(engine, rounds)
+            raw, ours = compare(engine, rounds)
         rows.append([name, f"{raw:.2f}", f"{ours:.2f}", f"{ours / raw:.3f}"])
     show("infer, one token", ["", "requests by hand, p50 ms", "engine.infer, p50 ms", "ratio (at most 1.03)"], rows)
 
 
-def _compare(engine: ServingEngine, rounds: int) -> tuple[float, float]:
+def compare(engine: ServingEngine, rounds: int) -> tuple[float, float]:
     raw = _by_hand(engine)
     asks: list[Callable[[], object]] = [raw, lambda: engine.infer("One, two, three,", max_tokens=1)]
     times: list[list[float]] = [[], []]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.table import show
@@ -35,7 +36,7 @@ def main() -> None:
         ours, theirs = [], []
         for _ in range(rounds):
             theirs.append(_by_hand_s(words))
-            ours.append(_launched_s(words))
+            ours.append(launched_s(words))
         hand, launched = min(theirs), min(ours)
         limit = 1.03 * hand + 0.3
         rows.append([engine, f"{hand:.2f}", f"{launched:.2f}", f"{limit:.2f}", f"{launched / hand:.3f}"])
@@ -43,7 +44,7 @@ def main() -> None:
     show("Start → a real request answered, the best of each", head, rows)
 
 
-def _launched_s(words: tuple[str, ...]) -> float:
+def launched_s(words: tuple[str, ...]) -> float:
     engine = launch(*words)
     began = time.monotonic()
     with engine:
@@ -52,7 +53,7 @@ def _launched_s(words: tuple[str, ...]) -> float:
 
 def _by_hand_s(words: tuple[str, ...]) -> float:
     with tempfile.TemporaryDirectory(prefix="rml-") as folder:
-        plan = _plan(words, Path(folder))
+        plan = plan_in(words, Path(folder))
         render_files(plan.files, plan.links, Path(plan.run_dir))
         prepare_model(plan, Progress(quiet=True))
         env = {**os.environ, **plan.env, "TMPDIR": folder}
@@ -62,13 +63,7 @@ def _by_hand_s(words: tuple[str, ...]) -> float:
                 plan.argv, env=env, cwd=plan.run_dir, stdout=log, stderr=log, start_new_session=True
             )
         try:
-            door = probes.Door(plan.endpoints.http, key=plan.key)
-            for check in (plan.probes.startup, plan.probes.readiness):
-                while probes.check(door, check, 30):
-                    if server.poll() is not None:
-                        raise RuntimeError(f"{words[0]} ended by itself: {Path(folder, 'log').read_text()[-2000:]}")
-                    time.sleep(0.01)
-            return time.monotonic() - began
+            return until_answered_s(plan, began, lambda: server.poll() is not None)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             try:
@@ -78,7 +73,18 @@ def _by_hand_s(words: tuple[str, ...]) -> float:
                 server.wait(15)
 
 
-def _plan(words: tuple[str, ...], folder: Path) -> LaunchPlan:
+def until_answered_s(plan: LaunchPlan, began: float, has_ended: Callable[[], bool] = lambda: False) -> float:
+    """Seconds from `began` until the server of `plan` has answered its readiness request, asked every 10 ms."""
+    door = probes.Door(plan.endpoints.http, key=plan.key)
+    for check in (plan.probes.startup, plan.probes.readiness):
+        while probes.check(door, check, 30):
+            if has_ended():
+                raise RuntimeError(f"{plan.name} ended by itself")
+            time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def plan_in(words: tuple[str, ...], folder: Path) -> LaunchPlan:
     config = settle(words).config
     engine, spec = resolve(config, Ledger(folder / "state"), to_launch=True)
     return registry.engine(engine.name).plan(dataclasses.replace(spec, run_dir=str(folder / "run")))

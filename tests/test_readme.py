@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import run
+from tests.dockerd import BASE
 from tests.tensor_models import onnx_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -26,10 +27,13 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("rmlaunch ")
 ]
+IMAGES = [command for command in COMMANDS if command.startswith("rmlaunch image ")]
+COMMANDS = [command for command in COMMANDS if command not in IMAGES]
 PLANS = [command for command in COMMANDS if command.startswith("rmlaunch plan ")]
 #: the verbs of what is deployed, which go one after the other
 SEQUENCE = [command for command in COMMANDS if command not in PLANS and command.split()[1].isalpha()]
-LAUNCHES = [command for command in COMMANDS if command not in (*PLANS, *SEQUENCE)]
+IN_DOCKER = [command for command in COMMANDS if command not in PLANS and "runtime=docker" in command]
+LAUNCHES = [command for command in COMMANDS if command not in (*PLANS, *SEQUENCE, *IN_DOCKER)]
 
 
 def test_the_first_screen_shows_one_command_and_its_output() -> None:
@@ -49,11 +53,25 @@ def test_a_plan_prints(command: str, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", LAUNCHES)
 def test_a_launch_answers(command: str, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=800, check=False)
+    assert "The capital of France is Paris." in stdout_of(command, tmp_path)
 
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("docker_host")
+@pytest.mark.parametrize("command", [*IMAGES, *IN_DOCKER])
+def test_a_command_with_docker_does_what_it_says(command: str, tmp_path: Path) -> None:
+    """But for the base, which no registry gives us."""
+    expected = "rmlaunch/llamacpp-cpu:" if command in IMAGES else "The capital of France is Paris."
+
+    assert expected in stdout_of(f"{command} runtime.base={BASE}", tmp_path)
+
+
+def stdout_of(command: str, folder: Path) -> str:
+    words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
-    assert "The capital of France is Paris." in done.stdout
+    return done.stdout
 
 
 @pytest.mark.real
