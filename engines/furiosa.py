@@ -151,6 +151,7 @@ class Furiosa(Engine):
             env=env,
             files=files,
             builds=(*spec.builds, *builds),
+            reads=[path for path in (spec.options["fxb"], spec.options["chat_template"]) if path],
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:

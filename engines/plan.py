@@ -348,7 +348,8 @@ def _container(spec: ServeSpec, reads: Sequence[str], shm_size: str | None) -> C
             Mount(spec.container.cache, spec.container.cache, read_only=False),
             *spec.container.mounts,
         ),
-        shm_size=spec.container.shm_size or shm_size,
+        # With the machine's IPC it has the machine's /dev/shm.
+        shm_size=None if spec.container.ipc == "host" else spec.container.shm_size or shm_size,
     )
 
 

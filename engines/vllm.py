@@ -84,6 +84,7 @@ class Vllm(Engine):
             probes=probes(spec, ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")),
             env=_environment(spec),
             files={f"server/{name}": spec.templates[name] for name in _files(spec)},
+            reads=_read(spec),
             shm_size="8g",  # NCCL and the ranks' queues; Docker's own 64 MB end at the first of them
         )
 
@@ -136,6 +137,13 @@ def _program(spec: ServeSpec) -> tuple[str, ...]:
 def _files(spec: ServeSpec) -> tuple[str, ...]:
     starter = ("serve.py",) if spec.device.kind == "cpu" and not spec.program else ()
     return (*starter, "guard.py") if spec.api_key else starter
+
+
+def _read(spec: ServeSpec) -> list[str]:
+    """Files and folders of the user's, besides the model."""
+    draft = spec.options["speculative_config"].get("model")
+    named = (*spec.options["lora"].values(), spec.options["chat_template"], draft)
+    return [path for path in named if path and path.startswith("/") and "\n" not in path]
 
 
 def _environment(spec: ServeSpec) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -28,6 +29,8 @@ from launcher.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
 #: where images of ours have the packages
 ENVIRONMENT = "/opt/rmlaunch/environment"
 
+_SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
+
 #: where CDI's specifications lie, by its own document
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
 
@@ -45,6 +48,14 @@ def check(config: LaunchConfig, *, to_launch: bool) -> None:
         raise PlanError(
             f"host={config.host!r}: containers' ports are published on addresses of IPv4; use host=127.0.0.1"
         )
+
+
+def _sizes(conf: ContainerConf) -> None:
+    for key, size in (("memory", conf.memory), ("shm_size", conf.shm_size)):
+        if size is not None and not _SIZE.fullmatch(size):
+            raise ConfigError(f"runtime.{key}={size!r} is not understood; write 512m or 16g")
+    if conf.cpus is not None and conf.cpus <= 0:
+        raise ConfigError(f"runtime.cpus={conf.cpus:g} must be more than 0")
 
 
 def layout(engine: EngineConf, key: str) -> LayoutConf:
@@ -78,6 +89,7 @@ def describe(
     """
     conf = config.runtime
     assert isinstance(conf, ContainerConf)
+    _sizes(conf)
     image = conf.image or config.engine.images.get(key)
     build = None if image else _build(config.engine, engine, conf, key, here)
     by_name = _by_name(conf, settings)
@@ -110,7 +122,8 @@ def describe(
         gpu_ids=settings.gpu_ids if by_request else (),
         cap_add=settings.capabilities,
         security=("no-new-privileges:true", *settings.security),
-        groups=settings.groups,
+        # What you may read by a group of yours can be read inside.
+        groups=(*settings.groups, *(str(group) for group in sorted(set(os.getgroups()) - {os.getgid()}))),
         ulimits=settings.ulimits,
         sysctls=settings.sysctls,
         ipc=settings.ipc,

@@ -157,6 +157,14 @@ def _build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -
         raise PrepareError(f"could not build {image} on {how.base}: {exc}") from exc
 
 
+def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """By whoever runs in the container, though its maker's umask kept it private."""
+    info.mode |= 0o555 if info.isdir() or info.mode & 0o100 else 0o444
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
 @contextlib.contextmanager
 def _context(environment: Path, dockerfile: str) -> Iterator[BinaryIO]:
     """The build's context as a stream of a tar archive; it is written while Docker reads it, and lies nowhere."""
@@ -170,7 +178,7 @@ def _context(environment: Path, dockerfile: str) -> Iterator[BinaryIO]:
                 info = tarfile.TarInfo("Dockerfile")
                 info.size = len(text)
                 archive.addfile(info, BytesIO(text))
-                archive.add(environment, "environment")
+                archive.add(environment, "environment", filter=_readable)
         except (OSError, tarfile.TarError) as exc:
             failed.append(exc)
 

@@ -150,6 +150,9 @@ def _inside(
     from launcher import containers
 
     settings = declared.plugin(config.device).container(device.ids, found)
+    if not device.assumed:  # a vendor's tool that is not installed here is none that the engine could miss
+        there = tuple(mount for mount in settings.mounts if Path(mount.partition(":")[0]).exists())
+        settings = dataclasses.replace(settings, mounts=there)
     layout = containers.layout(config.engine, key)
     return _Inside(
         container=containers.describe(config, engine, key, here, settings, name, run_dir),

@@ -17,6 +17,7 @@ from launcher.compose import normalized
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.runtimes import docker_request
+from launcher.runtimes.docker import linked
 from launcher.settle import settle
 from tests.supervision import free_port
 
@@ -159,6 +160,9 @@ def test_furiosas_driver_gets_the_calls_that_dockers_profile_forbids(tmp_path: P
     ("words", "error", "text"),
     [
         (("engine.environment=/venv",), PlanError, r"engine\.environment='/venv' is of this machine"),
+        (("runtime.memory=much",), ConfigError, r"runtime\.memory='much' is not understood; write 512m or 16g"),
+        (("runtime.shm_size=1t",), ConfigError, r"runtime\.shm_size='1t' is not understood"),
+        (("runtime.cpus=0",), ConfigError, r"runtime\.cpus=0 must be more than 0"),
         (("runtime.pull=often",), ConfigError, r"runtime\.pull='often' is not known; use missing, always or never"),
         (("runtime.devices=all",), ConfigError, r"runtime\.devices='all' is not known; use auto, cdi or nodes"),
         (("runtime.devices=cdi",), PlanError, r"no CDI names of these devices are known"),
@@ -210,6 +214,31 @@ def test_docker_run_is_printed_as_it_can_be_pasted(
 def test_other_forms_are_refused(words: tuple[str, ...], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         run(["plan", "engine=llamacpp", "device=cpu", *words])
+
+
+def test_what_the_user_names_besides_the_model_can_be_read_inside(tmp_path: Path) -> None:
+    words = ("engine=vllm", "device=cpu", "engine.lora.mine=/adapters/mine", "engine.chat_template=/chat.jinja")
+
+    mounts = container_of(tmp_path, *words).mounts
+    assert Mount("/adapters/mine", "/adapters/mine") in mounts
+    assert Mount("/chat.jinja", "/chat.jinja") in mounts
+
+
+def test_the_hubs_cache_can_be_read_inside(tmp_path: Path) -> None:
+    """A link to a snapshot, which is links to blobs beside it."""
+    repository = tmp_path / "hub/models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs/0123").write_text("{}")
+    (repository / "snapshots/main").mkdir(parents=True)
+    (repository / "snapshots/main/config.json").symlink_to("../../blobs/0123")
+    (repository / "snapshots/main/gone.json").symlink_to("../../blobs/none")
+    model = tmp_path / "models/org--name/main"
+    model.parent.mkdir(parents=True)
+    model.symlink_to(repository / "snapshots/main")
+
+    mounts = (Mount(str(model), str(model)),)
+    assert linked(mounts) == (Mount(str(repository / "blobs"), str(tmp_path / "models/blobs")),)
+    assert linked((*mounts, Mount("/x", str(tmp_path / "models/blobs")))) == ()
 
 
 def test_secrets_are_named_and_not_shown(tmp_path: Path) -> None:

@@ -275,6 +275,21 @@ def test_one_that_ended_while_nobody_looked_is_said_to_have(docker_daemon: Daemo
     assert nothing_left(docker_daemon, plan)
 
 
+def test_what_links_lead_to_is_seen_inside(docker_daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "hub/blobs").mkdir(parents=True)
+    (tmp_path / "hub/blobs/0123").write_text("the weights")
+    model = tmp_path / "hub/snapshots/main"
+    model.mkdir(parents=True)
+    (model / "weights").symlink_to("../../blobs/0123")
+    plan = plan_of(docker_daemon, tmp_path)
+    assert plan.container is not None
+    box = dataclasses.replace(plan.container, mounts=(*plan.container.mounts, Mount(str(model), "/models/a/main")))
+    script = "import sys; print(open('/models/a/main/weights').read()); sys.exit(3)"
+    plan = dataclasses.replace(plan, container=box, argv=(PYTHON, "-c", script))
+
+    assert failed(plan, tmp_path).tail == ("the weights",)
+
+
 # ------------------------------------------------------------------------------------------ what Docker cannot do
 
 

@@ -13,11 +13,11 @@ import signal
 import tarfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engines.base import Container, DeploymentError, LaunchPlan
+from engines.base import Container, DeploymentError, LaunchPlan, Mount
 from engines.container import LABEL_FOLDER
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, Runtime
@@ -60,7 +60,7 @@ class DockerRuntime(Runtime):
             self._since = time.time()
             # Of an earlier start, whose supervisor was killed; one that is somebody else's is left alone.
             _remove_all(client, plan.run_dir, deadline_s=5.0)
-            body = create_arguments(plan, client)
+            body = create_arguments(plan, client, linked(container.mounts))
             created = str(client.create_container_from_config(body, name=container.name)["Id"])  # type: ignore[no-untyped-call]
             if legacy is not None:
                 client.put_archive(created, "/", _archive(legacy))
@@ -205,6 +205,24 @@ def _remove_all(client: APIClient, run_dir: str, deadline_s: float) -> tuple[str
             with contextlib.suppress(docker.errors.APIError):  # somebody else removes it too
                 client.remove_container(one["Id"], force=True, v=True)
     return ()
+
+
+def linked(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
+    """What the links in folders that are read lead to, where they lead to inside: the Hugging Face hub's cache is links
+    to files beside it."""
+    found: dict[str, str] = {}  # folder inside → on this machine
+    for mount in (one for one in mounts if one.read_only):
+        for folder, _, names in os.walk(mount.source):
+            for link in (Path(folder, name) for name in names if Path(folder, name).is_symlink()):
+                place = Path(mount.target, link.relative_to(mount.source)).parent
+                inside = os.path.normpath(place / link.readlink())
+                if link.exists() and not any(_is_below(inside, one.target) for one in mounts):
+                    found[os.path.dirname(inside)] = str(link.resolve().parent)  # noqa: PTH120  (of a text)
+    return tuple(Mount(source, target) for target, source in found.items())
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _archive(legacy: bytes) -> bytes:

@@ -154,8 +154,10 @@ def explained() -> Iterator[None]:
     except docker.errors.APIError as exc:
         raise DeploymentError(refusal(str(exc.explanation or exc))) from exc
     except docker.errors.DockerException as exc:
-        # The client asks for the daemon's version, and wraps whatever comes in between in one of these.
-        raise AwayError(f"Docker's daemon does not answer: {_innermost(exc)}") from exc
+        # A new client asks for the daemon's version, and wraps whatever comes in between in one of these.
+        if "server API version" in str(exc):
+            raise AwayError(f"Docker's daemon does not answer: {_innermost(exc)}") from exc
+        raise DeploymentError(f"Docker's SDK refuses: {exc}") from exc
 
 
 def _innermost(exc: BaseException) -> str:

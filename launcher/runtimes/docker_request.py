@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from engines.base import Container, LaunchPlan
+from engines.base import Mount as MountedAt
 from launcher.masking import is_secret
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def environment(plan: LaunchPlan) -> Mapping[str, str]:
     return {**plan.container.env, **plan.env}
 
 
-def create_arguments(plan: LaunchPlan, client: APIClient) -> dict[str, Any]:
-    """The body of a request for a new container."""
+def create_arguments(plan: LaunchPlan, client: APIClient, linked: Sequence[MountedAt] = ()) -> dict[str, Any]:
+    """The body of a request for a new container; `linked` is mounted besides what the plan says."""
     from docker.types import DeviceRequest, Healthcheck, LogConfig, Mount, Ulimit
 
     box = plan.container
@@ -36,7 +37,7 @@ def create_arguments(plan: LaunchPlan, client: APIClient) -> dict[str, Any]:
     if box.cpus:
         limits["nano_cpus"] = int(box.cpus * 1e9)
     host = client.create_host_config(
-        mounts=[Mount(one.target, one.source, type="bind", read_only=one.read_only) for one in box.mounts],
+        mounts=[Mount(one.target, one.source, type="bind", read_only=one.read_only) for one in (*box.mounts, *linked)],
         port_bindings={port.number: (port.host, port.number) for port in box.ports},
         network_mode=box.network,
         devices=list(box.nodes),
