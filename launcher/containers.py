@@ -44,6 +44,12 @@ def check(config: LaunchConfig, *, to_launch: bool) -> None:
             f"engine.environment={config.engine.environment!r} is of this machine, and runtime={config.runtime.name} "
             "takes packages from its image; leave it out, or use runtime=process"
         )
+    assert isinstance(config.runtime, ContainerConf)
+    if (network := config.runtime.network).partition(":")[0] in ("host", "none", "container"):
+        raise PlanError(
+            f"runtime.network={network!r}: the engine's ports are published on loopback from a network of its own; "
+            "use bridge, or one that `docker network create` has made"
+        )
     if ":" in config.host:
         raise PlanError(
             f"host={config.host!r}: containers' ports are published on addresses of IPv4; use host=127.0.0.1"
@@ -96,7 +102,8 @@ def describe(
     by_request = bool(settings.gpu_ids) and not by_name
     cache = str(cache_root() / "engines" / f"{engine.name}-{key}")
     return Container(
-        name=f"rmlaunch-{name}",
+        # Docker's names are the whole machine's, and ours those of one state folder.
+        name=f"rmlaunch-{name}-{sha256(run_dir.encode()).hexdigest()[:6]}",
         image=image or _tag(build),
         daemon=docker_daemon.address(),
         build=build,
@@ -122,8 +129,7 @@ def describe(
         gpu_ids=settings.gpu_ids if by_request else (),
         cap_add=settings.capabilities,
         security=("no-new-privileges:true", *settings.security),
-        # What you may read by a group of yours can be read inside.
-        groups=(*settings.groups, *(str(group) for group in sorted(set(os.getgroups()) - {os.getgid()}))),
+        groups=(*settings.groups, *(_own_groups() if conf.user is None else ())),
         ulimits=settings.ulimits,
         sysctls=settings.sysctls,
         ipc=settings.ipc,
@@ -133,6 +139,11 @@ def describe(
         labels={LABEL_NAME: name, LABEL_FOLDER: run_dir},
         log_bytes=config.supervise.log_mib << 20,
     )
+
+
+def _own_groups() -> Iterator[str]:
+    """What you may read by a group of yours can be read inside."""
+    return (str(group) for group in sorted(set(os.getgroups()) - {os.getgid()}))
 
 
 def _build(conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, here: Environment) -> ImageBuild:

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,7 @@ class Supervised:
             self.stop()
             self.stop()
         self._spawned.close()
-        self._sweep_if_orphaned()
-        self._claim.release()
+        self._claim.release(self._sweep_if_orphaned() or self.news.leftovers)
 
     def leave(self) -> None:
         """Let go of a detached deployment, which goes on."""
@@ -188,15 +187,21 @@ class Supervised:
         except Exception:  # what a listener does wrong must not look like a failure of the engine
             log.exception("%s: a listener failed", self.plan.name)
 
-    def _sweep_if_orphaned(self) -> None:
-        """A supervisor that was killed took the engine's leader along; its workers are ours to end."""
+    def _sweep_if_orphaned(self) -> Sequence[str]:
+        """A supervisor that was killed took the engine's leader along; its workers are ours to end, and a container.
+
+        Returns what is still there.
+        """
         if self._spawned.process.returncode == 0:
-            return
+            return ()
         runtime: Runtime = plugin_at(self._orders.runtime)
-        runtime.clear(self.plan.run_dir, plans.public(self.plan))
+        left = runtime.clear(self.plan.run_dir, plans.public(self.plan))
+        if left:
+            log.warning("%s: still there: %s", self.plan.name, ", ".join(left))
         from launcher.runtimes.process import remove_leftovers
 
         remove_leftovers(self.plan, self._since)
+        return left
 
 
 class Connection:

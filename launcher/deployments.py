@@ -117,7 +117,7 @@ class Deployments:
             claim.lock.close()
             return []
         if legacy is None or news.handle is None:
-            reason = "its supervisor was killed, and its program has ended since"
+            reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
         orders = dataclasses.replace(Orders.loads(legacy), adopt=Handle(**news.handle), starts=news.starts)

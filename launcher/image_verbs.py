@@ -68,6 +68,8 @@ def _prune(_: argparse.Namespace) -> int:
                 try:
                     client.remove_image(one["image"])
                     said = "removed"
+                except docker.errors.ImageNotFound:
+                    said = "gone already"
                 except docker.errors.APIError as exc:
                     if exc.status_code != 409:
                         raise
@@ -77,8 +79,12 @@ def _prune(_: argparse.Namespace) -> int:
 
 
 def _ours() -> list[Mapping[str, Any]]:
+    """What is built from one of them has its label too, and a name of its own."""
     with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client, explained():
         found = client.images(filters={"label": images.LABEL})
+    named = ((one["Labels"][images.LABEL], one) for one in found)
     return [
-        {"image": one["Labels"][images.LABEL], "size_bytes": one["Size"], "created": one["Created"]} for one in found
+        {"image": name, "size_bytes": one["Size"], "created": one["Created"]}
+        for name, one in named
+        if name in (one["RepoTags"] or ())
     ]

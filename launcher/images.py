@@ -11,17 +11,20 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from engines.base import Container, DeploymentError, ImageBuild, PrepareError
+from engines.base import Container, DeploymentError, ImageBuild, PrepareError, RmLaunchError
 from launcher import environments
 from launcher.atomic import locked
 from launcher.output import gib
 from launcher.paths import cache_root
 from launcher.progress import Progress
 from launcher.runtimes import docker_daemon
-from launcher.runtimes.docker_daemon import explained
+from launcher.runtimes.docker_daemon import AwayError, explained
 
 if TYPE_CHECKING:
     from docker import APIClient
+
+#: what ends an archive that is not whole: without it Docker would take the beginning for all
+_NO_TAR = b"\xff" * 1024
 
 #: on every image that is built here: its tag
 LABEL = "rmlaunch.image"
@@ -76,7 +79,7 @@ def pull(client: APIClient, image: str, progress: Progress) -> None:
                         raise PrepareError(_not_pulled(image, str(event["error"])))
                     if layers.heard(event):
                         progress.detail(str(layers))
-        except DeploymentError as exc:
+        except (DeploymentError, AwayError) as exc:
             raise PrepareError(_not_pulled(image, str(exc))) from exc
 
 
@@ -136,7 +139,7 @@ def _build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -
     said: list[str] = []
     arguments = {"BASE": how.base, "PYTHON": how.environment.python, "LIBRARIES": how.libraries}
     try:
-        with explained(), _context(Path(how.environment.path), how.dockerfile) as context:
+        with _context(Path(how.environment.path), how.dockerfile) as context, explained():
             events = client.build(
                 fileobj=context, custom_context=True, tag=image, buildargs=arguments, rm=True, forcerm=True,
                 decode=True, labels={LABEL: image},
@@ -153,7 +156,7 @@ def _build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -
                     )
                 if text.startswith("Step "):
                     progress.detail(text.splitlines()[0])
-    except DeploymentError as exc:
+    except (DeploymentError, AwayError) as exc:
         raise PrepareError(f"could not build {image} on {how.base}: {exc}") from exc
 
 
@@ -172,22 +175,27 @@ def _context(environment: Path, dockerfile: str) -> Iterator[BinaryIO]:
     failed: list[BaseException] = []
 
     def write() -> None:
-        try:
-            with os.fdopen(writing, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
-                text = dockerfile.encode()
-                info = tarfile.TarInfo("Dockerfile")
-                info.size = len(text)
-                archive.addfile(info, BytesIO(text))
-                archive.add(environment, "environment", filter=_readable)
-        except (OSError, tarfile.TarError) as exc:
-            failed.append(exc)
+        with contextlib.suppress(OSError), os.fdopen(writing, "wb") as stream:  # Docker has stopped to read
+            try:
+                with tarfile.open(fileobj=stream, mode="w|") as archive:
+                    text = dockerfile.encode()
+                    info = tarfile.TarInfo("Dockerfile")
+                    info.size = len(text)
+                    archive.addfile(info, BytesIO(text))
+                    archive.add(environment, "environment", filter=_readable)
+            except (OSError, tarfile.TarError) as exc:
+                failed.append(exc)
+                stream.write(_NO_TAR)
 
     thread = threading.Thread(target=write, name="build context", daemon=True)
     thread.start()
     try:
         with os.fdopen(reading, "rb") as stream:
             yield stream
+    except RmLaunchError as exc:
+        thread.join()
+        if failed and not isinstance(failed[0], BrokenPipeError):
+            raise PrepareError(f"could not read {environment}: {failed[0]}") from exc
+        raise
     finally:
         thread.join()
-    if failed:
-        raise PrepareError(f"could not read {environment}: {failed[0]}")

@@ -18,13 +18,13 @@ import shlex
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from engines.base import DeploymentError, ResourceError
+from engines.base import ConfigError, DeploymentError, ResourceError
 from launcher.atomic import write_text
 from launcher.masking import mask_argv
 from launcher.runtimes.base import Handle, Runtime
@@ -41,9 +41,13 @@ class Claim:
     folder: Path
     lock: TextIO
 
-    def release(self) -> None:
-        """Let the name go and remove what the plan put there; logs and the last state stay to be read."""
-        shutil.rmtree(self.folder / "run", ignore_errors=True)
+    def release(self, left: Sequence[str] = ()) -> None:
+        """Let the name go and remove what the plan put there; logs and the last state stay to be read.
+
+        With something `left`, its run folder stays too: by it the next command finds it.
+        """
+        if not left:
+            shutil.rmtree(self.folder / "run", ignore_errors=True)
         self.lock.close()
 
 
@@ -132,7 +136,8 @@ class Ledger:
         if not run.exists():
             return ()
         left = self._runtime(name).clear(str(run), self._plan(name))
-        shutil.rmtree(run, ignore_errors=True)
+        if not left:
+            shutil.rmtree(run, ignore_errors=True)
         return left
 
     def legacy(self, name: str) -> bytes | None:
@@ -155,7 +160,10 @@ class Ledger:
     def _runtime(self, name: str) -> Runtime:
         from launcher import registry
 
-        return registry.runtime(self._plan(name).get("runtime", "process"))
+        try:
+            return registry.runtime(self._plan(name).get("runtime", "process"))
+        except ConfigError as exc:  # a plugin that is not installed any more
+            raise DeploymentError(f"{name}: {exc}") from exc
 
     def _plan(self, name: str) -> Mapping[str, Any]:
         """As it was written down; empty where it cannot be read."""

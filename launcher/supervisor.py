@@ -229,7 +229,7 @@ class Supervisor:
         self.state, actions = step(before, event, self._orders.policy)
         for action in actions:
             self._perform(action)
-        if self.state.phase.final:  # before it is said: nothing is left by then
+        if self.state.phase.final and not self._left:  # before it is said: nothing is left by then
             shutil.rmtree(self._orders.plan.run_dir, ignore_errors=True)
         if (self.state, actions) != (before, ()):
             self._announce()

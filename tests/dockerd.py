@@ -60,7 +60,7 @@ class Daemon:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         if not self.own:
             return
         words = ["dockerd", "--host", self.host, "--data-root", str(self._data)]
@@ -72,6 +72,7 @@ class Daemon:
             "--pidfile",
             str(self._folder / "pid"),
         ]
+        words += options
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=_end_with_us
@@ -89,6 +90,10 @@ class Daemon:
             self._process.wait(_DOWN_S)
             self._process = None
             _ip("link", "delete", _bridge())
+
+    def restart(self, *options: str) -> None:
+        self.stop()
+        self.start(*options)
 
     def client(self) -> docker.APIClient:
         return docker_daemon.client(self.host)

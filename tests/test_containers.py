@@ -46,7 +46,7 @@ def test_a_container_has_only_what_its_engine_needs(tmp_path: Path) -> None:
     container, run_dir = plan.container, str(tmp_path / "state/deployments/mine/run")
 
     assert container is not None
-    assert container.name == "rmlaunch-mine"
+    assert re.fullmatch(r"rmlaunch-mine-[0-9a-f]{6}", container.name)
     assert container.labels == {"rmlaunch.deployment": "mine", "rmlaunch.folder": run_dir}
     assert (container.cap_drop, container.cap_add) == (("ALL",), ())
     assert container.security == ("no-new-privileges:true",)
@@ -160,6 +160,12 @@ def test_furiosas_driver_gets_the_calls_that_dockers_profile_forbids(tmp_path: P
     ("words", "error", "text"),
     [
         (("engine.environment=/venv",), PlanError, r"engine\.environment='/venv' is of this machine"),
+        (
+            ("runtime.network=host",),
+            PlanError,
+            r"runtime\.network='host': the engine's ports are published",
+        ),
+        (("runtime.network=container:x",), PlanError, r"use bridge, or one that `docker network create` has made"),
         (("runtime.memory=much",), ConfigError, r"runtime\.memory='much' is not understood; write 512m or 16g"),
         (("runtime.shm_size=1t",), ConfigError, r"runtime\.shm_size='1t' is not understood"),
         (("runtime.cpus=0",), ConfigError, r"runtime\.cpus=0 must be more than 0"),
@@ -236,15 +242,20 @@ def test_the_hubs_cache_can_be_read_inside(tmp_path: Path) -> None:
     model.parent.mkdir(parents=True)
     model.symlink_to(repository / "snapshots/main")
 
-    mounts = (Mount(str(model), str(model)),)
-    assert linked(mounts) == (Mount(str(repository / "blobs"), str(tmp_path / "models/blobs")),)
-    assert linked((*mounts, Mount("/x", str(tmp_path / "models/blobs")))) == ()
+    (repository / "snapshots/main/passwd").symlink_to("/etc/passwd")
+    (repository / "snapshots/main/same.json").symlink_to("config.json")
+
+    assert linked(str(model)) == (Mount(str(repository / "blobs/0123"), str(tmp_path / "models/blobs/0123")),)
 
 
 def test_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "engine=vllm", "device=cpu", "api_key=sesame")
 
     assert "--env=VLLM_API_KEY" in docker_request.docker_run(plan)
+    words = ("engine.env.HTTPS_PROXY='http://me:sesame@proxy:1'", "engine.args.hf_token=sesame")
+    other = plan_of(tmp_path, "engine=llamacpp", "device=cpu", *words)
+    assert "--env=HTTPS_PROXY" in docker_request.docker_run(other)
+    assert "sesame" not in docker_request.shown(other)
     assert "sesame" not in docker_request.shown(plan) + json.dumps(plans.public(plan)) + "\n".join(plans.lines(plan))
     indexes = "engine.environments.cpu.indexes=[https://me:sesame@index/simple]"
     assert "sesame" not in json.dumps(plans.public(plan_of(tmp_path, *CPU, indexes)))

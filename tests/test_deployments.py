@@ -150,7 +150,7 @@ def test_what_nobody_can_adopt_is_ended_and_said(tmp_path: Path) -> None:
         found = Deployments(tmp_path).find("fake")
 
         assert (found.live, found.news.phase) == (False, Phase.FAILED)
-        assert found.news.reason == "its supervisor was killed, and its program has ended since"
+        assert found.news.reason == "its supervisor was killed; its program has ended since, or was not to outlive it"
         assert not is_alive(int(child.read_text()))
         assert not Path(plan.run_dir).exists()
         with pytest.raises(RequestError, match="fake is FAILED, not running"):

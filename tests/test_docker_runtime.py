@@ -24,7 +24,7 @@ from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.runtimes.docker import DockerRuntime
 from tests.dockerd import BASE, PYTHON, Daemon
-from tests.supervision import FAKE, detached, fake_plan, marked_processes, supervised, wait_for
+from tests.supervision import FAKE, detached, fake_plan, is_alive, marked_processes, supervised, wait_for
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120), pytest.mark.usefixtures("docker_host")]
 
@@ -238,8 +238,7 @@ def test_a_detached_container_is_adopted_by_its_id_with_its_secrets_and_its_log(
     monkeypatch.setenv("RMLAUNCH_STATE", str(tmp_path))
     plan = plan_of(docker_daemon, tmp_path, "--say", "here I am")
     with detached(plan, tmp_path, api_key="sesame") as folder:
-        before = status(folder)
-        os.kill(before["supervisor"], signal.SIGKILL)
+        before = lose_supervisor(folder)
         (found,) = Deployments(tmp_path).all()
 
         assert (found.news.phase, found.news.starts) == (Phase.READY, 1)
@@ -256,6 +255,14 @@ def test_a_detached_container_is_adopted_by_its_id_with_its_secrets_and_its_log(
     assert nothing_left(docker_daemon, plan)
 
 
+def lose_supervisor(folder: Path) -> Mapping[str, Any]:
+    """Kill it; returns what it said last."""
+    last = status(folder)
+    os.kill(last["supervisor"], signal.SIGKILL)
+    wait_for(lambda: not is_alive(last["supervisor"]))
+    return last
+
+
 def status(folder: Path) -> Mapping[str, Any]:
     with Connection(folder) as connection:
         return connection.ask("status")
@@ -264,28 +271,31 @@ def status(folder: Path) -> Mapping[str, Any]:
 def test_one_that_ended_while_nobody_looked_is_said_to_have(docker_daemon: Daemon, tmp_path: Path) -> None:
     plan = plan_of(docker_daemon, tmp_path)
     with detached(plan, tmp_path) as folder:
-        news = status(folder)
-        os.kill(news["supervisor"], signal.SIGKILL)
+        lose_supervisor(folder)
         with contextlib.closing(docker_daemon.client()) as client:
             client.kill(name_of(plan))
         (found,) = Deployments(tmp_path).all()
 
     assert (found.news.phase, found.live) == (Phase.FAILED, False)
-    assert found.news.reason == "its supervisor was killed, and its program has ended since"
+    assert found.news.reason == "its supervisor was killed; its program has ended since, or was not to outlive it"
     assert nothing_left(docker_daemon, plan)
 
 
 def test_what_links_lead_to_is_seen_inside(docker_daemon: Daemon, tmp_path: Path) -> None:
     (tmp_path / "hub/blobs").mkdir(parents=True)
     (tmp_path / "hub/blobs/0123").write_text("the weights")
-    model = tmp_path / "hub/snapshots/main"
-    model.mkdir(parents=True)
-    (model / "weights").symlink_to("../../blobs/0123")
+    snapshot = tmp_path / "hub/snapshots/main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "weights").symlink_to("../../blobs/0123")
+    path = tmp_path / "cache/name/main"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(snapshot)
     plan = plan_of(docker_daemon, tmp_path)
     assert plan.container is not None
-    box = dataclasses.replace(plan.container, mounts=(*plan.container.mounts, Mount(str(model), "/models/a/main")))
-    script = "import sys; print(open('/models/a/main/weights').read()); sys.exit(3)"
-    plan = dataclasses.replace(plan, container=box, argv=(PYTHON, "-c", script))
+    box = dataclasses.replace(plan.container, mounts=(*plan.container.mounts, Mount(str(path), str(path))))
+    script = f"import sys; print(open('{path}/weights').read()); sys.exit(3)"
+    model = dataclasses.replace(plan.model, path=str(path))
+    plan = dataclasses.replace(plan, container=box, argv=(PYTHON, "-c", script), model=model)
 
     assert failed(plan, tmp_path).tail == ("the weights",)
 
@@ -358,8 +368,7 @@ def test_a_daemon_that_is_restarted_is_waited_for(docker_daemon: Daemon, tmp_pat
     plan = plan_of(docker_daemon, tmp_path)
     with supervised(plan, tmp_path) as owner:
         owner.wait_ready()
-        docker_daemon.stop()
-        docker_daemon.start()
+        docker_daemon.restart()
         wait_for(lambda: owner.news.starts == 2 and owner.news.phase is Phase.READY, 60)
         owner.stop()
         assert owner.wait_final(20).leftovers == ()
@@ -367,12 +376,63 @@ def test_a_daemon_that_is_restarted_is_waited_for(docker_daemon: Daemon, tmp_pat
     assert nothing_left(docker_daemon, plan)
 
 
+def test_a_container_that_outlives_its_daemon_is_not_started_again_and_its_end_is_still_seen(
+    docker_daemon: Daemon, tmp_path: Path
+) -> None:
+    if not docker_daemon.own:
+        pytest.skip("not run here: the daemon is not the tests' own")
+    plan = plan_of(docker_daemon, tmp_path, "--say", "here I am")
+    settings = dataclasses.replace(plan.probes.settings, liveness_period_s=60)  # its port is gone meanwhile
+    plan = dataclasses.replace(plan, probes=dataclasses.replace(plan.probes, settings=settings))
+    docker_daemon.restart("--live-restore")
+    try:
+        with supervised(plan, tmp_path) as owner:
+            before = owner.wait_ready()
+            docker_daemon.restart("--live-restore")
+            os.kill(before.pid or 0, 0)  # it is there
+            assert (owner.news.starts, owner.news.phase) == (1, Phase.READY)
+
+            os.kill(before.pid or 0, signal.SIGKILL)
+            wait_for(lambda: owner.news.starts == 2 and owner.news.phase is Phase.READY, 30)
+            assert Path(before.log).read_text() == "here I am\n"
+        assert nothing_left(docker_daemon, plan)
+    finally:
+        docker_daemon.restart()
+
+
+def test_what_could_not_be_removed_is_found_by_the_next_launch(docker_daemon: Daemon, tmp_path: Path) -> None:
+    plan = plan_of(docker_daemon, tmp_path)
+    with orphan(plan, tmp_path):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("launcher.runtimes.docker_daemon.ping", _away)
+            with Ledger(tmp_path).exclusive():
+                (left,) = Ledger(tmp_path).sweep(plan.name)
+        assert left == "its container, which cannot be removed: no Docker daemon answers"
+        assert Path(plan.run_dir).exists()
+        with Ledger(tmp_path).exclusive():
+            Ledger(tmp_path).claim("other", (), {}).release()
+
+        assert nothing_left(docker_daemon, plan)
+        assert not Path(plan.run_dir).exists()
+
+
+def test_a_log_that_was_lost_is_written_anew_by_the_adopter(
+    docker_daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RMLAUNCH_STATE", str(tmp_path))
+    plan = plan_of(docker_daemon, tmp_path, "--say", "here I am")
+    with detached(plan, tmp_path) as folder:
+        Path(lose_supervisor(folder)["log"]).unlink()
+        (found,) = Deployments(tmp_path).all()
+        wait_for(lambda: Path(found.news.log).exists() and Path(found.news.log).read_text() == "here I am\n")
+
+
 def test_an_adopter_that_finds_no_daemon_leaves_everything_as_it_is(
     docker_daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_of(docker_daemon, tmp_path)
     with detached(plan, tmp_path) as folder:
-        os.kill(status(folder)["supervisor"], signal.SIGKILL)
+        lose_supervisor(folder)
         with monkeypatch.context() as patch:
             patch.setattr("launcher.runtimes.docker_daemon.ping", _away)
             (found,) = Deployments(tmp_path).all()

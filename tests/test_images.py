@@ -206,6 +206,25 @@ def test_a_build_that_fails_ends_with_the_builders_last_words(docker_daemon: Dae
 
 
 @pytest.mark.real
+@pytest.mark.timeout(300)
+def test_an_environment_that_cannot_be_read_makes_no_image(docker_daemon: Daemon, tmp_path: Path) -> None:
+    how = build_of(tmp_path, BASE, "ARG BASE\nFROM ${BASE}\n")
+    gone = tmp_path / "environment/lib/gone"
+    gone.write_text("x" * 100)
+
+    def vanish(info: tarfile.TarInfo) -> tarfile.TarInfo:
+        if info.name.endswith("/gone"):  # listed, and not there any more when it is read
+            gone.unlink()
+        return info
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_readable", vanish)
+        with pytest.raises(PrepareError, match=r"could not read .*/environment: .*No such file"):
+            images.ensure(container(docker_daemon, "rmlaunch/torn:1", build=how), Progress(quiet=True))
+    assert not docker_daemon.has("rmlaunch/torn:1")
+
+
+@pytest.mark.real
 @pytest.mark.timeout(900)
 def test_image_build_makes_what_a_launch_then_finds(
     docker_daemon: Daemon, docker_host: str, capsys: pytest.CaptureFixture[str]

@@ -56,8 +56,8 @@ class Runtime(ABC):
     def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
         """Start the program, both of its outputs appended to `log`; does not wait for it to be ready.
 
-        With `legacy` it outlives us, and keeps that for whoever adopts it; without, it dies with us. Raises
-        `DeploymentError` where it cannot be started at all.
+        With `legacy` it outlives us, and keeps that for whoever adopts it; without, it ends with us, or is ended by the
+        next command that finds it. Raises `DeploymentError` where it cannot be started at all.
         """
 
     @abstractmethod

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: in the container, for its next supervisor: readable by root alone, in Docker's own folder, as its variables are
 _LEGACY = "rmlaunch.orders"
 
+_LOOK_PERIOD_S = 0.01
+_AWAY_PERIOD_S = 0.2
 _LOG_END_S = 2.0  #: until the last words of a container have come
 _SIGNALLED = 128  #: what a shell adds to the number of the signal that ended a program, and Docker too
 
@@ -42,10 +44,8 @@ class DockerRuntime(Runtime):
     def __init__(self) -> None:
         self._client: APIClient | None = None
         self._since = time.time()
-        self._exit: Exit | None = None
         self._log: DockerLog | None = None
-        self._end: tuple[int, int] | None = None  #: a pipe; its reading end becomes readable when the program has ended
-        self._waits_for = ""  #: the id of the container
+        self._ending: _Ending | None = None
 
     def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
         container = _container(plan)
@@ -59,8 +59,9 @@ class DockerRuntime(Runtime):
         with explained():
             self._since = time.time()
             # Of an earlier start, whose supervisor was killed; one that is somebody else's is left alone.
-            _remove_all(client, plan.run_dir, deadline_s=5.0)
-            body = create_arguments(plan, client, linked(container.mounts))
+            if left := _remove_all(client, plan.run_dir, deadline_s=5.0):
+                raise DeploymentError(f"{plan.name}: of an earlier start there is still {', '.join(left)}")
+            body = create_arguments(plan, client, linked(plan.model.path))
             created = str(client.create_container_from_config(body, name=container.name)["Id"])  # type: ignore[no-untyped-call]
             if legacy is not None:
                 client.put_archive(created, "/", _archive(legacy))
@@ -69,24 +70,33 @@ class DockerRuntime(Runtime):
         self._follow(created, container.daemon, log)
         return Handle(pid, _ticks(pid), boot_id(), container=created, daemon=container.daemon)
 
-    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
-        client = self._connect(handle.daemon)
-        with explained():
-            found = client.containers(filters={"id": handle.container, "status": "running"})
+    def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:
+        def attempt() -> Sequence[Mapping[str, Any]]:
+            client = self._connect(handle.daemon)
+            with explained():
+                found: list[Mapping[str, Any]] = client.containers(
+                    filters={"id": handle.container, "status": "running"}
+                )
+                return found
+
+        try:
+            found = when_back(attempt)
+        except AwayError as exc:
+            raise DeploymentError(f"{plan.name}: {exc}") from exc
         if not found:
             raise DeploymentError(f"container {handle.container[:12]} has ended")
         self._since = float(found[0]["Created"])
         self._follow(handle.container, handle.daemon, log, resume=True)
 
     def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
-        return self._end[0] if self._end else None
+        return self._ending.readable if self._ending else None
 
     def poll(self, handle: Handle) -> Exit | None:  # noqa: ARG002
-        return self._exit
+        return self._ending.exit if self._ending else None
 
     def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
         """Docker gives a port to one container alone, and starts none that cannot have its ports."""
-        return self._exit is None
+        return self._ending is not None and self._ending.exit is None
 
     def activity(self, handle: Handle) -> Activity | None:
         with contextlib.suppress(DeploymentError, AwayError, KeyError):
@@ -109,7 +119,7 @@ class DockerRuntime(Runtime):
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
         container = _container(plan)
-        left = self._remove(container.daemon, plan.run_dir, deadline_s)
+        left = self._remove(container.daemon, plan.run_dir, deadline_s, docker_daemon.BACK_S)
         if self._log:
             self._log.finish(_LOG_END_S)
         return left + remove_leftovers(plan, self._since)
@@ -117,6 +127,8 @@ class DockerRuntime(Runtime):
     def legacy(self, handle: Handle) -> bytes | None:
         import docker.errors
 
+        if handle.boot_id != boot_id():
+            return None  # Docker starts none of them again
         try:
             client = self._connect(handle.daemon)
             with explained(), contextlib.suppress(docker.errors.NotFound):
@@ -131,7 +143,7 @@ class DockerRuntime(Runtime):
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
         container = plan.get("container") or {}
-        return self._remove(str(container.get("daemon")), run_dir, deadline_s) if "daemon" in container else ()
+        return self._remove(str(container["daemon"]), run_dir, deadline_s, away_s=0.0) if "daemon" in container else ()
 
     # ------------------------------------------------------------------------------------------------ one container
 
@@ -143,43 +155,62 @@ class DockerRuntime(Runtime):
             docker_daemon.ping(daemon)
         return self._client
 
-    def _remove(self, daemon: str, run_dir: str, deadline_s: float) -> tuple[str, ...]:
-        try:
-            client = when_back(lambda: self._connect(daemon))
+    def _remove(self, daemon: str, run_dir: str, deadline_s: float, away_s: float) -> tuple[str, ...]:
+        """As `_remove_all`; a daemon that is away is waited for, at most `away_s`."""
+
+        def attempt() -> tuple[str, ...]:
+            client = self._connect(daemon)
             with explained():
                 return _remove_all(client, run_dir, deadline_s)
+
+        try:
+            return when_back(attempt, away_s)
         except (AwayError, DeploymentError) as exc:
             return (f"its container, which cannot be removed: {exc}",)
 
     def _follow(self, container: str, daemon: str, log: Path, resume: bool = False) -> None:
         """Write down what it says, and notice its end, in threads of their own."""
-        if self._end:
-            for descriptor in self._end:
-                os.close(descriptor)
-        self._exit, self._waits_for, self._end = None, container, os.pipe()
+        if self._ending:
+            self._ending.forget()
         self._log = DockerLog(container, daemon, log, resume)
-        threading.Thread(
-            target=self._await_end,
-            args=(container, daemon, self._log, self._end[1]),
-            name="container's end",
-            daemon=True,
-        ).start()
+        self._ending = _Ending(container, daemon, self._log)
 
-    def _await_end(self, container: str, daemon: str, log: DockerLog, end: int) -> None:
-        ended = Exit(UNSEEN)
-        while True:
+
+class _Ending:
+    """Notices the end of one container, in a thread of its own."""
+
+    def __init__(self, container: str, daemon: str, log: DockerLog) -> None:
+        self.exit: Exit | None = None
+        self.readable, self._writable = os.pipe()  #: becomes readable at the end
+        self._container = container
+        self._daemon = daemon
+        self._log = log
+        self._forgotten = threading.Event()
+        self._lock = threading.Lock()  # the pipe is open while it is held
+        threading.Thread(target=self._watch, name="container's end", daemon=True).start()
+
+    def forget(self) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            self._forgotten.set()
+            for descriptor in (self.readable, self._writable):
+                os.close(descriptor)
+
+    def _watch(self) -> None:
+        ended = None
+        while ended is None:
             try:
-                ended = _wait(container, daemon)
-                break
-            except AwayError:
-                time.sleep(0.2)  # it may be restarted, and its containers go on where its live-restore is on
+                ended = _wait(self._container, self._daemon)
+            except AwayError:  # noqa: PERF203  (it may come back, and with live-restore its containers went on)
+                if self._forgotten.wait(_AWAY_PERIOD_S):
+                    return
             except DeploymentError:
-                break  # the container is gone
-        log.finish(_LOG_END_S)
-        if self._waits_for == container:
-            self._exit = ended
-            with contextlib.suppress(OSError):  # closed, because another start has begun
-                os.write(end, b"\0")
+                ended = Exit(UNSEEN)  # somebody has removed it
+        self._log.finish(_LOG_END_S)
+        with self._lock:
+            if not self._forgotten.is_set():
+                self.exit = ended
+                os.write(self._writable, b"\0")
 
 
 def _wait(container: str, daemon: str) -> Exit:
@@ -204,25 +235,20 @@ def _remove_all(client: APIClient, run_dir: str, deadline_s: float) -> tuple[str
         for one in found:
             with contextlib.suppress(docker.errors.APIError):  # somebody else removes it too
                 client.remove_container(one["Id"], force=True, v=True)
+        time.sleep(_LOOK_PERIOD_S)
     return ()
 
 
-def linked(mounts: Sequence[Mount]) -> tuple[Mount, ...]:
-    """What the links in folders that are read lead to, where they lead to inside: the Hugging Face hub's cache is links
-    to files beside it."""
-    found: dict[str, str] = {}  # folder inside → on this machine
-    for mount in (one for one in mounts if one.read_only):
-        for folder, _, names in os.walk(mount.source):
-            for link in (Path(folder, name) for name in names if Path(folder, name).is_symlink()):
-                place = Path(mount.target, link.relative_to(mount.source)).parent
-                inside = os.path.normpath(place / link.readlink())
-                if link.exists() and not any(_is_below(inside, one.target) for one in mounts):
-                    found[os.path.dirname(inside)] = str(link.resolve().parent)  # noqa: PTH120  (of a text)
-    return tuple(Mount(source, target) for target, source in found.items())
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(f"{folder}/")
+def linked(model: str) -> tuple[Mount, ...]:
+    """The files that relative links in the folder `model` lead to, where they lead to inside: the Hugging Face hub's
+    cache is links to files beside it. One that leads to another place of this machine is not followed."""
+    found = []
+    for folder, _, names in os.walk(model):
+        for link in (Path(folder, name) for name in names if Path(folder, name).is_symlink()):
+            inside = os.path.normpath(link.parent / link.readlink())
+            if link.is_file() and not link.readlink().is_absolute() and not inside.startswith(f"{model}/"):
+                found.append(Mount(str(link.resolve()), inside))
+    return tuple(found)
 
 
 def _archive(legacy: bytes) -> bytes:

@@ -24,7 +24,7 @@ _PING_LIMIT_S = 2.0
 _CALL_LIMIT_S = 60.0
 
 #: a daemon that is restarted, for an update or a new setting, is back by then
-_BACK_S = 60.0
+BACK_S = 60.0
 _BACK_PERIOD_S = 0.2
 
 
@@ -129,7 +129,7 @@ def runtimes(daemon: str) -> Sequence[str]:
         return sorted(connected.info().get("Runtimes", {}))
 
 
-def when_back(attempt: Callable[[], T], limit_s: float = _BACK_S) -> T:
+def when_back(attempt: Callable[[], T], limit_s: float = BACK_S) -> T:
     """What `attempt` returns; it is made again while no daemon answers, at most for `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
@@ -146,10 +146,14 @@ def explained() -> Iterator[None]:
     """Raise what the SDK raises as an `AwayError`, or a `DeploymentError` in one sentence with its remedy."""
     import docker.errors
     import requests
+    import urllib3
 
+    # The latter two where it goes away in the middle of an answer.
+    gone = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
+            urllib3.exceptions.HTTPError)  # fmt: skip
     try:
         yield
-    except (requests.ConnectionError, requests.Timeout) as exc:
+    except gone as exc:
         raise AwayError(f"Docker's daemon does not answer: {_innermost(exc)}") from exc
     except docker.errors.APIError as exc:
         raise DeploymentError(refusal(str(exc.explanation or exc))) from exc

@@ -46,7 +46,10 @@ class DockerLog:
                     since = self._catch_up(client) if resume else None
                     for chunk in client.logs(self._container, stream=True, follow=True, since=since):
                         self._write(chunk)
-                return
+                    # A stream that the daemon breaks off ends like one of a container that has ended.
+                    if not client.inspect_container(self._container)["State"]["Running"]:
+                        return
+                resume = True
             except AwayError:  # noqa: PERF203  (it is waited for)
                 if self._closed.wait(0.2):
                     return
@@ -64,7 +67,7 @@ class DockerLog:
         except OSError:
             last, written = 0.0, b""
         now = time.time()
-        said = client.logs(self._container, since=max(0.0, last - _OVERLAP_S), until=now)
+        said = client.logs(self._container, since=max(1.0, last - _OVERLAP_S), until=now)
         self._write(said[_overlap(written, said) :])
         return now
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import Container, LaunchPlan
 from engines.base import Mount as MountedAt
-from launcher.masking import is_secret
+from launcher.masking import is_secret, mask_argv, mask_url
 
 if TYPE_CHECKING:
     from docker import APIClient
@@ -70,16 +70,16 @@ def create_arguments(plan: LaunchPlan, client: APIClient, linked: Sequence[Mount
 
 
 def docker_run(plan: LaunchPlan) -> tuple[str, ...]:
-    """The same container as the words of a `docker run`. A secret is named and not shown: Docker then takes the value
-    from the variable of that name."""
+    """The same container as the words of a `docker run`. A variable with a secret is named and not shown: Docker then
+    takes its value from the variable of that name; one in the engine's own words is masked."""
     assert plan.container is not None
-    return ("docker", "run", *_options(plan, plan.container), plan.container.image, *plan.argv[1:])
+    return ("docker", "run", *_options(plan, plan.container), plan.container.image, *mask_argv(plan.argv)[1:])
 
 
 def shown(plan: LaunchPlan) -> str:
     """`docker_run` for a terminal: an option in each line."""
     assert plan.container is not None
-    command = shlex.join([plan.container.image, *plan.argv[1:]])
+    command = shlex.join([plan.container.image, *mask_argv(plan.argv)[1:]])
     options = [shlex.quote(option) for option in _options(plan, plan.container)]
     return " \\\n  ".join(["docker run", *options, command])
 
@@ -108,7 +108,8 @@ def _options(plan: LaunchPlan, box: Container) -> Iterator[str]:
         read_only = ",readonly" if mount.read_only else ""
         yield f"--mount=type=bind,source={mount.source},target={mount.target}{read_only}"
     for name, value in environment(plan).items():
-        yield f"--env={name}" if is_secret(name) else f"--env={name}={value}"
+        secret = is_secret(name) or mask_url(value) != value
+        yield f"--env={name}" if secret else f"--env={name}={value}"
     yield from (f"--workdir={plan.run_dir}", f"--entrypoint={plan.argv[0]}")
 
 

@@ -168,11 +168,7 @@ def test_a_daemon_that_is_restarted_is_waited_for(here: Here, cell: Cell) -> Non
     if not daemon.own:
         machine.not_here("the Docker daemon is not the tests' own")
 
-    def restart() -> None:
-        daemon.stop()
-        daemon.start()
-
-    _recovers(here, shared, cell, restart)
+    _recovers(here, shared, cell, daemon.restart)
 
 
 def _recovers(here: Here, shared: Deployment, cell: Cell, strike: Callable[[], None]) -> None:
