@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -95,6 +96,15 @@ def test_torchserves_control_ports_are_published_on_loopback_alone(tmp_path: Pat
     (archive,) = (step for step in plan.builds if step.name == "torch-model-archiver")
     assert archive.environment.path != plan.environment.path == containers.ENVIRONMENT  # it is made on this machine
     assert Mount(archive.output, archive.output) in plan.container.mounts
+
+
+def test_a_port_that_is_not_the_api_stays_on_loopback_wherever_the_api_is(tmp_path: Path) -> None:
+    config = settle(["engine=triton", "device=cpu", "runtime=docker"]).config
+    engine, spec = resolve(config, Ledger(tmp_path / "state"), to_launch=False)
+
+    container = engine.plan(dataclasses.replace(spec, published="10.0.0.1")).container
+    assert container is not None
+    assert [port.host for port in container.ports] == ["10.0.0.1", "127.0.0.1", "127.0.0.1"]
 
 
 def test_an_image_is_named_in_the_config_or_built_from_the_packages_there(tmp_path: Path) -> None:
