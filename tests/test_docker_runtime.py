@@ -124,6 +124,24 @@ def pid_of_ready(owner: Supervised) -> int:
     return pid_of(owner)
 
 
+def test_a_volume_that_its_image_declares_goes_with_it(docker_daemon: Daemon, tmp_path: Path) -> None:
+    with contextlib.closing(docker_daemon.client()) as client:
+        made = client.create_container(BASE, command=["/bin/true"])["Id"]
+        image = client.commit(made, changes=["VOLUME /data"])["Id"]
+        client.remove_container(made)
+        plan = plan_of(docker_daemon, tmp_path, image=image)
+        try:
+            with supervised(plan, tmp_path) as owner:
+                owner.wait_ready()
+                (mount,) = [one for one in client.inspect_container(name_of(plan))["Mounts"] if one["Type"] == "volume"]
+                owner.stop()
+                owner.wait_final(15)
+            assert mount["Destination"] == "/data"
+            assert mount["Name"] not in [volume["Name"] for volume in client.volumes()["Volumes"] or ()]
+        finally:
+            client.remove_image(image)
+
+
 def test_a_killed_program_is_seen_and_started_again_in_a_new_container(docker_daemon: Daemon, tmp_path: Path) -> None:
     plan = plan_of(docker_daemon, tmp_path)
     with supervised(plan, tmp_path) as owner:
@@ -391,10 +409,11 @@ def test_a_container_that_outlives_its_daemon_is_not_started_again_and_its_end_i
             docker_daemon.restart("--live-restore")
             os.kill(before.pid or 0, 0)  # it is there
             assert (owner.news.starts, owner.news.phase) == (1, Phase.READY)
+            Path(f"/proc/{before.pid}/fd/1").write_text("still here\n")
+            wait_for(lambda: Path(before.log).read_text() == "here I am\nstill here\n")
 
             os.kill(before.pid or 0, signal.SIGKILL)
             wait_for(lambda: owner.news.starts == 2 and owner.news.phase is Phase.READY, 30)
-            assert Path(before.log).read_text() == "here I am\n"
         assert nothing_left(docker_daemon, plan)
     finally:
         docker_daemon.restart()
