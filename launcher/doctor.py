@@ -192,7 +192,8 @@ def _device_problems(survey: Survey) -> Iterator[Check]:
 
 
 def _ports(engine: Engine, spec: ServeSpec) -> Check:
-    said = ", ".join(f"{name} {spec.bind}:{port}" for name, port in zip(engine.ports, spec.ports, strict=True))
+    host = spec.published or spec.bind
+    said = ", ".join(f"{name} {host}:{port}" for name, port in zip(engine.ports, spec.ports, strict=True))
     return Check("ports", OK, f"free: {said}" if said else "the engine listens on none")
 
 

@@ -117,12 +117,21 @@ def running() -> Iterator[Daemon]:
             daemon = Daemon(f"unix://{folder}/docker.sock", cache / "docker", folder)
         try:
             daemon.start()
+            if daemon.own:
+                _tidy(daemon)
             if not daemon.has(BASE):
                 _import_base(daemon, cache)
             yield daemon
         finally:
             daemon.stop()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tidy(daemon: Daemon) -> None:
+    """Remove what tests that were killed have left in our data folder."""
+    with contextlib.closing(daemon.client()) as client:
+        for one in client.containers(all=True):
+            client.remove_container(one["Id"], force=True, v=True)
 
 
 def _import_base(daemon: Daemon, cache: Path) -> None:
