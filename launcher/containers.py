@@ -45,6 +45,7 @@ def check(config: LaunchConfig, *, to_launch: bool) -> None:
             "takes packages from its image; leave it out, or use runtime=process"
         )
     assert isinstance(config.runtime, ContainerConf)
+    _check_sizes(config.runtime)
     if (network := config.runtime.network).partition(":")[0] in ("host", "none", "container"):
         raise PlanError(
             f"runtime.network={network!r}: the engine's ports are published on loopback from a network of its own; "
@@ -56,7 +57,7 @@ def check(config: LaunchConfig, *, to_launch: bool) -> None:
         )
 
 
-def _sizes(conf: ContainerConf) -> None:
+def _check_sizes(conf: ContainerConf) -> None:
     for key, size in (("memory", conf.memory), ("shm_size", conf.shm_size)):
         if size is not None and not _SIZE.fullmatch(size):
             raise ConfigError(f"runtime.{key}={size!r} is not understood; write 512m or 16g")
@@ -95,16 +96,14 @@ def describe(
     """
     conf = config.runtime
     assert isinstance(conf, ContainerConf)
-    _sizes(conf)
-    image = conf.image or config.engine.images.get(key)
-    build = None if image else _build(config.engine, engine, conf, key, here)
+    image, build = _image(config.engine, engine, conf, key, here)
     by_name = _by_name(conf, settings)
     by_request = bool(settings.gpu_ids) and not by_name
     cache = str(cache_root() / "engines" / f"{engine.name}-{key}")
     return Container(
         # Docker's names are the whole machine's, and ours those of one state folder.
         name=f"rmlaunch-{name}-{sha256(run_dir.encode()).hexdigest()[:6]}",
-        image=image or _tag(build),
+        image=image,
         daemon=docker_daemon.address(),
         build=build,
         pull=_pull(conf),
@@ -146,6 +145,16 @@ def _own_groups() -> Iterator[str]:
     return (str(group) for group in sorted(set(os.getgroups()) - {os.getgid()}))
 
 
+def _image(
+    conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, here: Environment
+) -> tuple[str, ImageBuild | None]:
+    """Its name, and how it is made where that is up to us."""
+    if named := runtime.image or conf.images.get(key):
+        return named, None
+    build = _build(conf, engine, runtime, key, here)
+    return _tag(build), build
+
+
 def _build(conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, here: Environment) -> ImageBuild:
     if key not in conf.environments:
         raise PlanError(
@@ -159,9 +168,8 @@ def _build(conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, h
     return ImageBuild(base, here, libraries, (shipped("templates") / "docker/Dockerfile").read_text())
 
 
-def _tag(build: ImageBuild | None) -> str:
+def _tag(build: ImageBuild) -> str:
     """Named by all that is in it, as the environment's folder is by its packages."""
-    assert build is not None
     here = build.environment
     what = (Path(here.path).name, build.base, build.dockerfile, build.libraries, platform.machine())
     return f"rmlaunch/{here.name}:{sha256(repr(what).encode()).hexdigest()[:12]}"

@@ -30,6 +30,7 @@ from launcher.masking import mask_url
 from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root
 from launcher.resolve import resolve
+from launcher.runtimes.docker_daemon import AwayError
 from launcher.settle import Settled, settle
 
 FLAGS = ("--json", "--online")
@@ -90,7 +91,8 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
     except RmLaunchError as exc:
         resolved = _without_hardware(settled)
         about_device = isinstance(exc, ResourceError) and not isinstance(resolved, RmLaunchError)
-        yield _refused("device" if about_device else "plan", exc)
+        if not isinstance(exc, AwayError):  # which is told below
+            yield _refused("device" if about_device else "plan", exc)
         yield from _device_problems(survey)
         if isinstance(resolved, RmLaunchError):
             return

@@ -25,6 +25,7 @@ def run(words: Sequence[str]) -> int:
     actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
     build = actions.add_parser("build", add_help=False, allow_abbrev=False)
     build.add_argument("overrides", nargs="*", metavar="key=value")
+    build.add_argument("--config-dir")
     actions.add_parser("list", add_help=False, allow_abbrev=False).add_argument("--json", action="store_true")
     actions.add_parser("prune", add_help=False, allow_abbrev=False)
     asked = parser.parse_args(words)
@@ -38,7 +39,7 @@ def _build(asked: argparse.Namespace) -> int:
     from launcher.settle import settle
 
     said = any(word.startswith("runtime=") for word in asked.overrides)
-    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]))
+    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]), asked.config_dir)
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
     plan = engine.plan(spec)
     if plan.container is None:

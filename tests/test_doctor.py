@@ -54,6 +54,17 @@ def test_a_launch_that_nothing_stops() -> None:
     assert found["program"].said == "python, of the environment that would be made"
 
 
+def test_a_daemon_that_does_not_answer_is_one_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
+    (problem,) = problems(*CPU, "runtime=docker")
+
+    assert (problem.name, problem.said) == (
+        "docker",
+        "no Docker daemon answers at unix:///nowhere.sock: there is no such socket",
+    )
+    assert problem.remedy.startswith("start Docker, set DOCKER_HOST")
+
+
 def test_nothing_is_made_by_looking() -> None:
     checks(*CPU)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 #: seconds before the last line in our log, from which Docker's copy of the log is compared with it
 _OVERLAP_S = 1.0
 _OVERLAP_BYTES = 1 << 20
+_AWAY_PERIOD_S = 0.2  #: between two tries to follow it again
 
 
 class DockerLog:
@@ -49,13 +50,13 @@ class DockerLog:
                     # A stream that the daemon breaks off ends like one of a container that has ended.
                     if not client.inspect_container(self._container)["State"]["Running"]:
                         return
-                resume = True
-            except AwayError:  # noqa: PERF203  (it is waited for)
-                if self._closed.wait(0.2):
-                    return
-                resume = True  # Docker keeps the log over a restart of its daemon
+            except AwayError:
+                pass  # it is waited for
             except DeploymentError:
                 return  # the container is gone
+            if self._closed.wait(_AWAY_PERIOD_S):
+                return
+            resume = True  # Docker keeps the log over a restart of its daemon
 
     def _catch_up(self, client: APIClient) -> float:
         """Write what was said while nobody listened; returns until when that was (epoch seconds)."""
