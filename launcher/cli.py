@@ -37,7 +37,7 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
   rmlaunch artifact list | show ID | prune [--unused] [--older-than DAYS] [--json]   what build steps have made
-  rmlaunch image build engine=… device=… | list | prune     what runtime=docker runs
+  rmlaunch image build engine=… device=… | list | prune [IMAGE …]   what runtime=docker runs
   rmlaunch info [--json]                                    what this machine has, who uses it, which engines can run
   rmlaunch doctor … [--json] [--online]                     what would stop this launch, each with its remedy
 

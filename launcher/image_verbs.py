@@ -27,7 +27,7 @@ def run(words: Sequence[str]) -> int:
     build.add_argument("overrides", nargs="*", metavar="key=value")
     build.add_argument("--config-dir")
     actions.add_parser("list", add_help=False, allow_abbrev=False).add_argument("--json", action="store_true")
-    actions.add_parser("prune", add_help=False, allow_abbrev=False)
+    actions.add_parser("prune", add_help=False, allow_abbrev=False).add_argument("images", nargs="*", metavar="IMAGE")
     asked = parser.parse_args(words)
     return {"build": _build, "list": _list, "prune": _prune}[asked.action](asked)
 
@@ -59,12 +59,15 @@ def _list(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _prune(_: argparse.Namespace) -> int:
-    """Remove those that no container is made from."""
+def _prune(asked: argparse.Namespace) -> int:
+    """Remove those that no container is made from, or of them those that are named."""
     import docker.errors
 
     with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client:
-        for one in _ours():
+        found = _ours()
+        if unknown := set(asked.images) - {one["image"] for one in found}:
+            raise ConfigError(f"{min(unknown)} is no image that was built here; rmlaunch image list has them")
+        for one in (one for one in found if not asked.images or one["image"] in asked.images):
             with explained():
                 try:
                     client.remove_image(one["image"])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from engines.base import Container, Environment, ImageBuild, PrepareError
+from engines.base import ConfigError, Container, Environment, ImageBuild, PrepareError
 from launcher import images
 from launcher.cli import run
 from launcher.paths import shipped
@@ -178,11 +178,15 @@ def test_a_built_image_has_the_environment_on_its_own_python(
             assert run(["image", "list", "--json"]) == 0
             listed = json.loads(capsys.readouterr().out)
             assert image in [one["image"] for one in listed]
-            assert run(["image", "prune"]) == 0
+            assert run(["image", "prune", image]) == 0
             assert re.search(rf"{image} +kept: a container is made from it", capsys.readouterr().out)
         finally:
             client.remove_container(made, force=True)
-        client.remove_image(image)
+        assert run(["image", "prune", image]) == 0
+        assert re.search(rf"{image} +removed", capsys.readouterr().out)
+        assert not docker_daemon.has(image)
+        with pytest.raises(ConfigError, match=rf"{image} is no image that was built here"):
+            run(["image", "prune", image])
     cached = "/opt/rmlaunch/environment/lib/python3.11/site-packages/__pycache__/mine.cpython-311.pyc"
     assert answer.split() == ["42", "/opt/rmlaunch/environment", cached]
 
@@ -241,6 +245,6 @@ def test_image_build_makes_what_a_launch_then_finds(
 
 
 def test_image_takes_only_its_own_words() -> None:
-    for words in ([], ["make"], ["list", "--all"], ["prune", "now"]):
+    for words in ([], ["make"], ["list", "--all"], ["prune", "--now"]):
         with pytest.raises(Exception, match="image"):
             run(["image", *words])
