@@ -37,6 +37,7 @@ def docker_daemon() -> Iterator[dockerd.Daemon]:
 @pytest.fixture
 def docker_host(docker_daemon: dockerd.Daemon, monkeypatch: pytest.MonkeyPatch) -> str:
     """Set as DOCKER_HOST for one test."""
+    docker_daemon.ensure()
     monkeypatch.setenv("DOCKER_HOST", docker_daemon.host)
     return docker_daemon.host
 

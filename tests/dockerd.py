@@ -86,10 +86,17 @@ class Daemon:
 
     def stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
             self._process.wait(_DOWN_S)
             self._process = None
             _ip("link", "delete", _bridge())
+
+    def ensure(self) -> None:
+        """Start it again if it has ended: tests of the process runtime end every child of theirs, and it is one."""
+        if not _answers(self.host):
+            self.stop()
+            self.start()
 
     def restart(self, *options: str) -> None:
         self.stop()

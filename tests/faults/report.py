@@ -51,7 +51,7 @@ class Table:
     _places: dict[str, Result] = field(default_factory=dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
+        for item in sorted(items, key=lambda item: item.reportinfo()[:2]):  # as they are written, file by file
             row = getattr(getattr(item, "function", None), "fault", None)
             callspec = getattr(item, "callspec", None)
             if row is not None and callspec is not None:

@@ -38,7 +38,10 @@ def test_a_cell_shows_how_its_test_ended() -> None:
 
     lines = Table({row: results}).render("a machine").splitlines()
 
-    assert "| a fault | something | 20 ms → 3.9 s · 0 | 0 | **FAILED** 0.5 s · 2 | – | **not run** |" in lines
+    assert (
+        "| a fault | something | 20 ms → 3.9 s · 0 | 0 | **FAILED** 0.5 s · 2 | – | "
+        "**not run** | **not run** | **not run** |"
+    ) in lines
     assert "- –: llamacpp: no worker." in lines
     assert "- a fault, vllm: assert 2 == 0" in lines
     assert "- a fault, fake: not run here: no root" in lines
