@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks import engine_infer
-from benchmarks.engine_start import launched_s, plan_in, until_answered_s
+from benchmarks.engine_start import best_of, plan_in, until_answered_s
 from benchmarks.table import show
 from launcher import launch
 from launcher.prepare import prepare
@@ -44,13 +44,7 @@ def _starts() -> None:
     for engine, rounds in ROUNDS.items():
         with launch(*_words(engine), progress=Progress()):
             pass  # the image, the model and the disk's cache
-        ours, theirs = [], []
-        for _ in range(rounds):
-            theirs.append(_by_hand_s(_words(engine)))
-            ours.append(launched_s(_words(engine)))
-        hand, launched = min(theirs), min(ours)
-        limit = 1.03 * hand + 0.3
-        rows.append([engine, f"{hand:.2f}", f"{launched:.2f}", f"{limit:.2f}", f"{launched / hand:.3f}"])
+        rows.append([engine, *best_of(rounds, _words(engine), _by_hand_s)])
     head = ["", "docker run s", "rmlaunch s", "at most s (1.03 × + 0.3)", "ratio"]
     show("runtime=docker: start → a real request answered, the best of each", head, rows)
 

@@ -14,15 +14,13 @@ from launcher.progress import Progress
 
 def prepare(plan: LaunchPlan, progress: Progress) -> None:
     """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
+    here = bool(plan.argv) and plan.container is None
+    inside = here and plan.argv[0].startswith(f"{plan.environment.path}/")
+    if here and not inside:
+        check_program(plan)  # before hours of downloads and builds
     if plan.container:
         _prepare_container(plan.container, progress)
-        prepare_model(plan, progress)
-        render_files(plan.files, plan.links, Path(plan.run_dir))
-        return
-    inside = plan.argv[:1] and plan.argv[0].startswith(f"{plan.environment.path}/")
-    if not inside:
-        check_program(plan)  # before hours of downloads and builds
-    if plan.argv:
+    elif here:
         environments.ensure(plan.environment, progress)
     prepare_model(plan, progress)
     render_files(plan.files, plan.links, Path(plan.run_dir))

@@ -38,13 +38,10 @@ from launcher.devices import declared
 from launcher.devices.base import Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
-from launcher.schema import ContainerConf, EngineConf, LaunchConfig
+from launcher.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
-
-#: config keys that mean the same for every engine; what an engine's schema adds to them are its own options
-_COMMON_KEYS = frozenset(field.name for field in dataclasses.fields(EngineConf))
 
 
 def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
@@ -53,13 +50,9 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     With `to_launch`, hardware that this machine lacks is a `ResourceError`; without, it is assumed and marked so.
     """
     engine = registry.engine(config.engine.name)
-    options = {k: v for k, v in dataclasses.asdict(config.engine).items() if k not in _COMMON_KEYS}
+    options = options_of(config.engine)
     kind = config.device.kind
-    if config.device.sdk and not engine.capabilities.libraries:
-        raise PlanError(f"engine={engine.name} runs no C library, which device.sdk is; use engine=triton or torchserve")
-    if not config.device.sdk and kind not in engine.capabilities.devices:
-        able = ", ".join(engine.capabilities.devices)
-        raise PlanError(f"engine={engine.name} cannot use device={kind}; it can use: {able}")
+    _check_device(config, engine)
     _check_bind(config, engine)
     if isinstance(config.runtime, ContainerConf):
         from launcher import containers  # not at the top: a launch without one would wait for it
@@ -74,79 +67,90 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     if fit and fit.context_length < config.model.context_length:
         model_conf = dataclasses.replace(config.model, context_length=fit.context_length)
         config = dataclasses.replace(config, model=model_conf)
-    key = engine.environment_key(kind, options)
-    if config.device.sdk and key not in config.engine.environments:
-        key = "cpu"  # our code around the library needs no more than numpy
-    environment = environments.describe(
-        f"{engine.name}-{key}", config.engine.environment, config.engine.environments.get(key), cache_root()
-    )
+    key, environment = _environment(config, engine, options)
     model, steps = _model(config, engine, device, environment, options, to_launch)
     library = _library(config, device, model, to_launch)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     run_dir = str(ledger.deployments / name / "run")
     sources = shipped("templates")
-    inside = _inside(config, engine, key, environment, device, found, name, run_dir)
+    place = _place(config, engine, key, options, environment, device, found, name, run_dir)
     return engine, ServeSpec(
         name=name,
         engine=engine.name,
-        device=inside.device if inside else device,
+        device=place.device,
         model=model,
         runtime=config.runtime.name,
-        environment=inside.environment if inside else environment,
-        bind=_ANY if inside else config.host,
+        environment=place.environment,
+        bind=place.bind,
         ports=_ports(config, engine, ledger),
         run_dir=run_dir,
         artifacts=str(artifacts.folder(cache_root())),
-        options={**options, **inside.options} if inside else options,
+        options=place.options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
         templates={**_texts(sources / engine.name), **_texts(sources / "models"), **_handler(options.get("handler"))},
         builds=steps,
         library=library,
-        container=inside.container if inside else None,
-        published=inside.published if inside else "",
-        tools=environment if inside else None,
-        program=config.engine.program or (inside.program if inside else None),
+        container=place.container,
+        published=place.published,
+        tools=place.tools,
+        program=place.program,
         api_key=config.api_key,
         stop_grace_s=config.supervise.stop_grace_s,
-        probes=ProbeSettings(
-            config.supervise.startup_timeout_s,
-            config.supervise.liveness_period_s,
-            config.supervise.liveness_timeout_s,
-            config.supervise.liveness_failures,
-            config.supervise.stall_timeout_s,
-            config.supervise.busy_timeout_s,
-        ),
+        probes=_probes(config.supervise),
         memory=fit.memory if fit else None,
         notes=notes,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Inside:
-    """What is different for a program that runs in a container."""
+def _environment(config: LaunchConfig, engine: Engine, options: Mapping[str, Any]) -> tuple[str, Environment]:
+    """The key of its packages in the engine's config, and where they are on this machine."""
+    key = engine.environment_key(config.device.kind, options)
+    conf = config.engine
+    if config.device.sdk and key not in conf.environments:
+        key = "cpu"  # our code around the library needs no more than numpy
+    name = f"{engine.name}-{key}"
+    return key, environments.describe(name, conf.environment, conf.environments.get(key), cache_root())
 
-    container: Container
+
+def _probes(conf: SuperviseConf) -> ProbeSettings:
+    return ProbeSettings(
+        conf.startup_timeout_s,
+        conf.liveness_period_s,
+        conf.liveness_timeout_s,
+        conf.liveness_failures,
+        conf.stall_timeout_s,
+        conf.busy_timeout_s,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What depends on where the program runs, by the names of `ServeSpec`: on this machine, or in a container of it."""
+
     device: Device
     environment: Environment
-    published: str
-    program: str | None
+    bind: str
     options: Mapping[str, Any]
+    program: str | None
+    container: Container | None = None
+    published: str = ""
+    tools: Environment | None = None
 
 
-def _inside(
+def _place(
     config: LaunchConfig,
     engine: Engine,
     key: str,
+    options: Mapping[str, Any],
     here: Environment,
     device: Device,
     found: Sequence[Resource],
     name: str,
     run_dir: str,
-) -> _Inside | None:
-    """None where no container is asked for."""
+) -> _Place:
     if not isinstance(config.runtime, ContainerConf):
-        return None
+        return _Place(device, here, config.host, options, config.engine.program)
     from launcher import containers
 
     settings = declared.plugin(config.device).container(device.ids, found)
@@ -154,13 +158,15 @@ def _inside(
         there = tuple(mount for mount in settings.mounts if Path(mount.partition(":")[0]).exists())
         settings = dataclasses.replace(settings, mounts=there)
     layout = containers.layout(config.engine, key)
-    return _Inside(
-        container=containers.describe(config, engine, key, here, settings, name, run_dir),
+    return _Place(
         device=dataclasses.replace(device, env=settings.env),
         environment=containers.environment(config.engine, config.runtime, key, here),
+        bind=_ANY,
+        options={**options, **layout.options},
+        program=config.engine.program or layout.program,
+        container=containers.describe(config, engine, key, here, settings, name, run_dir),
         published=LOOPBACK_ADDRESS if config.host == "localhost" else config.host,
-        program=layout.program,
-        options=layout.options,
+        tools=here,
     )
 
 
@@ -175,6 +181,14 @@ def _ports(config: LaunchConfig, engine: Engine, ledger: Ledger) -> tuple[int, .
     if config.supervise.metrics_port:  # the supervisor's own: none of the engine's may be the same
         wishes["supervise.metrics_port"] = config.supervise.metrics_port
     return ledger.choose_ports(config.host, wishes)[: len(listened)]
+
+
+def _check_device(config: LaunchConfig, engine: Engine) -> None:
+    if config.device.sdk and not engine.capabilities.libraries:
+        raise PlanError(f"engine={engine.name} runs no C library, which device.sdk is; use engine=triton or torchserve")
+    if not config.device.sdk and config.device.kind not in engine.capabilities.devices:
+        able = ", ".join(engine.capabilities.devices)
+        raise PlanError(f"engine={engine.name} cannot use device={config.device.kind}; it can use: {able}")
 
 
 def _check_bind(config: LaunchConfig, engine: Engine) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import shutil
 
 from engines.base import Engine
 from launcher import environments
 from launcher.paths import cache_root
-from launcher.schema import LaunchConfig
+from launcher.schema import LaunchConfig, options_of
 
 PROCESS, DOCKER = "process", "docker"
 
@@ -32,7 +31,7 @@ def choose(config: LaunchConfig, engine: Engine) -> tuple[str, str]:
 def missing_here(config: LaunchConfig, engine: Engine) -> str:
     """What the engine's program would lack on this machine, in words; empty where nothing is known to be missing."""
     conf, kind = config.engine, config.device.kind
-    options = {field.name: getattr(conf, field.name) for field in dataclasses.fields(engine.Options)}
+    options = options_of(conf)
     program = conf.program or engine.external_program(kind, options)
     if program:
         return "" if shutil.which(program) else f"there is no program {program} here"

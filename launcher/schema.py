@@ -7,7 +7,7 @@ launcher or the engine decides". What only one engine knows is declared by that 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -49,6 +49,12 @@ class EngineConf:
     args: dict[str, Any] = field(default_factory=dict)  #: flags of the engine's program
     env: dict[str, str] = field(default_factory=dict)  #: variables of the engine's program
     api_key_env: str | None = None  #: the variable that holds api_key where that is not given
+
+
+def options_of(conf: EngineConf) -> dict[str, Any]:
+    """The keys that only its engine has (`Engine.Options`); those of `EngineConf` mean the same for every engine."""
+    common = {field.name for field in fields(EngineConf)}
+    return {key: value for key, value in asdict(conf).items() if key not in common}
 
 
 @cache
