@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from engines.container import Container, ContainerSettings, ImageBuild, Mount, Port
+from engines.dialect import Dialect, OpenAI
 from engines.endpoint import LOOPBACK, LOOPBACK_ADDRESS, Endpoint, Endpoints, KeyFile
 from engines.environment import Environment
 from engines.errors import (
@@ -61,9 +62,9 @@ __all__ = [
     "FILES", "LOOPBACK", "LOOPBACK_ADDRESS", "MISSING", "OUTPUT",
     "Answer", "BuildProfile", "BuildStep", "Capabilities", "Chunk", "ConfigError", "Container",
     "ContainerSettings", "DeploymentError",
-    "Device", "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady", "GenerateRequest",
-    "HttpCheck", "ImageBuild", "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse", "Model", "Mount",
-    "NoOptions", "PlanError", "Port", "PrepareError", "ProbeSettings",
+    "Device", "Dialect", "EmbedRequest", "Endpoint", "Endpoints", "Engine", "Environment", "ExitedBeforeReady",
+    "GenerateRequest", "HttpCheck", "ImageBuild", "InferenceError", "KeyFile", "LaunchPlan", "Memory", "MemoryUse",
+    "Model", "Mount", "NoOptions", "OpenAI", "PlanError", "Port", "PrepareError", "ProbeSettings",
     "Probes", "ReadyTimeout", "Request", "RequestError", "ResourceError", "RmLaunchError", "Sampling", "ServeSpec",
     "StoppedBeforeReady", "Target", "TensorRequest", "TensorSpec", "Tensors", "Vector",
 ]  # fmt: skip
@@ -156,6 +157,10 @@ class Engine(ABC):
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002
         """The key of `environments` and `images` in the engine's config; the device kind, unless options matter."""
         return kind
+
+    def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:  # noqa: ARG002
+        """How the gateway speaks to the server of `plan`; as OpenAI's clients do, unless it says otherwise."""
+        return OpenAI(plan.model.id)
 
     def close(self) -> None:
         """Let go of connections that `infer` kept open. A second call does nothing."""

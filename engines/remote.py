@@ -13,11 +13,13 @@ from engines.base import (
     MISSING,
     Capabilities,
     Chunk,
+    Dialect,
     Endpoint,
     Endpoints,
     Engine,
     HttpCheck,
     LaunchPlan,
+    OpenAI,
     PlanError,
     Probes,
     Request,
@@ -70,6 +72,9 @@ class Remote(Engine):
         name = target.options.get("model_name") or target.model_id
         named = dataclasses.replace(target, model_id=name)
         return self._client.infer(named, request, target.options.get("fields"))
+
+    def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:
+        return OpenAI(options.get("model_name") or plan.model.id, prefix="", fields=options.get("fields"))
 
     def close(self) -> None:
         self._client.close()

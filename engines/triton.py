@@ -19,6 +19,7 @@ from engines.base import (
     Answer,
     Capabilities,
     Device,
+    Dialect,
     Endpoint,
     Endpoints,
     Engine,
@@ -34,6 +35,7 @@ from engines.base import (
     TensorSpec,
 )
 from engines.triton_client import TritonClient
+from engines.triton_openai import TritonOpenAI
 from engines.triton_repository import python_model, vllm_model
 from engines.triton_tensors import DATATYPES
 
@@ -88,6 +90,9 @@ class Triton(Engine):
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
         return self._client.infer(target, request)
+
+    def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:  # noqa: ARG002
+        return TritonOpenAI(plan.model.id, plan.model.task, chat=plan.chat)
 
     def close(self) -> None:
         self._client.close()

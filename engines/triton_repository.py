@@ -126,6 +126,7 @@ def _python_tensors(spec: ServeSpec) -> Iterable[str]:
         case "embed":
             yield _tensor("input", "text_input", "TYPE_STRING", (-1,))
             yield _tensor("output", "embedding", "TYPE_FP32", (-1, -1))
+            yield _tensor("output", "num_input_tokens", "TYPE_UINT32", (-1,))
         case _:
             yield from (_declared("input", tensor) for tensor in spec.model.inputs)
             yield from (_declared("output", tensor) for tensor in spec.model.outputs)

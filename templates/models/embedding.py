@@ -5,7 +5,7 @@ language models alike) gives the mean of its last hidden states, normalised: wha
 `--pooling mean`.
 
     model = EmbeddingModel(path, device="cpu", dtype="float32", max_context=256)
-    vectors = model.embed(["a cat", "a dog"])  # [2, model.size]
+    vectors, tokens = model.embed(["a cat", "a dog"])  # [2, model.size], and how many tokens each text has
 """
 
 from __future__ import annotations
@@ -148,13 +148,16 @@ class EmbeddingModel:
         """Embed a text, so that a model which cannot fails at load, not in a request."""
         self.embed(["a"])
 
-    def embed(self, texts: Sequence[str]) -> numpy.ndarray[Any, Any]:
-        """Return float32 [texts, size]. Raises `BadRequestError` for a text that is empty or too long."""
+    def embed(self, texts: Sequence[str]) -> tuple[numpy.ndarray[Any, Any], list[int]]:
+        """Return float32 [texts, size], and the tokens of each text.
+
+        Raises `BadRequestError` for a text that is empty or too long.
+        """
         import numpy
 
         tokens = self._tokens(texts)
         rows = [self._forward(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
-        return numpy.concatenate(rows)
+        return numpy.concatenate(rows), [len(one["input_ids"]) for one in tokens]
 
     def _tokens(self, texts: Sequence[str]) -> list[dict[str, list[int]]]:
         if not texts:

@@ -12,7 +12,7 @@ from typing import Any
 
 from embedding import EmbeddingModel
 from hugging_face import threads_per_worker
-from openai_api import embeddings, is_list_of_models, list_of_models, texts_to_embed
+from openai_api import embeddings, is_list_of_models, list_of_models, pack, texts_to_embed
 from torchserve_worker import JSON, Request, answer_each, end_at_once, loading
 
 
@@ -42,5 +42,7 @@ class EmbedHandler:
     def _answer(self, request: Request) -> tuple[str, bytes]:
         if is_list_of_models(request):
             return JSON, list_of_models(self._name)
-        vectors = self._model.embed(texts_to_embed(request, self._name))
-        return JSON, embeddings(vectors.tolist(), self._name)
+        texts, packed = texts_to_embed(request, self._name)
+        vectors, tokens = self._model.embed(texts)
+        rows = map(pack, vectors) if packed else vectors.tolist()
+        return JSON, embeddings(rows, self._name, sum(tokens))

@@ -6,17 +6,21 @@ TorchServe passes on what follows a model's name and version in the path, so tha
 
 from __future__ import annotations
 
+import base64
 import json
 import reprlib
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bad_request import BadRequestError
 from decoding import Sampling, is_unicode, parse_json, parse_messages
 from torchserve_worker import NotThereError, Request
+
+if TYPE_CHECKING:
+    import numpy
 
 COMPLETIONS, CHAT, EMBEDDINGS, MODELS = "v1/completions", "v1/chat/completions", "v1/embeddings", "v1/models"
 
@@ -114,14 +118,15 @@ class Answer:
         return usage + _event(b"[DONE]")
 
 
-def texts_to_embed(request: Request, model: str) -> list[str]:
-    """Raises `BadRequestError` naming the key and the value."""
+def texts_to_embed(request: Request, model: str) -> tuple[list[str], bool]:
+    """The texts, and whether their vectors are to be packed. Raises `BadRequestError` naming the key and the value."""
     given = _given(request, model)
     if request.path not in ("", EMBEDDINGS):
         raise NotThereError(f"there is no /{request.path} here; there are /{EMBEDDINGS} and /{MODELS}")
     texts = given.pop("input", None)
-    if given.pop("encoding_format", None) not in (None, "float"):
-        raise BadRequestError("encoding_format must be float")
+    encoding = given.pop("encoding_format", None)
+    if encoding not in (None, "float", "base64"):
+        raise BadRequestError(f"encoding_format must be float or base64, not {reprlib.repr(encoding)}")
     if unknown := [key for key in given if key not in _ANY_VALUE]:
         raise BadRequestError(f"unknown key {unknown[0]!r}; known: input, model, encoding_format")
     texts = [texts] if isinstance(texts, str) else texts
@@ -130,12 +135,18 @@ def texts_to_embed(request: Request, model: str) -> list[str]:
     for number, text in enumerate(texts):
         if not is_unicode(text):
             raise BadRequestError(f"text {number} holds half a character: {reprlib.repr(text)}")
-    return texts
+    return texts, encoding == "base64"
 
 
-def embeddings(vectors: Sequence[Sequence[float]], model: str) -> bytes:
+def pack(vector: numpy.ndarray[Any, Any]) -> str:
+    """As OpenAI packs it: float32, little-endian, in base64."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def embeddings(vectors: Iterable[Sequence[float] | str], model: str, tokens: int) -> bytes:
     rows = [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(vectors)]
-    return _json({"object": "list", "data": rows, "model": model})
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return _json({"object": "list", "data": rows, "model": model, "usage": usage})
 
 
 def _given(request: Request, model: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""A Triton Python-backend model: embeddings. text_input (any number of texts) → embedding (float32, a row per text).
+"""A Triton Python-backend model: embeddings. text_input (any number of texts) → embedding (float32, a row per text),
+and num_input_tokens of each.
 
 The launcher renders this file as `<repository>/<model>/1/model.py`, with config.pbtxt beside it.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from embedding import EmbeddingModel
 from hugging_face import threads_per_worker
@@ -38,7 +40,8 @@ class TritonPythonModel:
         """The edge where one request's failure must not fell the others: it becomes its response."""
         try:
             values = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)
-            vectors = self._model.embed([text_of("text_input", value) for value in values])
-            return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", vectors)])
+            vectors, tokens = self._model.embed([text_of("text_input", value) for value in values])
+            counts = pb_utils.Tensor("num_input_tokens", np.array(tokens, dtype=np.uint32))
+            return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", vectors), counts])
         except Exception as exc:  # noqa: BLE001
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(*error_of(exc)))

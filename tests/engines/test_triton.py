@@ -92,6 +92,7 @@ backend: "python"
 max_batch_size: 0
 input { name: "text_input" data_type: TYPE_STRING dims: [ -1 ] }
 output { name: "embedding" data_type: TYPE_FP32 dims: [ -1, -1 ] }
+output { name: "num_input_tokens" data_type: TYPE_UINT32 dims: [ -1 ] }
 instance_group [ { count: 1 kind: KIND_CPU } ]
 parameters { key: "model_path" value { string_value: "/weights" } }
 parameters { key: "device" value { string_value: "cpu" } }
