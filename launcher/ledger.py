@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -29,7 +30,7 @@ from launcher.atomic import write_text
 from launcher.masking import mask_argv
 from launcher.runtimes.base import Handle, Runtime
 
-FIRST_PORT = 8000
+_FIRST_PORT = 8001  #: 8000 is the gateway's, which may come last
 _LAST_PORT = 65535
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
@@ -211,7 +212,7 @@ class Ledger:
         return None
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
-        """A port for each key of `wanted`: the given one, or the first free ones from 8000 up.
+        """A port for each key of `wanted`: the given one, or the first free ones from `_first_port` up.
 
         Raises `ResourceError` that names the key and who has the port.
         """
@@ -224,13 +225,13 @@ class Ledger:
                 raise ResourceError(f"{key}={port} is in use by {holder}; choose another or leave {key} out")
         given = {port for port in wanted.values() if port is not None}
         chosen: list[int] = []
-        candidate = FIRST_PORT
+        candidate = first = _first_port()
         for port in wanted.values():
             if port is None:
                 while candidate in held or candidate in given or not _is_free(host, candidate):
                     candidate += 1
                     if candidate > _LAST_PORT:
-                        raise ResourceError(f"no port from {FIRST_PORT} to {_LAST_PORT} is free on {host}")
+                        raise ResourceError(f"no port from {first} to {_LAST_PORT} is free on {host}")
                 port, candidate = candidate, candidate + 1
             chosen.append(port)
         return tuple(chosen)
@@ -240,6 +241,16 @@ class Ledger:
         has = json.loads((self.deployments / name / "plan.json").read_text())["ports"]
         have = dict(zip(wanted, has, strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
+
+
+def _first_port() -> int:
+    """Users who share a machine do not see each other's ledgers: different numbers keep them apart."""
+    given = os.environ.get("RMLAUNCH_FIRST_PORT", "")
+    if not given:
+        return _FIRST_PORT
+    if not given.isdecimal() or not 0 < int(given) <= _LAST_PORT:
+        raise ConfigError(f"RMLAUNCH_FIRST_PORT={given!r} is no port; give a number from 1 to {_LAST_PORT}")
+    return int(given)
 
 
 def _try_lock(lock: TextIO) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import ResourceError
-from launcher.ledger import FIRST_PORT, Claim, Ledger
+from engines.base import ConfigError, ResourceError
+from launcher.ledger import Claim, Ledger
 
 LOOPBACK = "127.0.0.1"
 
@@ -128,7 +128,7 @@ def test_ports_are_the_first_free_ones_in_order(ledger: Ledger) -> None:
 
     assert len(set(ports)) == 3
     assert sorted(ports) == list(ports)
-    assert ports[0] >= FIRST_PORT
+    assert ports[0] >= 8001  # 8000 is left to the gateway
 
 
 def test_a_port_that_is_given_is_taken_as_it_is_and_not_chosen_again(ledger: Ledger) -> None:
@@ -230,3 +230,13 @@ def test_the_deployment_that_holds_a_port_is_named(ledger: Ledger) -> None:
 
     with claimed(ledger, "starting", free), pytest.raises(ResourceError, match="starting"):
         ledger.choose_ports(LOOPBACK, {"port": free})
+
+
+def test_users_who_share_a_machine_may_begin_elsewhere(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMLAUNCH_FIRST_PORT", "23456")
+    with ledger.exclusive():
+        assert ledger.choose_ports("127.0.0.1", {"port": None})[0] >= 23456
+
+    monkeypatch.setenv("RMLAUNCH_FIRST_PORT", "many")
+    with ledger.exclusive(), pytest.raises(ConfigError, match="RMLAUNCH_FIRST_PORT='many' is no port"):
+        ledger.choose_ports("127.0.0.1", {"port": None})
