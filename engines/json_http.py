@@ -32,7 +32,7 @@ class JsonHttp:
         with self._open(target, path, json=body) as response:
             answer = _object(response.content)
         if answer.get("error"):
-            raise InferenceError(_words(answer), response.status_code)
+            raise InferenceError(words(answer), response.status_code)
         return answer
 
     def post_bytes(self, target: Target, path: str, content: bytes, content_type: str) -> bytes:
@@ -66,7 +66,7 @@ class JsonHttp:
                         continue
                     event = _object(data)
                     if event.get("error"):
-                        raise InferenceError(_words(event))
+                        raise InferenceError(words(event))
                     came = True
                     yield event
             except requests.RequestException as exc:
@@ -139,7 +139,7 @@ def _refusal(response: requests.Response) -> str:
         if 300 <= response.status_code < 400 and (place := response.headers.get("Location")):
             return f"the server answers {response.status_code} and points to {place}"
         try:
-            return _words(_object(response.content))
+            return words(_object(response.content))
         except requests.RequestException:
             return f"the server answered {response.status_code} and broke off"
 
@@ -152,7 +152,7 @@ def _object(content: bytes) -> dict[str, Any]:
     return answer if isinstance(answer, dict) else {"error": str(answer)}
 
 
-def _words(answer: Mapping[str, Any]) -> str:
+def words(answer: Mapping[str, Any]) -> str:
     """What the server says is wrong: `{"error": {"message": …}}` (OpenAI), `{"error": …}` (Triton), `{"message": …}`
     (TorchServe), or FastAPI's `{"detail": …}`."""
     error = next((answer[key] for key in ("error", "detail") if answer.get(key)), answer)

@@ -36,6 +36,9 @@ rmlaunch: plan, start, prove and stop model servers
   rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
+  rmlaunch gateway up [-d] [gateway.routes.NAME=[a,b] …]    one OpenAI endpoint in front of all of them
+  rmlaunch gateway key NAME                                 a key for it
+
   rmlaunch artifact list | show ID | prune [--unused] [--older-than DAYS] [--json]   what build steps have made
   rmlaunch image build engine=… device=… | list | prune [IMAGE …]   what runtime=docker runs
   rmlaunch info [--json]                                    what this machine has, who uses it, which engines can run
@@ -87,7 +90,7 @@ def run(words: Sequence[str]) -> int:
     if hydras:
         return _hydra(words)
     if verb is None:
-        return _launch(*_split(words))
+        return _launch(*split(words))
     if verb not in _VERBS:
         from launcher.suggest import unknown
 
@@ -107,7 +110,7 @@ def _help() -> int:
 
 def _plan(words: Sequence[str]) -> int:
     words, form = _form(words)
-    overrides, config_dir = _split([word for word in words if word != "--json"])
+    overrides, config_dir = split([word for word in words if word != "--json"])
     from launcher import plans
     from launcher.compose import normalized
     from launcher.ledger import Ledger
@@ -154,7 +157,7 @@ def _docker_run(plan: LaunchPlan) -> str:
 def _up(words: Sequence[str]) -> int:
     if {"-d", "--detach"} & set(words):
         return _manage("up", words)
-    return _launch(*_split(words))
+    return _launch(*split(words))
 
 
 def _manage(verb: str, words: Sequence[str]) -> int:
@@ -175,6 +178,12 @@ def _image(words: Sequence[str]) -> int:
     return image_verbs.run(words)
 
 
+def _gateway(words: Sequence[str]) -> int:
+    from launcher.gateway import verb
+
+    return verb.run(words)
+
+
 def _info(words: Sequence[str]) -> int:
     from launcher.info import report
 
@@ -184,7 +193,7 @@ def _info(words: Sequence[str]) -> int:
 def _doctor(words: Sequence[str]) -> int:
     from launcher.doctor import FLAGS, report
 
-    overrides, config_dir = _split([word for word in words if word not in FLAGS])
+    overrides, config_dir = split([word for word in words if word not in FLAGS])
     return report(overrides, config_dir, [word for word in words if word in FLAGS])
 
 
@@ -194,6 +203,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "up": _up,
     "artifact": _artifact,
     "image": _image,
+    "gateway": _gateway,
     "info": _info,
     "doctor": _doctor,
     **{verb: partial(_manage, verb) for verb in _MANAGED},
@@ -257,7 +267,7 @@ def _hydra(words: Sequence[str]) -> int:
     from launcher.paths import shipped
     from launcher.sweep import job
 
-    overrides, config_dir = _split(words)
+    overrides, config_dir = split(words)
     _refuse_written_secrets(overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     sys.argv = [sys.argv[0], *normalized(words)]
@@ -277,7 +287,7 @@ def _refuse_written_secrets(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{key}: Hydra would write it to its folder; give it as {key}='${{oc.env:NAME}}'")
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], str | None]:
+def split(words: Sequence[str]) -> tuple[list[str], str | None]:
     """The overrides and the value of --config-dir. Raises `ConfigError` for a flag that nobody knows."""
     overrides: list[str] = []
     config_dir: str | None = None

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from engines.base import ConfigError
 from launcher import schema
@@ -18,31 +18,46 @@ from launcher.paths import shipped, user_config
 from launcher.schema import LaunchConfig
 from launcher.suggest import did_you_mean, unknown
 
+if TYPE_CHECKING:
+    from launcher.gateway.settings import GatewayConf
+
 HYDRA_VERSION_BASE = "1.3"
 
 _IDENTITIES = ("engine.name", "device.kind", "runtime.name")
 
 #: mappings whose keys are not ours to know: whatever an engine's key has below it is one
-FREE_FORM = re.compile(r"engine\.\w+\.|model\.build\.|model\.engine_args\.|policy\.engines\.")
+FREE_FORM = re.compile(
+    r"engine\.\w+\.|model\.build\.|model\.engine_args\.|policy\.engines\.|gateway\.(?:routes|deployments|keys)\."
+)
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
     """The configuration that `overrides`, in Hydra's grammar, ask for. Raises `ConfigError` with the way out."""
+    chosen = any(item.startswith("engine=") and item != "engine=auto" for item in overrides)
+    for item in overrides:
+        _refuse_identity(item)
+    hint = "" if chosen else "with engine=auto only these can be set, so choose engine=…"
+    return cast(LaunchConfig, _composed("config", overrides, config_dir, hint))
+
+
+def compose_gateway(overrides: Sequence[str], config_dir: str | None = None) -> GatewayConf:
+    """As `compose`, of `rmlaunch gateway`."""
+    return cast("GatewayConf", _composed("gateway", overrides, config_dir).gateway)
+
+
+def _composed(root: str, overrides: Sequence[str], config_dir: str | None, engine_hint: str = "") -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from omegaconf import OmegaConf
 
-    chosen = any(item.startswith("engine=") and item != "engine=auto" for item in overrides)
     with (
-        readable_errors("" if chosen else "with engine=auto only these can be set, so choose engine=…"),
+        readable_errors(engine_hint),
         hydra_of_our_own(config_dir),
         initialize_config_dir(str(shipped("conf")), version_base=HYDRA_VERSION_BASE),
     ):
-        for item in overrides:
-            _refuse_identity(item)
-        composed = hydra_compose("config", list(overrides))
+        composed = hydra_compose(root, list(overrides))
         _refuse_added_keys(composed, "")
-        return cast(LaunchConfig, OmegaConf.to_object(composed))
+        return OmegaConf.to_object(composed)
 
 
 def _refuse_identity(override: str) -> None:

@@ -225,8 +225,9 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     from launcher import registry
+    from launcher.gateway.settings import GatewayConf, GatewayRoot
 
-    nodes = dict(SCHEMAS)
+    nodes = {**SCHEMAS, (None, "base_gateway_root"): GatewayRoot, ("gateway", "base_gateway"): GatewayConf}
     for name in registry.names("engine"):
         try:
             nodes["engine", f"base_{name}"] = engine_conf(name)

@@ -189,7 +189,7 @@ def _is_up(item: Deployment, config: Any, *, replace: bool) -> bool:
         raise RequestError(
             f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
         )
-    _end(item, now=False)
+    end(item, now=False)
     return False
 
 
@@ -211,11 +211,11 @@ def _stop(asked: argparse.Namespace) -> int:
     deployments = Deployments(state_root())
     items = [item for item in deployments.all() if item.live] if asked.all else map(deployments.find, asked.names)
     for item in list(items):
-        _end(item, asked.now)
+        end(item, asked.now)
     return 0
 
 
-def _end(item: Deployment, now: bool) -> None:
+def end(item: Deployment, now: bool) -> None:
     """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or it takes too long."""
     news = _after(item, ["stop", "stop"] if now else ["stop"], lambda news: news.phase.final, _STOP_TIMEOUT_S)
     if news.phase is not Phase.STOPPED or news.leftovers:

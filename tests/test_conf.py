@@ -13,7 +13,8 @@ import pytest
 
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
 from launcher import cli, plans, registry, structs
-from launcher.compose import compose, options
+from launcher.compose import compose, normalized, options
+from launcher.gateway.composing import composed
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
@@ -153,6 +154,10 @@ def test_a_file_opens_with_what_it_is_and_a_command(file: Path) -> None:
 )
 def test_the_command_in_the_first_comment_works(file: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in shlex.split(command) if not word.startswith("prompt=")]
+    if words[0] == "gateway":
+        verb, *rest = [word for word in words[1:] if word != "-d"]
+        assert (verb, [route.name for route in composed(normalized(rest), None).routes]) == ("up", ["chat-main"])
+        return
     planned = words if words[0] == "plan" else ["plan", *words]
     asked = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if meaning("device", asked.get("device", "auto")) in UNUSABLE:

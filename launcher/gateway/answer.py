@@ -1,0 +1,79 @@
+"""A server's answer as the client gets it: in OpenAI's words, and with the model's name that it asked for. No I/O."""
+
+from __future__ import annotations
+
+import re
+
+from engines.base import InferenceError
+from engines.dialect import DONE, Call
+from launcher.gateway.routing import Upstream
+
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
+#: bytes of the last events, in which the end of the text is looked for
+_TAIL = 4096
+#: bytes of one event
+_EVENT_LIMIT = 8 << 20
+
+
+def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
+    """Raises `InferenceError` where the server has answered 200, and no answer."""
+    return renamed(upstream, name, upstream.dialect.whole(call, body))
+
+
+def renamed(upstream: Upstream, name: str, data: bytes) -> bytes:
+    """The model as `name`. Within a text its quotes would be escaped, so that only keys are met."""
+    theirs = upstream.model
+    if theirs is None or theirs == name:
+        return data
+    old, new = theirs.encode(), b'"model":"%b"' % name.encode()
+    return data.replace(b'"model":"%b"' % old, new).replace(b'"model": "%b"' % old, new)
+
+
+class Stream:
+    """The events of one answer: whole ones alone, so that what is said after a failure is not taken for one's rest."""
+
+    __slots__ = ("_events", "_name", "_rest", "_tail", "_upstream")
+
+    def __init__(self, call: Call, upstream: Upstream, name: str) -> None:
+        self._upstream = upstream
+        self._name = name
+        self._events = upstream.dialect.events(call)
+        self._rest = b""
+        self._tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The events that `data` makes whole, for the client. Raises `InferenceError` where the server reports a
+        failure."""
+        data = self._rest + data if self._rest else data
+        end = _end_of_events(data)
+        if not end:
+            self._rest = data
+            if len(data) > _EVENT_LIMIT:
+                raise InferenceError(f"an event has more than {_EVENT_LIMIT >> 20} MiB")
+            return b""
+        self._rest, events = data[end:], data[:end]
+        if self._events is not None:
+            said = (self._events.event(line[5:].strip()) for line in events.splitlines() if line.startswith(b"data:"))
+            return b"".join(said)
+        events = renamed(self._upstream, self._name, events)
+        self._tail = events if len(events) >= _TAIL else (self._tail + events)[-_TAIL:]
+        return events
+
+    def end(self) -> bytes:
+        """What is still to be said. Raises `InferenceError` where the text has not come to its end: a connection that
+        is closed in good order looks like it."""
+        if self._events is not None:
+            return self._events.end()
+        if DONE.strip() in self._tail:
+            return b""
+        if _FINISHED.search(self._tail):
+            return DONE
+        raise InferenceError("it ended the stream before the text did")
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last whole event of `data` ends: after an empty line; 0 where none does."""
+    for mark in (b"\n\n", b"\r\n\r\n"):
+        if (at := data.rfind(mark)) >= 0:
+            return at + len(mark)
+    return 0

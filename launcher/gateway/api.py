@@ -1,0 +1,190 @@
+"""The calls that the gateway answers itself: models, health, metrics, its state, and starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote
+
+from launcher.gateway.connection import JSON, ClientConnection, Request
+from launcher.gateway.errors import Failure
+from launcher.paths import shipped
+
+if TYPE_CHECKING:
+    from launcher.gateway.server import Server
+
+HTML = "text/html; charset=utf-8"
+
+
+class Backend(Protocol):
+    """What is behind the gateway, beside the network: the deployments of this machine."""
+
+    def start(self, name: str) -> bool:
+        """Begin to start a deployment that may be started; whether it is on its way. A second call does nothing."""
+
+    async def load(self, name: str) -> Mapping[str, Any]:
+        """Start it, and wait until it serves. Raises `Failure`."""
+        ...
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        """Drain and stop it, and wait until nothing is left of it. Raises `Failure`."""
+        ...
+
+    def deployments(self) -> list[Mapping[str, Any]]: ...
+
+    def log(self, name: str, lines: int) -> str:
+        """The last lines of its engine's log. Raises `Failure`."""
+        ...
+
+
+def answer(server: Server, client: ClientConnection, request: Request) -> None:
+    """Raises `Failure` for what is not there."""
+    path = request.path
+    if request.method == "OPTIONS" and request.extra:
+        allowed = (
+            b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: authorization, content-type\r\n"
+        )
+        client.answer(204, b"", extra=allowed)
+        return
+    found = _CALLS.get(path)
+    if found is not None:
+        method, call = found
+        if request.method != method and (method, request.method) != ("GET", "HEAD"):
+            raise Failure(405, f"{path} takes {method}, not {request.method}", headers={"allow": method})
+        call(server, client, request)
+        return
+    for pattern, method, take in _WITH_NAMES:
+        if match := pattern.fullmatch(path):
+            if request.method != method:
+                raise Failure(405, f"{path} takes {method}, not {request.method}", headers={"allow": method})
+            take(server, client, request, unquote(match[1], errors="replace"))
+            return
+    raise Failure(404, f"there is nothing at {path[:200]!r}; /openapi.json lists what is there", "not_found")
+
+
+# ------------------------------------------------------------------------------------------------------------ calls
+
+
+def _models(server: Server, client: ClientConnection, request: Request) -> None:
+    key = server.guard.who(request)
+    rows = [_model(name) for name in server.table.names() if key.may_ask(name)]
+    _say(client, {"object": "list", "data": rows})
+
+
+def _one_model(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+    key = server.guard.who(request)
+    if server.table.find(name) is None or not key.may_ask(name):
+        raise Failure(404, f"model {name!r} not found", "model_not_found")
+    _say(client, _model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "rmlaunch"}
+
+
+def _health(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+    status = "draining" if server.draining else "ok"
+    _say(client, {"status": status}, 503 if server.draining else 200)
+
+
+def _metrics(server: Server, client: ClientConnection, request: Request) -> None:
+    server.guard.who(request)
+    from launcher.gateway import numbers
+
+    client.answer(200, numbers.exposition(server), numbers.CONTENT_TYPE)
+
+
+def _deployed(server: Server, client: ClientConnection, request: Request) -> None:
+    server.guard.demand_insight(request)
+    _say(client, {"models": server.backend.deployments()})
+
+
+def _state(server: Server, client: ClientConnection, request: Request) -> None:
+    server.guard.demand_insight(request)
+    from launcher.gateway import numbers
+
+    _say(client, numbers.state(server))
+
+
+def _log(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+    server.guard.demand_insight(request)
+    client.answer(200, server.backend.log(name, 200).encode(errors="replace"), "text/plain; charset=utf-8")
+
+
+def _load(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+    server.guard.demand_admin(request)
+    _later(server, client, server.backend.load(name))
+
+
+def _unload(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+    server.guard.demand_admin(request)
+    _later(server, client, server.backend.unload(name))
+
+
+def _page(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+    client.answer(200, (shipped("templates") / "gateway" / "status.html").read_bytes(), HTML, _NO_FRAMES)
+
+
+def _openapi(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+    client.answer(200, (shipped("templates") / "gateway" / "openapi.json").read_bytes())
+
+
+#: nothing of other origins is loaded, and no other page may show this one
+_NO_FRAMES = (
+    b"content-security-policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'\r\n"
+    b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
+)
+
+_CALLS: Mapping[str, tuple[str, Callable[[Server, ClientConnection, Request], None]]] = {
+    "/v1/models": ("GET", _models),
+    "/health": ("GET", _health),
+    "/metrics": ("GET", _metrics),
+    "/models": ("GET", _deployed),
+    "/state": ("GET", _state),
+    "/openapi.json": ("GET", _openapi),
+    "/": ("GET", _page),
+}
+_WITH_NAMES: tuple[tuple[re.Pattern[str], str, Callable[[Server, ClientConnection, Request, str], None]], ...] = (
+    (re.compile(r"/v1/models/(.+)"), "GET", _one_model),
+    (re.compile(r"/models/([^/]+)/load"), "POST", _load),
+    (re.compile(r"/models/([^/]+)/unload"), "POST", _unload),
+    (re.compile(r"/models/([^/]+)/log"), "GET", _log),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ saying
+
+
+def _say(client: ClientConnection, data: object, status: int = 200) -> None:
+    client.answer(status, json.dumps(data).encode(), JSON)
+
+
+class _Waiting:
+    """A client that waits for what takes a while; when it leaves, what it asked for goes on."""
+
+    def client_gone(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+def _later(server: Server, client: ClientConnection, work: Awaitable[Mapping[str, Any]]) -> None:
+    client.handler = waiting = _Waiting()
+
+    async def finish() -> None:
+        try:
+            data = await work
+        except Failure as failure:
+            if client.handler is waiting:
+                server.refused(failure.status)
+                client.fail(failure)
+            return
+        if client.handler is waiting:
+            _say(client, data)
+
+    task = asyncio.ensure_future(finish(), loop=server.loop)
+    server.tasks.add(task)
+    task.add_done_callback(server.tasks.discard)

@@ -1,0 +1,54 @@
+"""The calls that deployments answer: read and checked here, then an exchange's."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+from engines.dialect import CHAT, COMPLETIONS, EMBEDDINGS, Call
+from launcher.gateway.connection import ClientConnection, Request
+from launcher.gateway.errors import Failure
+from launcher.gateway.exchange import Exchange
+
+if TYPE_CHECKING:
+    from launcher.gateway.server import Server
+
+CALLS = {f"/v1{path}": path for path in (CHAT, COMPLETIONS, EMBEDDINGS)}
+
+
+def begin(server: Server, client: ClientConnection, request: Request) -> None:
+    """Raises `Failure` for what no deployment needs to see."""
+    if request.method != "POST":
+        raise Failure(405, f"{request.path} takes POST, not {request.method}", headers={"allow": "POST"})
+    key = server.guard.who(request)
+    if server.draining:
+        raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
+    call = Call(CALLS[request.path], request.body, fields_of(request.body))
+    name = call.fields.get("model")
+    if not isinstance(name, str):
+        raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server)}")
+    route = server.table.find(name)
+    if route is None:
+        near = difflib.get_close_matches(name, server.table.names(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise Failure(404, f"model {name!r} not found; {hint}{_names(server)}", "model_not_found")
+    if not key.may_ask(route.name):
+        raise Failure(403, f"this key may not ask {name!r}", "model_not_allowed")
+    Exchange(server, client, request, call, route, key).start()
+
+
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The JSON object that a body is. Raises `Failure` (400)."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as exc:
+        raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
+    if not isinstance(fields, dict):
+        raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")
+    return fields
+
+
+def _names(server: Server) -> str:
+    return f"there are: {', '.join(server.table.names()) or 'none yet'}"

@@ -1,0 +1,45 @@
+"""Words of a command line, and config files, to the gateway's settings; with Hydra, so not in the gateway's process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+
+from engines.base import RmLaunchError
+from launcher import compose
+from launcher.gateway.settings import Settings, hashed, settings
+
+_KEY = re.compile(r"(\+*gateway\.(?:keys\.[^.=]+(?:\.key)?|admin_key))=(.+)")
+
+
+def composed(overrides: Sequence[str], config_dir: str | None) -> Settings:
+    """Raises `ConfigError`."""
+    return settings(compose.compose_gateway(overrides, config_dir))
+
+
+def without_keys(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with hashes in place of the keys that are written out in them: they are kept on disk."""
+    kept = []
+    for item in overrides:
+        found = _KEY.fullmatch(item)
+        if found and not found[2].startswith(("$", "'$", '"$', "{", "null")):
+            item = f"{found[1]}=sha256:{hashed(found[2].strip(chr(39) + chr(34)), found[1].lstrip('+'))}"
+        kept.append(item)
+    return kept
+
+
+def main() -> None:
+    """For the gateway's process, which asks on stdin: prints the settings as JSON, or says what is wrong with them."""
+    asked = json.load(sys.stdin)
+    try:
+        made = composed(asked["overrides"], asked["config_dir"])
+    except RmLaunchError as exc:
+        sys.exit(str(exc))
+    json.dump(dataclasses.asdict(made), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

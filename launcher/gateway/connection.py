@@ -1,0 +1,295 @@
+"""A client's connection: requests read and bounded, answers written. HTTP/1.1, one request after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol, cast
+
+import httptools
+
+from launcher.gateway.errors import Failure
+
+if TYPE_CHECKING:
+    from launcher.gateway.server import Server
+
+_HEAD_LIMIT = 1 << 16
+_HEADERS_LIMIT = 100
+#: bytes of further requests that a client sends before it has its answer
+_AHEAD_LIMIT = 1 << 16
+#: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
+_LINGER_BYTES = 64 << 20
+
+_REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+JSON = "application/json"
+_OF_JSON = b"content-type: application/json\r\n"
+
+
+@dataclass(slots=True)
+class Request:
+    method: str
+    path: str
+    query: str
+    headers: dict[bytes, bytes]  #: by their names in lower case
+    body: bytes
+    keep_alive: bool
+    chunks: bool  #: the client knows chunked answers, which came with HTTP/1.1
+    extra: bytes = b""  #: lines of headers that its answer has in any case
+
+
+class Handler(Protocol):
+    """Who answers a request that takes a while."""
+
+    def client_gone(self) -> None: ...
+    def pause(self) -> None:
+        """The client does not read as fast as it is told."""
+
+    def resume(self) -> None: ...
+
+
+class ClientConnection(asyncio.Protocol):
+    __slots__ = ("_ahead", "_body", "_closing", "_expects", "_head", "_headers", "_lingered", "_parser", "_refused",
+                 "_request", "_server", "_size", "_url", "handler", "idle_since", "paused_since", "reading_since",
+                 "transport")  # fmt: skip
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self.transport: asyncio.Transport | None = None
+        self.handler: Handler | None = None
+        self._request: Request | None = None  #: the one that is being answered
+        self._ahead: deque[Request] = deque()
+        self._closing = False  #: after the answer
+        self._refused = False  #: what comes now is not read any more
+        self._lingered = 0
+        self.idle_since: float | None = server.now
+        self.reading_since: float | None = None
+        self.paused_since: float | None = None
+        self._begin()
+
+    # ----------------------------------------------------------------------------------------------------- answers
+
+    def answer(self, status: int, body: bytes, content_type: str = JSON, extra: bytes = b"") -> None:
+        """The whole answer; `extra` are lines of headers."""
+        request = self._request
+        if request is None or self.transport is None:
+            return
+        kind = _OF_JSON if content_type is JSON else f"content-type: {content_type}\r\n".encode()
+        parts = [_REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode(), self._server.date, kind, request.extra,
+                 extra, b"content-length: %d\r\n" % len(body)]  # fmt: skip
+        parts.append(b"\r\n" if request.keep_alive and not self._closing else b"connection: close\r\n\r\n")
+        if request.method != "HEAD":
+            parts.append(body)
+        self.transport.write(b"".join(parts))
+        self._answered()
+
+    def fail(self, failure: Failure) -> None:
+        extra = "".join(f"{name}: {value}\r\n" for name, value in failure.headers.items()).encode("latin-1", "replace")
+        self.answer(failure.status, failure.body(), JSON, extra)
+
+    def begin_stream(self, extra: bytes) -> None:
+        request = self._request
+        if request is None or self.transport is None:
+            return
+        if not request.chunks:
+            self._closing = True
+        framing = b"transfer-encoding: chunked\r\n" if request.chunks else b""
+        if self._closing or not request.keep_alive:
+            framing += b"connection: close\r\n"
+        self.transport.write(
+            b"HTTP/1.1 200 OK\r\n" + self._server.date + b"content-type: text/event-stream\r\n"
+            b"cache-control: no-cache\r\nx-accel-buffering: no\r\n" + request.extra + extra + framing + b"\r\n"
+        )
+
+    def chunk(self, data: bytes) -> None:
+        if self._request is None or self.transport is None or not data:
+            return
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._request.chunks else data)
+
+    def end_stream(self) -> None:
+        if self._request is None or self.transport is None:
+            return
+        if self._request.chunks:
+            self.transport.write(b"0\r\n\r\n")
+        self._answered()
+
+    def close(self) -> None:
+        """At once, whatever is on its way."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def too_slow(self) -> None:
+        """It has begun a request, or reads the end of a refusal, and takes too long."""
+        if self._refused:
+            self.close()
+        else:
+            self._refuse(Failure(408, "the request did not come in time (gateway.request_timeout_s)"))
+
+    def close_when_done(self) -> None:
+        """After the answer that is on its way."""
+        self._closing = True
+        if self._request is None and self.transport is not None:
+            self.transport.close()
+
+    @property
+    def busy(self) -> bool:
+        return self._request is not None
+
+    def _answered(self) -> None:
+        request, self._request = self._request, None
+        self.handler = None
+        assert request is not None
+        assert self.transport is not None
+        if self._closing or not request.keep_alive:
+            self._hang_up()
+        elif self._ahead:
+            self._server.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
+        else:
+            self.idle_since = self._server.now
+
+    def _hang_up(self) -> None:
+        """Close; a client that is still sending must first get to read the answer."""
+        assert self.transport is not None
+        if self._refused and self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.reading_since = self._server.now
+        else:
+            self.transport.close()
+
+    def _next(self) -> None:
+        if self._request is None and self._ahead and self.transport is not None:
+            self._serve(self._ahead.popleft())
+            if not self._ahead:
+                self.transport.resume_reading()
+
+    def _serve(self, request: Request) -> None:
+        self._request = request
+        self.idle_since = None
+        self._server.serve(self, request)
+
+    # ------------------------------------------------------------------------------------------- asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._server.connections.discard(self)
+        self._parser = self.transport = self._request = None
+        self._ahead.clear()
+        handler, self.handler = self.handler, None
+        if handler is not None:
+            handler.client_gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._lingered += len(data)
+            if self._lingered > _LINGER_BYTES:
+                self.close()
+            return
+        if self._parser is None:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The request itself is answered as if it had not asked for it; in which protocol more comes is not known.
+            self._refused = True
+            self.close_when_done()
+        except httptools.HttpParserCallbackError as exc:
+            self._refuse(exc.__context__ if isinstance(exc.__context__, Failure) else _UNREADABLE)
+        except httptools.HttpParserError as exc:
+            self._refuse(Failure(400, f"this is not understood as HTTP: {exc}"))
+
+    def eof_received(self) -> bool:
+        return False  # close: nobody waits for the answer
+
+    def pause_writing(self) -> None:
+        self.paused_since = self._server.now
+        if self.handler is not None:
+            self.handler.pause()
+
+    def resume_writing(self) -> None:
+        self.paused_since = None
+        if self.handler is not None:
+            self.handler.resume()
+
+    # ----------------------------------------------------------------------------------------- httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self._begin()
+        self.reading_since = self._server.now
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        name = name.lower()
+        if len(self._headers) >= _HEADERS_LIMIT:
+            raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
+        if name in self._headers and name in (b"host", b"authorization", b"content-length", b"transfer-encoding"):
+            raise Failure(400, f"the header {name.decode()} came twice")
+        self._headers[name] = value
+
+    def on_headers_complete(self) -> None:
+        length = self._headers.get(b"content-length")
+        if length is not None and int(length) > self._server.max_body_bytes:
+            raise self._too_large()
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._size += len(body)
+        if self._size > self._server.max_body_bytes:
+            raise self._too_large()
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self.reading_since = None
+        request = self._made()
+        if self._request is None and not self._ahead:
+            self._serve(request)
+            return
+        self._ahead.append(request)
+        if sum(len(waiting.body) for waiting in self._ahead) > _AHEAD_LIMIT and self.transport is not None:
+            self.transport.pause_reading()
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._size = self._head = 0
+
+    def _count(self, size: int) -> None:
+        self._head += size
+        if self._head > _HEAD_LIMIT:
+            raise Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
+
+    def _made(self) -> Request:
+        assert self._parser is not None
+        path, _, query = self._url.decode("latin-1").partition("?")
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        keep_alive = self._parser.should_keep_alive()
+        chunks = self._parser.get_http_version() == "1.1"
+        return Request(self._parser.get_method().decode(), path, query, self._headers, body, keep_alive, chunks)
+
+    def _too_large(self) -> Failure:
+        limit = self._server.max_body_bytes
+        return Failure(413, f"a request's body has at most {limit >> 20} MiB (gateway.max_body_mib)")
+
+    def _refuse(self, failure: Failure) -> None:
+        """Answer what cannot be read, and hang up: where the next request begins is not known."""
+        self._refused = self._closing = True
+        if self._request is not None:  # a good one is being answered: it comes first, and is the last
+            self._ahead.clear()
+            return
+        self._request = Request("", "", "", {}, b"", keep_alive=False, chunks=True)
+        self._server.refused(failure.status)
+        self.fail(failure)
+
+
+_UNREADABLE = Failure(400, "this request cannot be read")

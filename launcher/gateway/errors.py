@@ -1,0 +1,67 @@
+"""What went wrong, in OpenAI's envelope, and whether the gateway or an engine says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+GATEWAY, ENGINE = "gateway", "engine"
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure(Exception):
+    """An answer that is none. `code` is a word for programs."""
+
+    status: int
+    message: str
+    code: str | None = None
+    source: str = GATEWAY
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        error = {
+            "message": self.message,
+            "type": _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error"),
+            "param": None,
+            "code": self.code,
+            "source": self.source,
+        }
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+    def event(self) -> bytes:
+        """In a stream that has begun."""
+        return b"data: " + self.body() + b"\n\n"
+
+
+def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
+    """What a server refused with, in its own words."""
+    from engines.json_http import words
+
+    code: str | None = None
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if isinstance(answer, Mapping):
+        error = answer.get("error")
+        if isinstance(error, Mapping) and isinstance(error.get("code"), str):
+            code = error["code"]
+        message = words(answer)
+    else:
+        message = body[:2000].decode(errors="replace").strip() or "it said no more"
+    return Failure(status, message, code, ENGINE, headers)

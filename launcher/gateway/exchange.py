@@ -1,0 +1,371 @@
+"""One request on its way: to a place, to a replica, and its answer back to the client. The gateway's hot path.
+
+Everything happens in callbacks of one thread: no task and no timer belongs to a request that meets no difficulty. While
+nothing has been sent to the client, another replica may be tried; after that, a failure is told in the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from engines.base import InferenceError
+from engines.dialect import Call
+from launcher.gateway.admission import Full, Ticket
+from launcher.gateway.answer import Stream, whole
+from launcher.gateway.connection import ClientConnection, Request
+from launcher.gateway.errors import ENGINE, Failure, of_engine
+from launcher.gateway.routing import Replica, Upstream
+from launcher.gateway.upstream import Connection
+
+if TYPE_CHECKING:
+    from launcher.gateway.server import Server
+    from launcher.gateway.table import KeyState, RouteState
+
+log = logging.getLogger(__name__)
+
+#: bytes of an answer, which is kept until it is whole
+_WHOLE_LIMIT = 64 << 20
+#: answers of a server that cannot answer
+_UNWELL = frozenset({502, 503, 504})
+_TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
+#: of the client's headers, what a server behind us may want to know
+_PASSED_ON = (b"traceparent", b"tracestate", b"x-request-id")
+#: after a refused connection: until the supervisor has told what became of the deployment
+_NEWS_S = 1.0
+
+
+class Exchange:
+    __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_failure", "_first",
+                 "_fresh", "_go_on_until", "_heard", "_held_until", "_key", "_progress", "_replica", "_request",
+                 "_route", "_server", "_size", "_spent", "_status", "_stream", "_ticket", "_tried", "_upstream",
+                 "_waits_for")  # fmt: skip
+
+    def __init__(
+        self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._request = request
+        self._call = call
+        self._route = route
+        self._key = key
+        self._ticket = Ticket(route.gate, key.gate, self._enter)
+        self._among: Collection[str] | None = None  #: the members that the route's rules leave
+        self._tried: list[Replica] = []
+        self._spent: list[Replica] = []  #: those that were sent the request, and may have worked on it
+        self._failure: Failure | None = None  #: of the last attempt
+        self._waits_for = ""  #: queue, hold, or nothing
+        self._held_until = self._go_on_until = 0.0
+        self._began = self._progress = server.clock()
+        self._first: float | None = None  #: when the client was sent the first byte of a stream
+        # Of the attempt that is on its way:
+        self._replica: Replica | None = None
+        self._upstream: Upstream | None = None
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._stream: Stream | None = None
+        self._fresh = self._heard = False  #: its connection is a new one; something has come on it
+        self._status = self._size = 0
+        self._body: list[bytes] = []
+
+    def start(self) -> None:
+        self._client.handler = self
+        self._server.exchanges.add(self)
+        try:
+            if self._server.admission.enter(self._ticket, self._route.settings.queue):
+                self._enter()
+            else:
+                self._waits_for = "queue"
+        except Full:
+            self._refuse(self._busy(f"{self._route.settings.queue} requests wait for {self._route.name!r} already"))
+
+    # ------------------------------------------------------------------------------------------------ the attempts
+
+    def _enter(self) -> None:
+        """It has its place."""
+        self._waits_for = ""
+        self._among = self._route.choice.candidates(self._call.fields)
+        self._held_until = self._server.clock() + self._route.settings.hold_s
+        self._attempt()
+
+    def _attempt(self) -> None:
+        now = self._server.clock()
+        replica = self._route.choice.pick(self._among, self._tried, now)
+        if replica is not None:
+            self._send_to(replica, now)
+        elif now < self._held_until and (now < self._go_on_until or self._server.will_serve(self._route, self._among)):
+            self._waits_for = "hold"
+        else:
+            self._refuse(self._failure or self._none_ready(now))
+
+    def _send_to(self, replica: Replica, now: float) -> None:
+        upstream = replica.upstream
+        assert upstream is not None
+        try:
+            path, body = upstream.dialect.request(self._call)
+        except InferenceError as exc:
+            self._refuse(Failure(400, str(exc), source=ENGINE))
+            return
+        replica.in_flight += 1
+        replica.requests += 1
+        replica.used = self._progress = now
+        replica.breaker.tried(now)
+        self._replica, self._upstream = replica, upstream
+        self._stream = None
+        self._heard = False
+        request = self._head(upstream, path, len(body)) + body
+        while replica.idle:
+            connection = replica.idle.pop()
+            if connection.upstream is upstream and connection.usable():
+                self._fresh = False
+                self._connection = connection
+                connection.send(self, request)
+                return
+            connection.close()
+        self._fresh = True
+        self._connecting = self._server.loop.create_task(self._connect(upstream, request))
+
+    async def _connect(self, upstream: Upstream, request: bytes) -> None:
+        limit = self._route.settings.connect_timeout_s
+        where = f"{upstream.host}:{upstream.port}"
+        try:
+            tls = self._server.tls() if upstream.tls else None
+            connecting = self._server.loop.create_connection(
+                lambda: Connection(upstream), upstream.host, upstream.port, ssl=tls
+            )
+            _, connection = await asyncio.wait_for(connecting, limit)
+        except (OSError, asyncio.TimeoutError) as exc:
+            self._connecting = None
+            reason = f"within {limit:g} s" if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
+            self._go_on_until = self._server.clock() + _NEWS_S
+            self._unwell(Failure(502, f"no connection to {where} {reason}", source=ENGINE), sent=False)
+        else:
+            self._connecting = None
+            self._connection = connection
+            connection.send(self, request)
+
+    def _head(self, upstream: Upstream, path: str, length: int) -> bytes:
+        head = (
+            f"POST {upstream.path}{path} HTTP/1.1\r\nhost: {upstream.host}:{upstream.port}\r\n"
+            f"content-type: application/json\r\ncontent-length: {length}\r\n"
+        )
+        if upstream.api_key:
+            head += f"authorization: Bearer {upstream.api_key}\r\n"
+        headers = self._request.headers
+        passed = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
+        return head.encode("latin-1") + passed + b"\r\n"
+
+    # --------------------------------------------------------------------------------- what comes from the connection
+
+    def begun(self, status: int) -> None:
+        """The head of an answer has come."""
+        assert self._upstream is not None
+        assert self._connection is not None
+        self._heard = True
+        self._status = status
+        self._body, self._size = [], 0
+        if status == 200 and self._connection.content_type.startswith(b"text/event-stream"):
+            self._stream = Stream(self._call, self._upstream, self._route.name)
+
+    def came(self, body: bytes) -> None:
+        """A piece of its body."""
+        self._progress = self._server.clock()
+        if self._stream is not None:
+            try:
+                self._say(self._stream.feed(body))
+            except InferenceError as exc:
+                self._drop_connection()
+                self._unwell(Failure(502, str(exc), source=ENGINE))
+            return
+        self._size += len(body)
+        self._body.append(body)
+        if self._size > _WHOLE_LIMIT:
+            self._drop_connection()
+            self._unwell(Failure(502, f"its answer has more than {_WHOLE_LIMIT >> 20} MiB", source=ENGINE))
+
+    def ended(self, *, reusable: bool) -> None:
+        """It is whole."""
+        connection, replica = self._connection, self._replica
+        assert connection is not None
+        assert replica is not None
+        self._connection = None
+        retry_after = connection.retry_after
+        if reusable and replica.upstream is connection.upstream and self._client.paused_since is None:
+            replica.idle.append(connection)
+        else:
+            connection.close()
+        if self._stream is not None:
+            self._end_stream(self._stream)
+        elif self._status == 200:
+            self._end_whole(b"".join(self._body))
+        else:
+            headers = {"retry-after": retry_after.decode("latin-1")} if retry_after else {}
+            self._end_refused(of_engine(self._status, b"".join(self._body), headers))
+
+    def broken(self, reason: str) -> None:
+        """The connection ended before the answer did."""
+        self._connection = None
+        replica = self._replica
+        assert replica is not None
+        if not self._fresh and not self._heard and replica.upstream is self._upstream:
+            # It was closed while nobody used it, as we sent: nothing of the request was read.
+            self._let_go()
+            forget(replica)
+            self._send_to(replica, self._server.clock())
+        else:
+            self._unwell(Failure(502, f"{reason} before its answer was whole", source=ENGINE))
+
+    # ------------------------------------------------------------------------------------------------- the answers
+
+    def _end_whole(self, body: bytes) -> None:
+        assert self._upstream is not None
+        try:
+            answer = whole(self._call, self._upstream, self._route.name, body)
+        except InferenceError as exc:
+            self._unwell(Failure(502, str(exc), source=ENGINE))
+            return
+        replica = self._well()
+        self._finish(200)
+        self._client.answer(200, answer, extra=replica.header)
+
+    def _end_stream(self, stream: Stream) -> None:
+        try:
+            self._say(stream.end())
+        except InferenceError as exc:
+            self._unwell(Failure(502, str(exc), source=ENGINE))
+            return
+        self._well()
+        self._finish(200)
+        self._client.end_stream()
+
+    def _end_refused(self, failure: Failure) -> None:
+        if failure.status in _UNWELL:
+            self._unwell(failure)
+        elif failure.status in _TRY_ANOTHER:
+            self._try_another(self._well(), failure)
+        else:
+            self._well()
+            self._refuse(failure)
+
+    def _say(self, events: bytes) -> None:
+        if not events:
+            return
+        if self._first is None:
+            assert self._replica is not None
+            self._first = self._server.clock()
+            self._client.begin_stream(self._replica.header)
+        self._client.chunk(events)
+
+    def _well(self) -> Replica:
+        replica = self._let_go()
+        assert replica is not None
+        replica.breaker.succeeded()
+        return replica
+
+    # ---------------------------------------------------------------------------------------------------- failures
+
+    def _unwell(self, failure: Failure, *, sent: bool = True) -> None:
+        """The replica has failed this request, and may fail others."""
+        replica = self._let_go()
+        assert replica is not None
+        replica.breaker.failed(self._server.clock())
+        if sent:
+            self._spent.append(replica)
+        failure = Failure(failure.status, f"{replica.name}: {failure.message}", failure.code, ENGINE, failure.headers)
+        if self._first is None:
+            self._try_another(replica, failure)
+            return
+        log.warning("%s, in the middle of a stream", failure.message)
+        replica.failures += 1
+        self._finish(failure.status)
+        self._client.chunk(failure.event())
+        self._client.end_stream()
+
+    def _try_another(self, replica: Replica, failure: Failure) -> None:
+        replica.failures += 1
+        self._failure = failure
+        self._tried.append(replica)
+        if len(self._spent) > self._route.settings.retries or failure.status == 504:
+            self._refuse(failure)
+        else:
+            self._attempt()
+
+    def _refuse(self, failure: Failure) -> None:
+        self._finish(failure.status)
+        self._client.fail(failure)
+
+    def _none_ready(self, now: float) -> Failure:
+        reasons = [why for replica in self._route.choice.replicas if (why := replica.why_not(now))]
+        text = f"no deployment of {self._route.name!r} can answer: {'; '.join(reasons) or 'its rules leave none'}"
+        return Failure(503, text, "no_deployment_ready", headers={"retry-after": "1"})
+
+    def _busy(self, why: str) -> Failure:
+        return Failure(429, f"{why}; ask again later", "too_many_requests", headers={"retry-after": "1"})
+
+    # ------------------------------------------------------------------------------------- the client and the clock
+
+    def client_gone(self) -> None:
+        """Nobody waits: the server behind us must not go on for nothing."""
+        self._drop_connection()
+        self._let_go()
+        self._finish(499)  # nginx's number for it
+
+    def pause(self) -> None:
+        if self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.resume_reading()
+
+    def tick(self, now: float) -> None:
+        """Look whether something has taken too long; called a few times a second."""
+        settings = self._route.settings
+        if self._waits_for == "queue":
+            if now - self._began > settings.queue_timeout_s:
+                self._refuse(self._busy(f"{self._route.name!r} had no place in {settings.queue_timeout_s:g} s"))
+        elif self._waits_for == "hold":
+            self.look_again()
+        elif self._client.paused_since is None and now - self._progress > settings.timeout_s:
+            self._drop_connection()
+            text = f"not a byte of its answer came for {settings.timeout_s:g} s"
+            self._unwell(Failure(504, text, "timeout", ENGINE))
+
+    def look_again(self) -> None:
+        """What is deployed may have changed: one that is held tries again, but for those that it has spent."""
+        if self._waits_for == "hold":
+            self._waits_for = ""
+            self._tried = list(self._spent)
+            self._attempt()
+
+    def _drop_connection(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _let_go(self) -> Replica | None:
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            replica.in_flight -= 1
+        return replica
+
+    def _finish(self, status: int) -> None:
+        now = self._server.clock()
+        self._waits_for = ""
+        self._server.exchanges.discard(self)
+        self._server.admission.leave(self._ticket)
+        self._route.count(status, now - self._began, None if self._first is None else self._first - self._began)
+        self._key.requests += 1
+
+
+def forget(replica: Replica) -> None:
+    """Close its idle connections."""
+    for connection in replica.idle:
+        connection.close()
+    replica.idle.clear()

@@ -1,0 +1,92 @@
+"""Who may ask what: keys, web pages, and names that only look like this machine's."""
+
+from __future__ import annotations
+
+import re
+
+from engines.base import LOOPBACK
+from launcher.gateway.connection import Request
+from launcher.gateway.errors import Failure
+from launcher.gateway.table import KeyState, Table
+
+#: without a key: that it is alive, the page that asks for a key itself, and what the API looks like
+_FREE = frozenset({"/health", "/", "/openapi.json", "/favicon.ico"})
+_ADMIN = re.compile(r"/models/[^/]+/(?:load|unload)")
+_HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
+
+
+class Guard:
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    def check(self, request: Request) -> None:
+        """Raises `Failure` for a request that is not to be answered, whatever it asks."""
+        self._check_host(request)
+        self._check_origin(request)
+
+    def who(self, request: Request) -> KeyState:
+        """Raises `Failure` (401) where a key is needed, and none that is known came."""
+        found = self._table.who(presented(request))
+        if found is None:
+            raise Failure(
+                401,
+                "a valid key is needed: authorization: Bearer …",
+                "invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        return found
+
+    def demand_admin(self, request: Request) -> None:
+        """Raises `Failure` for whoever has not the admin key."""
+        if self._table.settings.admin_sha256 is None:
+            raise Failure(
+                403, "starting and stopping deployments needs an admin key, and none is set: gateway.admin_key"
+            )
+        if not self._table.is_admin(presented(request)):
+            raise Failure(401, "the admin key is needed: authorization: Bearer …", "invalid_api_key")
+
+    def demand_insight(self, request: Request) -> None:
+        """What is deployed, and its logs, are for the admin where there are keys at all."""
+        if not self._table.settings.open:
+            self.demand_admin(request)
+
+    def _check_host(self, request: Request) -> None:
+        """A web page can make its own name mean 127.0.0.1, and would then be on our origin."""
+        settings = self._table.settings
+        if settings.host not in LOOPBACK or not settings.open:
+            return
+        given = request.headers.get(b"host", b"").decode("latin-1")
+        found = _HOST.match(given)
+        name = found.group().strip("[]").lower() if found else ""
+        if given and name not in LOOPBACK and name not in settings.allowed_hosts and not name.startswith("127."):
+            raise Failure(403, f"the host {given!r} is not this gateway; gateway.allowed_hosts names others")
+
+    def _check_origin(self, request: Request) -> None:
+        """Web pages of other origins may not ask, unless they are named: a browser would send what it likes."""
+        origin = request.headers.get(b"origin")
+        if origin is None:
+            return
+        text = origin.decode("latin-1")
+        own = text.partition("://")[2] == request.headers.get(b"host", b"").decode("latin-1")
+        if not own and not self.is_allowed(text):
+            raise Failure(403, f"web pages of {text!r} may not ask here; gateway.cors_origins names those that may")
+
+    def is_allowed(self, origin: str) -> bool:
+        allowed = self._table.settings.cors_origins
+        return origin in allowed or "*" in allowed
+
+    def cors(self, request: Request) -> bytes:
+        """The headers that let a page of another origin read the answer; none for those that may not."""
+        origin = request.headers.get(b"origin", b"").decode("latin-1")
+        if not origin or not self.is_allowed(origin):
+            return b""
+        return f"access-control-allow-origin: {origin}\r\nvary: origin\r\n".encode("latin-1")
+
+
+def presented(request: Request) -> bytes | None:
+    """The key that came with it, as OpenAI's clients send it."""
+    given = request.headers.get(b"authorization")
+    if given is None:
+        return None
+    scheme, _, key = given.partition(b" ")
+    return key.strip() if scheme.lower() == b"bearer" else None

@@ -1,0 +1,166 @@
+"""What is deployed, as it changes: a thread that reads the ledger a few times a second and tells the gateway's thread.
+
+It reads what supervisors write down, and asks one of them only when its engine has been started anew, for what it takes
+to reach it. A deployment whose supervisor was killed serves on, and is given another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engines.base import LaunchPlan, RmLaunchError
+from launcher import registry, structs
+from launcher.control import Connection, News
+from launcher.deployments import Deployments
+from launcher.gateway.routing import Upstream
+from launcher.gateway.settings import ENGINE
+from launcher.ledger import Ledger
+from launcher.lifecycle import Phase
+
+log = logging.getLogger(__name__)
+
+PERIOD_S = 0.2
+#: between two attempts to find another supervisor for what has none
+_ADOPT_S = 5.0
+
+_ON_ITS_WAY = frozenset({Phase.PENDING, Phase.PREPARING, Phase.STARTING, Phase.BACKOFF})
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One local deployment, as it is now."""
+
+    name: str
+    phase: Phase
+    upstream: Upstream | None
+    news: News = field(default_factory=News)
+    plan: Mapping[str, Any] = field(default_factory=dict)  #: as `rmlaunch plan --json` prints it
+
+    @property
+    def on_its_way(self) -> bool:
+        return self.phase in _ON_ITS_WAY
+
+
+class Watcher:
+    """`tell` is called from its thread, with each deployment that has changed, and with None for one that is gone."""
+
+    def __init__(self, state: Path, tell: Callable[[str, Seen | None], object]) -> None:
+        self._state = state
+        self._ledger = Ledger(state)
+        self._tell = tell
+        self._marks: dict[str, tuple[Any, ...]] = {}
+        self._seen: dict[str, Seen] = {}
+        self._upstreams: dict[str, tuple[int, Upstream]] = {}  #: by name, with the start that they are of
+        self._adopting_since = -_ADOPT_S
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+
+    def look(self) -> None:
+        """Once over all that is deployed."""
+        folders = {path.parent.name: path.parent for path in self._ledger.deployments.glob("*/plan.json")}
+        for name in self._marks.keys() - folders.keys():
+            del self._marks[name]
+            if self._seen.pop(name, None):
+                self._tell(name, None)
+        for name, folder in folders.items():
+            live = self._ledger.is_live(name)
+            mark = (_written(folder / "state.json"), _written(folder / "plan.json"), live)
+            if mark != self._marks.get(name):
+                self._marks[name] = mark
+                if not self._read(name, folder, live):
+                    self._marks[name] = ()  # again, next time
+
+    def _run(self) -> None:
+        while not self._ended.wait(PERIOD_S):
+            try:
+                self.look()
+            except Exception:  # noqa: PERF203  (one deployment's trouble must not hide the others from now on)
+                log.exception("the ledger cannot be read")
+
+    def _read(self, name: str, folder: Path, live: bool) -> bool:
+        """Tell what has become of it; False where that is not to be seen yet."""
+        try:
+            plan = json.loads((folder / "plan.json").read_text())["plan"]
+            if plan.get("engine") == ENGINE:
+                return True
+            news = News.read((folder / "state.json").read_bytes())
+        except FileNotFoundError:  # it is being prepared
+            news = News(Phase.PREPARING if live else Phase.STOPPED)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if not live and not news.phase.final:
+            self._adopt()
+            return False  # what is known of it holds until somebody knows better
+        seen = Seen(name, news.phase, self._upstream(name, folder, news), news, plan)
+        if seen.upstream is None and news.phase in (Phase.READY, Phase.DEGRADED):
+            return False
+        self._seen[name] = seen
+        self._tell(name, seen)
+        return True
+
+    def _upstream(self, name: str, folder: Path, news: News) -> Upstream | None:
+        """Where it is reached; None where it does not serve."""
+        if news.phase not in (Phase.READY, Phase.DEGRADED):
+            self._upstreams.pop(name, None)
+            return None
+        known = self._upstreams.get(name)
+        if known is not None and known[0] == news.starts:
+            return known[1]
+        try:
+            with Connection(folder) as connection:
+                given = connection.ask("target")
+            upstream = upstream_of(structs.load(LaunchPlan, given["plan"]), given["options"], given["api_key"], news)
+        except (OSError, ValueError, KeyError, RmLaunchError) as exc:
+            log.warning("%s serves, but it cannot be told how to reach it: %s", name, exc)
+            return None
+        self._upstreams[name] = (news.starts, upstream)
+        return upstream
+
+    def _adopt(self) -> None:
+        """Find another supervisor, in a thread of its own: waiting for one takes a while."""
+        if time.monotonic() - self._adopting_since < _ADOPT_S:
+            return
+        self._adopting_since = time.monotonic()
+
+        def adopt() -> None:
+            with contextlib.suppress(RmLaunchError, OSError):
+                Deployments(self._state).all()
+
+        threading.Thread(target=adopt, name="adopt", daemon=True).start()
+
+
+def upstream_of(plan: LaunchPlan, options: Mapping[str, Any], api_key: str | None, news: News) -> Upstream:
+    """How the deployment of `plan` is reached. Raises `RmLaunchError` where its engine or its key is not there."""
+    http = plan.endpoints.http
+    dialect = registry.engine(plan.engine).dialect(plan, options)
+    return Upstream(
+        host=http.host,
+        port=http.port,
+        tls=http.scheme == "https",
+        path=http.path,
+        dialect=dialect,
+        model=dialect.model,
+        api_key=plan.key.read() if plan.key else api_key,
+        start=news.starts,
+    )
+
+
+def _written(file: Path) -> int | None:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None

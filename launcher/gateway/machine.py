@@ -1,0 +1,178 @@
+"""The deployments of this machine behind the gateway: what they are, and starting and stopping them.
+
+Both are `rmlaunch` commands of their own: a deployment that the gateway starts is one like any other, and lives on when
+the gateway ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import logs
+from launcher.gateway.errors import ENGINE, Failure
+from launcher.gateway.live import Seen
+from launcher.gateway.settings import Settings
+from launcher.lifecycle import Phase
+from launcher.runtimes.base import MARKER
+
+if TYPE_CHECKING:
+    from launcher.gateway.server import Server
+
+log = logging.getLogger(__name__)
+
+_RMLAUNCH = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+#: after a start that failed, until a request may try it again
+_AGAIN_S = 10.0
+
+
+class Machine:
+    """Of the gateway's thread alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._seen: dict[str, Seen] = {}
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  #: when a start failed, and why
+        self._stopping: set[str] = set()
+
+    def see(self, name: str, seen: Seen | None) -> None:
+        if seen is None:
+            self._seen.pop(name, None)
+        else:
+            self._seen[name] = seen
+
+    # ------------------------------------------------------------------------------------------------- as `Backend`
+
+    def start(self, name: str) -> bool:
+        if name in self._starting:
+            return True
+        failed = self._failed.get(name)
+        if failed is not None and time.monotonic() - failed[0] < _AGAIN_S:
+            return False
+        startable = self.settings.startable[name]
+        log.info("%s: starting it: %s", name, " ".join(startable.launch))
+        task = asyncio.ensure_future(self._launch(name, startable.launch))
+        self._starting[name] = task
+        task.add_done_callback(lambda _: self._starting.pop(name, None))
+        return True
+
+    def why_failed(self, name: str) -> str:
+        """Why it could not be started the last time; empty where it could."""
+        return self._failed[name][1] if name in self._failed else ""
+
+    async def load(self, name: str) -> Mapping[str, Any]:
+        if self._serves(name):
+            return {"name": name, "state": "READY"}
+        if name not in self.settings.startable:
+            names = ", ".join(sorted(self.settings.startable)) or "none yet"
+            raise Failure(404, f"{name!r} is not in gateway.deployments, which says what may be started: {names}",
+                          "model_not_found")  # fmt: skip
+        self._failed.pop(name, None)
+        self.start(name)
+        await asyncio.shield(self._starting[name])
+        if why := self.why_failed(name):
+            raise Failure(502, f"{name} could not be started: {why}", "load_failed", ENGINE)
+        return {"name": name, "state": "READY"}
+
+    async def unload(self, name: str) -> Mapping[str, Any]:
+        seen = self._seen.get(name)
+        if seen is None or seen.phase.final:
+            raise Failure(404, f"there is no deployment {name!r} that runs", "model_not_found")
+        self._stopping.add(name)
+        try:
+            code, said = await _run("stop", name)
+        finally:
+            self._stopping.discard(name)
+        if code != 0:
+            raise Failure(502, f"{name} could not be stopped: {said}", "unload_failed", ENGINE)
+        return {"name": name, "state": "STOPPED"}
+
+    def deployments(self) -> list[Mapping[str, Any]]:
+        known = [_shown(seen) for seen in self._seen.values()]
+        others = [
+            {
+                "name": name,
+                "state": "STARTING" if name in self._starting else "UNLOADED",
+                "reason": self.why_failed(name),
+            }
+            for name in self.settings.startable.keys() - self._seen.keys()
+        ]
+        return sorted([*known, *others], key=lambda item: str(item["name"]))
+
+    def log(self, name: str, lines: int) -> str:
+        seen = self._seen.get(name)
+        if seen is None or not seen.news.log:
+            raise Failure(404, f"there is no log of a deployment {name!r}", "not_found")
+        return "\n".join(logs.tail(Path(seen.news.log))[-lines:])
+
+    # --------------------------------------------------------------------------------------------------- the clock
+
+    def tick(self, server: Server) -> None:
+        """Stop what nobody has asked for its `ttl_s`."""
+        now = server.clock()
+        for name, startable in self.settings.startable.items():
+            replica = server.table.replicas.get(name)
+            if startable.ttl_s is None or replica is None or name in self._stopping or not self._serves(name):
+                continue
+            if replica.in_flight == 0 and now - replica.used > startable.ttl_s:
+                log.info("%s: nobody has asked it for %g s: stopping it", name, startable.ttl_s)
+                replica.point_to(None)  # at once: what comes now waits until it is started again
+                task = asyncio.ensure_future(self._unload_idle(name))
+                server.tasks.add(task)
+                task.add_done_callback(server.tasks.discard)
+
+    async def _unload_idle(self, name: str) -> None:
+        try:
+            await self.unload(name)
+        except Failure as failure:
+            log.warning("%s", failure.message)
+
+    def _serves(self, name: str) -> bool:
+        seen = self._seen.get(name)
+        return seen is not None and seen.phase in (Phase.READY, Phase.DEGRADED)
+
+    async def _launch(self, name: str, words: list[str]) -> None:
+        code, said = await _run("up", "-d", *words, f"name={name}")
+        if code == 0:
+            self._failed.pop(name, None)
+        else:
+            log.warning("%s: could not be started: %s", name, said)
+            self._failed[name] = (time.monotonic(), said)
+
+
+async def _run(*words: str) -> tuple[int, str]:
+    """An `rmlaunch` command: its exit code, and what it said last."""
+    env = {name: value for name, value in os.environ.items() if name != MARKER}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _RMLAUNCH, *words, env=env, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    lines = said.decode(errors="replace").strip().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return process.returncode or 0, (errors or lines or [""])[-1]
+
+
+def _shown(seen: Seen) -> Mapping[str, Any]:
+    plan, news = seen.plan, seen.news
+    device = plan.get("device", {})
+    return {
+        "name": seen.name,
+        "state": seen.phase.value,
+        "reason": news.reason,
+        "engine": plan.get("engine", ""),
+        "device": device.get("kind", ""),
+        "device_ids": device.get("ids", []),
+        "runtime": plan.get("runtime", ""),
+        "model": plan.get("model", {}).get("id", ""),
+        "endpoint": plan.get("endpoints", {}).get("http", ""),
+        "restarts": max(0, news.starts - 1),
+        "since": news.since,
+    }

@@ -1,0 +1,123 @@
+"""The gateway's process: python -c "from launcher.gateway.main import main; main()" SETTINGS_JSON
+
+It serves until SIGTERM, then drains. The settings are read again when the file changes, or the configs that it was
+composed from (`launcher/gateway/reload.py`). It imports neither Hydra nor an engine's packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from launcher.gateway.connection import ClientConnection
+from launcher.gateway.exchange import forget
+from launcher.gateway.live import Seen, Watcher
+from launcher.gateway.machine import Machine
+from launcher.gateway.reload import Reloader
+from launcher.gateway.server import TICK_S, Server
+from launcher.gateway.settings import Settings
+from launcher.paths import state_root
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4096
+#: objects that are made before cyclic garbage is looked for: the default would look every 20 requests
+_GARBAGE = 50_000
+
+
+class Gateway:
+    """The server, and what keeps it up to date."""
+
+    def __init__(self, file: Path, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._stopped = asyncio.Event()
+        self._reloader = Reloader(file, lambda settings: loop.call_soon_threadsafe(self._use, settings))
+        settings = self._reloader.settings
+        self._machine = Machine(settings)
+        self._server = Server(settings, loop, self._machine)
+        self._watcher = Watcher(state_root(), lambda name, seen: loop.call_soon_threadsafe(self._see, name, seen))
+
+    async def run(self) -> None:
+        """Serve until SIGTERM, and then until the answers that are on their way have ended."""
+        settings = self._server.table.settings
+        self._use(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopped.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reloader.now)
+        self._watcher.look()  # before the first request: what is deployed is known from the beginning
+        self._watcher.start()
+        self._reloader.start()
+        listening = await self._loop.create_server(lambda: ClientConnection(self._server), sock=_socket(settings))
+        ticking = self._loop.create_task(self._tick())
+        log.info("listening on %s port %d", settings.host, settings.port)
+        await self._stopped.wait()
+        listening.close()
+        self._server.drain()
+        await self._drained(settings.drain_s)
+        ticking.cancel()
+        self._watcher.stop()
+        self._reloader.stop()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._server.tick()
+            self._machine.tick(self._server)
+
+    async def _drained(self, limit_s: float) -> None:
+        deadline = self._loop.time() + limit_s
+        while any(connection.busy for connection in self._server.connections) and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        if self._server.connections:
+            await asyncio.sleep(0.05)  # what was written goes out
+        for connection in list(self._server.connections):
+            connection.close()
+
+    def _use(self, settings: Settings) -> None:
+        variables = (member.api_key_env for route in settings.routes for member in route.members)
+        self._server.use(settings, {name: os.environ.get(name) for name in variables if name})
+        self._machine.settings = settings
+
+    def _see(self, name: str, seen: Seen | None) -> None:
+        replica = self._server.table.replica(name)
+        self._machine.see(name, seen)
+        replica.phase = "" if seen is None else seen.phase.value
+        replica.on_its_way = seen is not None and seen.on_its_way
+        if replica.upstream != (upstream := None if seen is None else seen.upstream):
+            replica.point_to(upstream)
+            replica.used = self._server.clock()
+            forget(replica)
+        self._server.look_again()
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    gc.set_threshold(_GARBAGE)
+    import uvloop
+
+    async def serve() -> None:
+        await Gateway(Path(sys.argv[1]), asyncio.get_running_loop()).run()
+
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(serve())
+
+
+def _socket(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    listener.listen(_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""Which deployment answers: what is known of each, and the choice among them. No I/O, and the clock is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engines.dialect import Dialect
+from launcher.gateway.settings import Member, Route, Rule
+from launcher.lifecycle import Phase
+
+if TYPE_CHECKING:
+    from launcher.gateway.upstream import Connection
+
+#: failures in a row that open a breaker, how long it stays open first, and at most
+FAILURES = 3
+OPEN_S = 1.0
+OPEN_MAX_S = 30.0
+
+#: the phase of a deployment that has failed its probe, but not often enough to be started again
+_DOUBTED = Phase.DEGRADED.value
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Where a deployment is reached, and how it is spoken to."""
+
+    host: str
+    port: int
+    tls: bool
+    path: str  #: in front of every path of its API
+    dialect: Dialect = field(compare=False)
+    model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
+    api_key: str | None = None
+    start: int = 0  #: which start of its engine this is: connections to an earlier one are of no use
+    task: str | None = None  #: of its model; None where nobody knows
+
+
+class Breaker:
+    """Keeps requests from a replica that fails: `FAILURES` in a row open it, for longer each time; then one is let
+    through, and tells."""
+
+    __slots__ = ("_failures", "_open_s", "_open_until")
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._open_s = OPEN_S
+        self._open_until = 0.0
+
+    def lets(self, now: float) -> bool:
+        return self._failures < FAILURES or now >= self._open_until
+
+    def tried(self, now: float) -> None:
+        """A request is on its way: until it has told, no other is let through an open breaker."""
+        if self._failures >= FAILURES:
+            self._open_until = now + self._open_s
+
+    def succeeded(self) -> None:
+        self._failures, self._open_s = 0, OPEN_S
+
+    def failed(self, now: float) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self._open_until = now + self._open_s
+            self._open_s = min(self._open_s * 2, OPEN_MAX_S)
+
+
+@dataclass(eq=False, slots=True)
+class Replica:
+    """One deployment or remote server, whichever routes it stands behind."""
+
+    name: str
+    upstream: Upstream | None = None  #: None where nothing serves
+    phase: str = ""  #: of a local deployment, as its supervisor said last
+    on_its_way: bool = False  #: it will serve soon, or fail
+    breaker: Breaker = field(default_factory=Breaker)
+    in_flight: int = 0
+    used: float = 0.0  #: when it was asked last
+    idle: list[Connection] = field(default_factory=list)
+    requests: int = 0
+    failures: int = 0
+    header: bytes = b""  #: that tells a client who has answered
+
+    def __post_init__(self) -> None:
+        self.header = b"x-rmlaunch-deployment: %b\r\n" % self.name.encode("latin-1", "replace")
+
+    def point_to(self, upstream: Upstream | None) -> None:
+        """It is reached there from now on; what failed elsewhere says nothing about it."""
+        if upstream != self.upstream:
+            self.upstream = upstream
+            self.breaker = Breaker()
+
+    def usable(self, now: float) -> bool:
+        return self.upstream is not None and self.breaker.lets(now)
+
+    def why_not(self, now: float) -> str:
+        """Why nothing is sent to it; empty where it is."""
+        if self.upstream is None:
+            return f"{self.name} is {self.phase}" if self.phase else f"there is no deployment {self.name!r}"
+        return "" if self.breaker.lets(now) else f"{self.name} fails, and is left alone for a moment"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a rule looks at."""
+
+    chars: int
+    stream: bool
+    batch: int
+
+
+def asked(fields: Mapping[str, Any]) -> Asked:
+    """Of a request's body: texts are counted in characters, since tokens are each model's own."""
+    if "messages" in fields:
+        messages = fields["messages"] if isinstance(fields["messages"], list) else []
+        return Asked(sum(map(_message_chars, messages)), fields.get("stream") is True, 1)
+    given = fields.get("input", fields.get("prompt", ""))
+    texts = given if isinstance(given, list) and not all(isinstance(item, int) for item in given) else [given]
+    return Asked(sum(map(_chars, texts)), fields.get("stream") is True, len(texts))
+
+
+def _message_chars(message: object) -> int:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, list):
+        return sum(_chars(part.get("text")) for part in content if isinstance(part, Mapping))
+    return _chars(content)
+
+
+def _chars(text: object) -> int:
+    """Of a list of tokens, as many as there are tokens."""
+    return len(text) if isinstance(text, (str, list)) else 0
+
+
+def fits(rule: Rule, what: Asked) -> bool:
+    return (
+        (rule.min_chars is None or what.chars >= rule.min_chars)
+        and (rule.max_chars is None or what.chars <= rule.max_chars)
+        and (rule.stream is None or what.stream == rule.stream)
+        and (rule.min_batch is None or what.batch >= rule.min_batch)
+    )
+
+
+class Choice:
+    """The replicas of one route, and whose turn it is."""
+
+    __slots__ = ("_credit", "_members", "_route", "replicas")
+
+    def __init__(self, route: Route, replicas: Mapping[str, Replica]) -> None:
+        self._route = route
+        self._members: list[tuple[Member, Replica]] = [(member, replicas[member.name]) for member in route.members]
+        self._credit = dict.fromkeys((member.name for member in route.members), 0)
+        self.replicas = [replica for _, replica in self._members]
+
+    def candidates(self, fields: Mapping[str, Any]) -> Collection[str] | None:
+        """The names that the route's rules leave; None where all may answer."""
+        if self._route.rules:
+            what = asked(fields)
+            for rule in self._route.rules:
+                if fits(rule, what):
+                    return rule.use
+        return None
+
+    def pick(self, among: Collection[str] | None, tried: Collection[Replica], now: float) -> Replica | None:
+        """The replica whose turn it is, of those that are well and not `tried`; None where there is none."""
+        usable = [
+            (member, replica)
+            for member, replica in self._members
+            if replica.usable(now) and replica not in tried and (among is None or member.name in among)
+        ]
+        if len(usable) > 1:
+            usable = [it for it in usable if it[1].phase != _DOUBTED] or usable
+        if len(usable) < 2:
+            return usable[0][1] if usable else None
+        match self._route.strategy:
+            case "priority":
+                return usable[0][1]
+            case "round_robin":
+                return self._in_turn(usable)
+            case _:
+                least = min((replica.in_flight + 1) / member.weight for member, replica in usable)
+                return self._in_turn([it for it in usable if (it[1].in_flight + 1) / it[0].weight <= least])
+
+    def _in_turn(self, usable: Iterable[tuple[Member, Replica]]) -> Replica:
+        """Smooth weighted round robin: each gains its weight, and whoever is chosen pays for all."""
+        chosen, replica, most, total = "", None, 0, 0
+        for member, candidate in usable:
+            total += member.weight
+            credit = self._credit[member.name] = self._credit[member.name] + member.weight
+            if replica is None or credit > most:
+                chosen, replica, most = member.name, candidate, credit
+        assert replica is not None
+        self._credit[chosen] -= total
+        return replica

@@ -1,0 +1,289 @@
+"""What the gateway is told: the shape of conf/gateway, and what it amounts to.
+
+`settings` turns a composed config into `Settings`, which travel as JSON to the gateway's process: keys are hashes by
+then, and nothing of Hydra is needed to read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+from engines.base import LOOPBACK, MISSING, ConfigError
+
+#: what the ledger calls the engine of a gateway's own deployment
+ENGINE = "gateway"
+STRATEGIES = ("priority", "round_robin", "least_busy")
+#: characters of a key; its hash is not salted, so that it must not be guessed
+SHORTEST_KEY = 16
+#: what a route, a deployment or a key may be called: it stands in URLs and in headers
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
+_HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
+
+T = TypeVar("T")
+
+
+@dataclass
+class Member:
+    """One of a route's deployments: a local one by its name, or a server by its URL."""
+
+    name: str = ""
+    weight: int = 1
+    url: str | None = None  #: of a server's API: what stands before /chat/completions
+    model: str | None = None  #: what that server calls the model; None sends the route's name
+    api_key_env: str | None = None  #: the variable that holds its key
+
+
+@dataclass
+class Rule:
+    """Which deployments may answer a request that fits all that is said here."""
+
+    use: list[str] = field(default_factory=list)
+    min_chars: int | None = None  #: of the prompt, or of all messages together
+    max_chars: int | None = None
+    stream: bool | None = None
+    min_batch: int | None = None  #: texts in one request
+
+
+@dataclass
+class RouteDefaults:
+    """Times are in seconds."""
+
+    strategy: str = MISSING
+    max_concurrency: int | None = None
+    queue: int = MISSING
+    queue_timeout_s: float = MISSING
+    connect_timeout_s: float = MISSING
+    timeout_s: float = MISSING
+    retries: int = MISSING
+    hold_s: float = MISSING
+
+
+@dataclass
+class RouteConf(RouteDefaults):
+    deployments: list[Any] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+
+
+@dataclass
+class KeyConf:
+    key: str | None = None
+    sha256: str | None = None
+    routes: list[str] | None = None  #: that it may ask; None is all
+    max_concurrency: int | None = None
+
+
+@dataclass
+class Startable:
+    """A deployment that the gateway may start."""
+
+    launch: list[str] = field(default_factory=list)  #: overrides, as of `rmlaunch up`
+    ttl_s: float | None = None  #: idle for this long, it is stopped; None lets it run
+
+
+@dataclass
+class GatewayConf:
+    host: str = MISSING
+    port: int = MISSING
+    routes: dict[str, Any] = field(default_factory=dict)
+    deployments: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, Any] = field(default_factory=dict)
+    admin_key: str | None = None
+    expose_deployments: bool = MISSING
+    cors_origins: list[str] = field(default_factory=list)
+    allowed_hosts: list[str] = field(default_factory=list)
+    max_body_mib: int = MISSING
+    request_timeout_s: float = MISSING
+    keep_alive_s: float = MISSING
+    client_timeout_s: float = MISSING
+    drain_s: float = MISSING
+    defaults_of_routes: RouteDefaults = field(default_factory=RouteDefaults)
+
+
+@dataclass
+class GatewayRoot:
+    gateway: GatewayConf = MISSING
+
+
+@dataclass
+class Route(RouteDefaults):
+    """As `RouteConf`, with nothing left open."""
+
+    name: str = ""
+    members: list[Member] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+
+
+@dataclass
+class Key:
+    name: str
+    sha256: str
+    routes: list[str] | None = None
+    max_concurrency: int | None = None
+
+
+@dataclass
+class Settings:
+    host: str
+    port: int
+    routes: list[Route]
+    startable: dict[str, Startable]
+    keys: list[Key]
+    admin_sha256: str | None
+    expose_deployments: bool
+    cors_origins: list[str]
+    allowed_hosts: list[str]
+    max_body_bytes: int
+    request_timeout_s: float
+    keep_alive_s: float
+    client_timeout_s: float
+    drain_s: float
+    of_deployments: Route  #: what is true of a deployment that is asked by its own name
+
+    @property
+    def open(self) -> bool:
+        """Nobody needs a key."""
+        return not self.keys and self.admin_sha256 is None
+
+
+def settings(conf: GatewayConf) -> Settings:
+    """Raises `ConfigError` with the key and the value."""
+    startable = {name: _startable(name, item) for name, item in conf.deployments.items()}
+    made = Settings(
+        host=conf.host,
+        port=conf.port,
+        routes=[_route(name, item, conf.defaults_of_routes) for name, item in conf.routes.items()],
+        startable=startable,
+        keys=[_key(name, item) for name, item in conf.keys.items()],
+        admin_sha256=None if conf.admin_key is None else hashed(conf.admin_key, "gateway.admin_key"),
+        expose_deployments=conf.expose_deployments,
+        cors_origins=list(conf.cors_origins),
+        allowed_hosts=list(conf.allowed_hosts),
+        max_body_bytes=conf.max_body_mib << 20,
+        request_timeout_s=conf.request_timeout_s,
+        keep_alive_s=conf.keep_alive_s,
+        client_timeout_s=conf.client_timeout_s,
+        drain_s=conf.drain_s,
+        of_deployments=Route(**vars(conf.defaults_of_routes)),
+    )
+    _check(made)
+    return made
+
+
+def hashed(key: str, where: str) -> str:
+    """The hash that is kept of `key`, which may be one already. Raises `ConfigError` for a key that can be guessed."""
+    if found := _HASH.fullmatch(key):
+        return found.group(1)
+    if len(key) < SHORTEST_KEY:
+        raise ConfigError(
+            f"{where} has {len(key)} characters; at least {SHORTEST_KEY} that nobody can guess are needed: "
+            "`rmlaunch gateway key NAME` makes one"
+        )
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _check(made: Settings) -> None:
+    if made.open and made.host not in LOOPBACK:
+        raise ConfigError(
+            f"gateway.host={made.host!r} can be reached from other machines, and needs a key: gateway.keys or "
+            "gateway.admin_key (`rmlaunch gateway key NAME` makes one)"
+        )
+    known: dict[str, Member] = {}
+    for member in (member for route in made.routes for member in route.members):
+        other = known.setdefault(member.name, member)
+        if (other.url, other.model, other.api_key_env) != (member.url, member.model, member.api_key_env):
+            raise ConfigError(
+                f"gateway.routes: two servers are called {member.name!r}; give each a name: {{url: …, name: …}}"
+            )
+    if len({key.sha256 for key in made.keys}) < len(made.keys):
+        raise ConfigError("gateway.keys: two of them are the same key; give each user one of their own")
+    if not 0 < made.port < 1 << 16:
+        raise ConfigError(f"gateway.port={made.port} is no port; give one from 1 to 65535")
+
+
+def _route(name: str, item: object, defaults: RouteDefaults) -> Route:
+    where = f"gateway.routes.{name}"
+    _check_name(name, where)
+    given = {"deployments": item} if isinstance(item, list) else item
+    conf = _typed(RouteConf(**vars(defaults)), given, where)
+    members = [_member(entry, where) for entry in conf.deployments]
+    if not members:
+        raise ConfigError(f"{where} has no deployments; write {where}=[NAME, …]")
+    if conf.strategy not in STRATEGIES:
+        raise ConfigError(f"{where}.strategy={conf.strategy!r} is not known; use {', '.join(STRATEGIES)}")
+    names = [member.name for member in members]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{where} names a deployment twice: {', '.join(names)}")
+    for rule in conf.rules:
+        if not rule.use or (unknown := set(rule.use) - set(names)):
+            wrong = min(unknown) if rule.use else "nothing"
+            raise ConfigError(f"{where}.rules: use names {wrong!r}; deployments: {', '.join(names)}")
+    for limit in ("max_concurrency", "queue", "retries"):
+        value = getattr(conf, limit)
+        if value is not None and value < (1 if limit == "max_concurrency" else 0):
+            raise ConfigError(f"{where}.{limit}={value} is too small")
+    kept = {key: value for key, value in vars(conf).items() if key not in ("deployments", "rules")}
+    return Route(**kept, name=name, members=members, rules=conf.rules)
+
+
+def _member(entry: object, where: str) -> Member:
+    if isinstance(entry, str):
+        entry = {"url": entry} if "://" in entry else {"name": entry}
+    member = _typed(Member(), entry, f"{where}.deployments")
+    if member.url:
+        parts = urlsplit(member.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+            raise ConfigError(f"{where}: {member.url!r} is not understood; write it as https://host/v1")
+        member.url = member.url.rstrip("/")
+        member.name = member.name or f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    _check_name(member.name, where)
+    if member.weight < 1:
+        raise ConfigError(f"{where}: weight={member.weight} of {member.name!r}; it must be at least 1")
+    return member
+
+
+def _key(name: str, item: object) -> Key:
+    where = f"gateway.keys.{name}"
+    _check_name(name, where)
+    conf = _typed(KeyConf(), {"key": item} if isinstance(item, str) else item, where)
+    if (conf.key is None) == (conf.sha256 is None):
+        raise ConfigError(f"{where} needs either key or sha256")
+    if conf.sha256 is not None and not _HASH.fullmatch(conf.sha256):
+        raise ConfigError(f"{where}.sha256 is no SHA-256 in hex; `rmlaunch gateway key {name}` prints one")
+    return Key(name, hashed(conf.sha256 or conf.key or "", where), conf.routes, conf.max_concurrency)
+
+
+def _startable(name: str, item: object) -> Startable:
+    where = f"gateway.deployments.{name}"
+    _check_name(name, where)
+    made = _typed(Startable(), {"launch": item} if isinstance(item, list) else item, where)
+    if not made.launch:
+        raise ConfigError(f"{where} needs what to launch: launch: [engine=…, model=…]")
+    if any(word.startswith(("name=", "prompt=", "-")) for word in made.launch):
+        raise ConfigError(f"{where}.launch: its name is {name}, and neither prompt= nor flags have a place in it")
+    return made
+
+
+def _check_name(name: str, where: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: {name!r} is no name; use letters, digits and . _ : / @ + -")
+
+
+def _typed(shape: T, item: object, where: str) -> T:
+    """`item` laid over `shape`. Raises `ConfigError` for keys and types that `shape` does not have."""
+    from omegaconf import OmegaConf
+
+    from launcher.compose import readable_errors
+
+    if not isinstance(item, Mapping):
+        raise ConfigError(f"{where}={item!r} is not understood; see conf/gateway/default.yaml")
+    try:
+        with readable_errors():
+            made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(shape), OmegaConf.create(dict(item))))
+    except ConfigError as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+    return cast(T, made)

@@ -1,0 +1,203 @@
+"""What the gateway knows: its routes, its keys and its replicas, as one snapshot of the settings after the other.
+
+New settings make new routes, but a route, a key or a replica that stays keeps its state: what is in flight, counted,
+waiting or connected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from engines.dialect import OpenAI
+from launcher.gateway.admission import Gate
+from launcher.gateway.routing import Choice, Replica, Upstream
+from launcher.gateway.settings import Key, Member, Route, Settings
+
+#: seconds; the upper bounds of Prometheus' buckets
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+@dataclass(slots=True)
+class Histogram:
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(BUCKETS, seconds)] += 1
+        self.total += seconds
+
+    def quantile(self, share: float) -> float | None:
+        """The upper bound of the bucket that it is in; None where nothing was counted."""
+        wanted, seen = share * sum(self.counts), 0
+        for bound, count in zip((*BUCKETS, float("inf")), self.counts, strict=True):
+            seen += count
+            if count and seen >= wanted:
+                return bound
+        return None
+
+
+class RouteState:
+    """A route or a deployment that can be asked, by the name that clients give."""
+
+    __slots__ = ("choice", "codes", "first_bytes", "gate", "name", "seconds", "settings")
+
+    def __init__(self, settings: Route, replicas: dict[str, Replica]) -> None:
+        self.name = settings.name
+        self.gate = Gate()
+        self.codes: Counter[int] = Counter()
+        self.seconds = Histogram()
+        self.first_bytes = Histogram()
+        self.use(settings, replicas)
+
+    def use(self, settings: Route, replicas: dict[str, Replica]) -> None:
+        self.settings = settings
+        self.gate.limit = settings.max_concurrency
+        self.choice = Choice(settings, replicas)
+
+    def count(self, status: int, seconds: float, first_byte: float | None) -> None:
+        self.codes[status] += 1
+        self.seconds.add(seconds)
+        if first_byte is not None:
+            self.first_bytes.add(first_byte)
+
+
+class KeyState:
+    """Somebody who may ask."""
+
+    __slots__ = ("digest", "gate", "name", "requests", "routes")
+
+    def __init__(self, key: Key) -> None:
+        self.name = key.name
+        self.gate = Gate()
+        self.requests = 0
+        self.use(key)
+
+    def use(self, key: Key) -> None:
+        self.digest = bytes.fromhex(key.sha256)
+        self.gate.limit = key.max_concurrency
+        self.routes = None if key.routes is None else frozenset(key.routes)
+
+    def may_ask(self, route: str) -> bool:
+        return self.routes is None or route in self.routes
+
+
+NOBODY = "anonymous"
+
+
+class Table:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.replicas: dict[str, Replica] = {}
+        self.routes: dict[str, RouteState] = {}
+        self._local: dict[str, RouteState] = {}  #: deployments that are asked by their own names
+        self._keys: dict[str, KeyState] = {}
+        self._by_digest: dict[bytes, KeyState] = {}
+        self._anonymous = KeyState(Key(NOBODY, "00" * 32))
+        self._unknown = bytes(32)
+        self.use(settings, {})
+
+    def use(self, settings: Settings, keys_of_servers: dict[str, str | None]) -> list[Replica]:
+        """Take on new settings; returns the replicas that nothing leads to any more.
+
+        `keys_of_servers` are the keys of remote servers, by the variables that hold them.
+        """
+        self.settings = settings
+        for member in _members(settings):
+            replica = self.replica(member.name)
+            if member.url is not None:
+                replica.point_to(_remote(member, keys_of_servers))
+        wanted = {member.name for member in _members(settings)}
+        for name in settings.startable:
+            self.replica(name)
+        self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
+        keys = {key.name: self._key(key) for key in settings.keys}
+        self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
+        self._admin = bytes.fromhex(settings.admin_sha256) if settings.admin_sha256 else None
+        gone = [it for it in self.replicas.values() if it.name not in wanted and not it.phase and it.upstream]
+        for replica in gone:
+            del self.replicas[replica.name]
+        return gone
+
+    def replica(self, name: str) -> Replica:
+        """The one of that name, which may not be known yet."""
+        if name not in self.replicas:
+            self.replicas[name] = Replica(name)
+        return self.replicas[name]
+
+    def find(self, name: str) -> RouteState | None:
+        """The route of that name, or else the deployment."""
+        if (route := self.routes.get(name)) is not None:
+            return route
+        replica = self.replicas.get(name)
+        may = self.settings.expose_deployments or name in self.settings.startable
+        if replica is None or not may or not (replica.phase or name in self.settings.startable):
+            return None
+        if name not in self._local:
+            own = dataclasses.replace(self.settings.of_deployments, name=name, members=[Member(name)])
+            self._local[name] = RouteState(own, self.replicas)
+        return self._local[name]
+
+    def names(self) -> list[str]:
+        """All that can be asked."""
+        return sorted({*self.routes, *(name for name in self.replicas if self.find(name))})
+
+    def states(self) -> Iterable[RouteState]:
+        """Of everything that was asked or can be."""
+        yield from self.routes.values()
+        yield from (state for name, state in self._local.items() if name not in self.routes)
+
+    def askers(self) -> Iterable[KeyState]:
+        return self._keys.values() if self._keys else (self._anonymous,)
+
+    def who(self, presented: bytes | None) -> KeyState | None:
+        """Whose key it is; None for nobody's. What is compared are hashes, all of them in the same time."""
+        if not self._by_digest:
+            return self._anonymous if self.settings.open or self.is_admin(presented) else None
+        digest = hashlib.sha256(presented or b"").digest()
+        found = self._by_digest.get(digest)
+        if hmac.compare_digest(digest, found.digest if found else self._unknown) and found:
+            return found
+        return self._anonymous if self.is_admin(presented) else None
+
+    def is_admin(self, presented: bytes | None) -> bool:
+        if self._admin is None:
+            return False
+        return hmac.compare_digest(hashlib.sha256(presented or b"").digest(), self._admin)
+
+    def _route(self, known: RouteState | None, route: Route) -> RouteState:
+        if known is None:
+            return RouteState(route, self.replicas)
+        known.use(route, self.replicas)
+        return known
+
+    def _key(self, key: Key) -> KeyState:
+        known = self._keys.get(key.name)
+        if known is None:
+            return KeyState(key)
+        known.use(key)
+        return known
+
+
+def _members(settings: Settings) -> Iterable[Member]:
+    return (member for route in settings.routes for member in route.members)
+
+
+def _remote(member: Member, keys: dict[str, str | None]) -> Upstream:
+    parts = urlsplit(member.url or "")
+    tls = parts.scheme == "https"
+    return Upstream(
+        host=parts.hostname or "",
+        port=parts.port or (443 if tls else 80),
+        tls=tls,
+        path=parts.path.rstrip("/"),
+        dialect=OpenAI(member.model, prefix=""),
+        model=member.model,
+        api_key=keys.get(member.api_key_env or ""),
+    )

@@ -1,0 +1,121 @@
+"""The connections to deployments: HTTP/1.1, one request at a time on each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from launcher.gateway.routing import Upstream
+
+if TYPE_CHECKING:
+    from launcher.gateway.exchange import Exchange
+
+#: bytes of an answer's headers, and how many of them
+_HEAD_LIMIT = 1 << 16
+
+
+class Connection(asyncio.Protocol):
+    """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
+
+    __slots__ = ("_complete", "_framed", "_head_bytes", "_parser", "content_type", "exchange", "retry_after", "served",
+                 "transport", "upstream")  # fmt: skip
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.exchange: Exchange | None = None
+        self.transport: asyncio.Transport | None = None
+        self.served = 0  #: how many answers have come on it
+        self.content_type = b""
+        self.retry_after = b""
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._framed = False  #: the head says where the body ends
+        self._complete = False  #: the head has been read
+        self._head_bytes = 0
+
+    def send(self, exchange: Exchange, request: bytes) -> None:
+        assert self.transport is not None
+        self.exchange = exchange
+        self.transport.write(request)
+
+    def usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    def close(self) -> None:
+        """Let go at once; a server that still works on an answer sees that nobody waits for it."""
+        self.exchange = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    # ------------------------------------------------------------------------------------------- asyncio's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is None or self._parser is None:
+            self.close()  # an answer that nobody asked for
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            self._break(f"what it answers is not HTTP: {exc}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        self._parser = None  # they hold each other
+        if exchange is None:
+            return
+        if self._complete and not self._framed and exc is None:
+            exchange.ended(reusable=False)  # the end of the connection is that of the body
+        else:
+            exchange.broken(f"it closed the connection{': ' + str(exc) if exc else ''}")
+
+    def pause_writing(self) -> None:
+        """A request that a server is slow to take is bounded, and waits in the transport."""
+
+    # ----------------------------------------------------------------------------------------- httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self.content_type = self.retry_after = b""
+        self._framed = self._complete = False
+        self._head_bytes = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > _HEAD_LIMIT:
+            raise ValueError("its headers are too long")
+        name = name.lower()
+        if name == b"content-type":
+            self.content_type = value
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._framed = True
+        elif name == b"retry-after":
+            self.retry_after = value
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._complete = True
+            if self.exchange is not None:
+                self.exchange.begun(status)
+
+    def on_body(self, body: bytes) -> None:
+        if self.exchange is not None:
+            self.exchange.came(body)
+
+    def on_message_complete(self) -> None:
+        if not self._complete or self._parser is None:  # 100 Continue and its like
+            return
+        self.served += 1
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.ended(reusable=self._parser.should_keep_alive())
+
+    def _break(self, reason: str) -> None:
+        exchange = self.exchange
+        self.close()
+        if exchange is not None:
+            exchange.broken(reason)

@@ -1,0 +1,149 @@
+"""The verb `gateway`: start the gateway, in the foreground or detached, or give one that runs its new settings."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from engines.base import ConfigError, RequestError, RmLaunchError
+
+if TYPE_CHECKING:
+    from engines.base import LaunchPlan
+    from launcher.control import Supervised
+    from launcher.gateway.reload import Asked
+
+NAME = "gateway"  #: of its deployment, unless name=… says otherwise
+
+USAGE = """\
+rmlaunch gateway up [-d] [--replace] [gateway=…] [gateway.routes.NAME=[a,b]] [name=gateway]
+rmlaunch gateway key NAME          a new key for NAME, and what to write into the config
+
+It is a deployment like others: rmlaunch ps, status gateway, logs gateway, stop gateway.
+"""
+
+
+def run(words: Sequence[str]) -> int:
+    verb, *rest = words or ("",)
+    if verb == "up":
+        return _up(rest)
+    if verb == "key":
+        return _key(rest)
+    if not verb:
+        sys.stdout.write(USAGE)
+        return 2
+    raise ConfigError(f"gateway {verb} is not known; write rmlaunch gateway up, or rmlaunch gateway key NAME")
+
+
+def _key(words: Sequence[str]) -> int:
+    from launcher.gateway.settings import hashed
+
+    if len(words) != 1 or words[0].startswith("-"):
+        raise ConfigError("name whose key it is: rmlaunch gateway key NAME")
+    key = f"rml-{secrets.token_urlsafe(32)}"
+    what = "admin_key: sha256:" if words[0] == "admin" else f"keys:\n  {words[0]}: sha256:"
+    sys.stderr.write(f"this key is shown once, and kept nowhere; the config gets its hash:\n{what}{hashed(key, '')}\n")
+    sys.stdout.write(f"{key}\n")
+    return 0
+
+
+def _up(words: Sequence[str]) -> int:
+    from launcher.cli import split
+    from launcher.compose import normalized
+    from launcher.deployments import Deployments
+    from launcher.gateway.composing import composed, without_keys
+    from launcher.gateway.reload import Asked, marks
+    from launcher.paths import state_root
+
+    detached, replace = bool({"-d", "--detach"} & {*words}), "--replace" in words
+    overrides, config_dir = split([word for word in words if word not in ("-d", "--detach", "--replace")])
+    name = next((item.partition("=")[2] for item in overrides if item.startswith("name=")), NAME)
+    overrides = normalized([item for item in overrides if not item.startswith("name=")])
+    config_dir = str(Path(config_dir).absolute()) if config_dir else None
+    found = marks(config_dir)
+    asked = Asked(without_keys(overrides), config_dir, composed(overrides, config_dir), found)
+    live = {item.name: item for item in Deployments(state_root()).all() if item.live}
+    if name in live and not replace:
+        return _apply(name, live[name].folder, live[name].plan, asked)
+    if name in live:
+        from launcher.verbs import end
+
+        end(live[name], now=False)
+    return _start(name, asked, detached=detached)
+
+
+def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
+    """Give a gateway that runs its new settings."""
+    from launcher.atomic import write_text
+    from launcher.gateway.reload import FILE, differences
+    from launcher.gateway.reload import Asked as Known
+    from launcher.gateway.settings import ENGINE
+
+    if not isinstance(plan, dict) or plan.get("engine") != ENGINE:
+        raise RequestError(f"name={name!r} is taken by a deployment that is no gateway; choose another")
+    file = folder / "run" / FILE
+    before = Known.loads(file.read_text()).settings
+    if (before.host, before.port) != (asked.settings.host, asked.settings.port):
+        raise RequestError(
+            f"{name} listens on {before.host} port {before.port}; --replace starts it anew on {asked.settings.host} "
+            f"port {asked.settings.port}"
+        )
+    changes = differences(before, asked.settings)
+    write_text(file, asked.dumps())
+    sys.stderr.write(f"{name} is already up{'; ' + ', '.join(changes) if changes else ''}\n")
+    sys.stdout.write(f"{name} {plan['endpoints']['http']}\n")
+    return 0
+
+
+def _start(name: str, asked: Asked, *, detached: bool) -> int:
+    from launcher import plans
+    from launcher.control import Supervised, orders_for
+    from launcher.gateway import plan as planning
+    from launcher.ledger import Ledger
+    from launcher.paths import state_root
+    from launcher.prepare import render_files
+    from launcher.spawn import Spawned
+
+    spawned = Spawned()
+    try:
+        ledger = Ledger(state_root())
+        with ledger.exclusive():
+            ledger.free_name(name, name)
+            host, port = asked.settings.host, asked.settings.port
+            ledger.choose_ports(host, {"gateway.port": port})
+            plan = planning.plan(name, asked, str(ledger.deployments / name / "run"))
+            claim = ledger.claim(name, (port,), plans.public(plan))
+        render_files(plan.files, plan.links, Path(plan.run_dir))
+        orders = orders_for(plan, claim.folder, planning.supervise(asked.settings), detached=detached)
+        with_us = Supervised(spawned, orders, claim)
+        try:
+            with_us.wait_ready()
+            sys.stdout.write(f"{name} {plan.endpoints.http.url}\n")
+            sys.stdout.flush()
+            return 0 if detached else _stay(with_us, plan)
+        finally:
+            with_us.close()
+    finally:
+        spawned.close()
+
+
+def _stay(gateway: Supervised, plan: LaunchPlan) -> int:
+    """In the foreground, until it is stopped."""
+    from launcher.lifecycle import Phase
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        gateway.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    sys.stderr.write(f"ready: {plan.name} at {plan.endpoints.http.url}; Ctrl-C stops it\n")
+    news = gateway.wait_final()
+    if news.phase is not Phase.STOPPED or news.leftovers:
+        raise RmLaunchError(json.dumps(news.leftovers)) if news.leftovers else gateway.failure()
+    sys.stderr.write(f"stopped: {plan.name}; nothing is left of it\n")
+    return 0

@@ -1,0 +1,209 @@
+"""The choice among deployments, the breaker, the rules and the queue: no network, and a clock by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.dialect import OpenAI
+from launcher.gateway.admission import Admission, Full, Gate, Ticket
+from launcher.gateway.routing import (
+    FAILURES,
+    OPEN_MAX_S,
+    OPEN_S,
+    Asked,
+    Breaker,
+    Choice,
+    Replica,
+    Upstream,
+    asked,
+    fits,
+)
+from launcher.gateway.settings import Member, Rule
+from tests.gateway.harness import route
+
+
+def replicas(*names: str) -> dict[str, Replica]:
+    return {name: Replica(name, Upstream("h", 1, False, "", OpenAI(None), None)) for name in names}
+
+
+def choice(strategy: str, **weights: int) -> tuple[Choice, dict[str, Replica]]:
+    known = replicas(*weights)
+    members = [Member(name=name, weight=weight) for name, weight in weights.items()]
+    return Choice(route("m", members, strategy=strategy), known), known
+
+
+def picked(from_: Choice, times: int) -> list[str]:
+    found = [from_.pick(None, (), 0.0) for _ in range(times)]
+    return [replica.name for replica in found if replica]
+
+
+def test_priority_takes_the_first_that_is_well() -> None:
+    among, known = choice("priority", a=1, b=1, c=1)
+    known["a"].upstream = None
+
+    assert picked(among, 3) == ["b", "b", "b"]
+    assert among.pick(None, [known["b"]], 0.0) is known["c"]
+    assert among.pick(["b"], [known["b"]], 0.0) is None
+
+
+def test_round_robin_goes_by_weight_and_does_not_lump() -> None:
+    among, _ = choice("round_robin", a=3, b=1)
+
+    assert picked(among, 8) == ["a", "a", "b", "a", "a", "a", "b", "a"]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+def test_round_robin_keeps_to_the_weights_exactly(weights: list[int]) -> None:
+    named = {f"r{number}": weight for number, weight in enumerate(weights)}
+    among, _ = choice("round_robin", **named)
+
+    assert Counter(picked(among, sum(weights))) == named
+
+
+def test_least_busy_counts_what_is_on_its_way_for_each_weight() -> None:
+    among, known = choice("least_busy", a=1, b=2)
+    known["a"].in_flight, known["b"].in_flight = 1, 2
+
+    assert picked(among, 1) == ["b"]  # 3 / 2 is less than 2 / 1
+    known["b"].in_flight = 4
+    assert picked(among, 1) == ["a"]
+
+
+def test_those_who_are_equally_busy_take_turns() -> None:
+    among, _ = choice("least_busy", a=1, b=1)
+
+    assert picked(among, 4) == ["a", "b", "a", "b"]
+
+
+def test_one_whose_supervisor_doubts_it_comes_after_those_that_are_well() -> None:
+    among, known = choice("priority", a=1, b=1)
+    known["a"].phase = "DEGRADED"
+
+    assert picked(among, 2) == ["b", "b"]
+    known["b"].upstream = None
+    assert picked(among, 1) == ["a"]
+
+
+# ----------------------------------------------------------------------------------------------------------- breaker
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_through_then() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES - 1):
+        breaker.failed(0.0)
+    assert breaker.lets(0.0)
+    breaker.failed(0.0)
+
+    assert not breaker.lets(OPEN_S - 0.01)
+    assert breaker.lets(OPEN_S)
+    breaker.tried(OPEN_S)
+    assert not breaker.lets(OPEN_S)  # one at a time
+    breaker.succeeded()
+    assert breaker.lets(OPEN_S)
+
+
+def test_a_breaker_stays_open_for_longer_each_time_up_to_a_limit() -> None:
+    breaker, now = Breaker(), 0.0
+    waits = []
+    for _ in range(FAILURES + 8):
+        breaker.failed(now)
+        began = now
+        while not breaker.lets(now):
+            now += 0.5
+        waits.append(now - began)
+
+    assert waits[: FAILURES + 2] == [0.0] * (FAILURES - 1) + [1.0, 2.0, 4.0]
+    assert waits[-1] == OPEN_MAX_S
+
+
+def test_a_success_in_between_forgets_failures() -> None:
+    breaker = Breaker()
+    for _ in range(10):
+        breaker.failed(0.0)
+        breaker.succeeded()
+
+    assert breaker.lets(0.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- rules
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"messages": [{"role": "user", "content": "abc"}, {"role": "user", "content": "de"}]}, Asked(5, False, 1)),
+        ({"messages": [{"content": [{"type": "text", "text": "abc"}, {"type": "image"}]}]}, Asked(3, False, 1)),
+        ({"messages": "nonsense", "stream": True}, Asked(0, True, 1)),
+        ({"prompt": "abcd", "stream": True}, Asked(4, True, 1)),
+        ({"prompt": ["ab", "cde"]}, Asked(5, False, 2)),
+        ({"prompt": [1, 2, 3]}, Asked(3, False, 1)),
+        ({"input": ["a"] * 7}, Asked(7, False, 7)),
+        ({}, Asked(0, False, 1)),
+    ],
+)
+def test_what_a_rule_looks_at(fields: dict[str, object], what: Asked) -> None:
+    assert asked(fields) == what
+
+
+@pytest.mark.parametrize(
+    ("rule", "fitting"),
+    [
+        (Rule(use=["a"]), True),
+        (Rule(min_chars=10), True),
+        (Rule(min_chars=11), False),
+        (Rule(max_chars=10), True),
+        (Rule(max_chars=9), False),
+        (Rule(stream=True), False),
+        (Rule(stream=False, min_batch=2), True),
+        (Rule(min_batch=3), False),
+    ],
+)
+def test_all_that_a_rule_says_must_fit(rule: Rule, fitting: bool) -> None:
+    assert fits(rule, Asked(10, False, 2)) is fitting
+
+
+def test_the_first_rule_that_fits_decides() -> None:
+    rules = [Rule(use=["b"], min_chars=100), Rule(use=["a"], stream=True)]
+    among = Choice(route("m", [Member("a"), Member("b")], rules=rules), replicas("a", "b"))
+
+    assert among.candidates({"prompt": "x" * 100, "stream": True}) == ["b"]
+    assert among.candidates({"prompt": "x", "stream": True}) == ["a"]
+    assert among.candidates({"prompt": "x"}) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- queue
+
+
+def test_requests_wait_for_a_place_in_their_order() -> None:
+    admission, gate, went = Admission(), Gate(1), list[int]()
+    tickets = [Ticket(gate, Gate(), lambda number=number: went.append(number)) for number in range(4)]  # type: ignore[misc]
+
+    assert [admission.enter(ticket, 2) for ticket in tickets[:3]] == [True, False, False]
+    with pytest.raises(Full):
+        admission.enter(tickets[3], 2)
+    admission.leave(tickets[0])
+    admission.leave(tickets[0])  # again, which does nothing
+
+    assert (went, gate.active) == ([1], 1)
+    admission.leave(tickets[2])  # it waits no more
+    admission.leave(tickets[1])
+    assert (went, gate.active, list(admission.waiting)) == ([1], 0, [])
+
+
+def test_nobody_waits_for_somebody_elses_limit() -> None:
+    admission, went = Admission(), list[str]()
+    busy, free = Gate(1), Gate()
+    alice = Gate(1)
+    first = Ticket(busy, alice, lambda: None)
+    assert admission.enter(first, 9)
+    waits = Ticket(free, alice, lambda: went.append("waits"))
+
+    assert not admission.enter(waits, 9)  # her key has its one place taken, on another route
+    assert admission.enter(Ticket(free, Gate(), lambda: None), 9)
+    admission.leave(first)
+
+    assert went == ["waits"]
