@@ -21,6 +21,7 @@ from launcher import launch
 from launcher.lifecycle import Phase
 from launcher.serving import ServingEngine
 from tests import dockerd
+from tests.faults import traces
 from tests.supervision import marked_processes, wait_for
 
 # The first start makes an environment and converts the model.
@@ -52,7 +53,7 @@ def _name(words: str) -> str:
 @pytest.fixture(scope="module")
 def litter() -> set[str]:
     """What other programs have left before."""
-    return _litter()
+    return traces.shared_memory() | {path.name for path in _folders_of_stubs()}
 
 
 @pytest.fixture(scope="module", params=ENGINES, ids=_name)
@@ -316,7 +317,9 @@ def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine, li
     assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
     assert marked_processes(plan.run_dir) == []
     assert not Path(plan.run_dir).exists()
-    assert _litter() - litter == set()
+    wait_for(lambda: not traces.abandoned(litter))  # other tests may be ending other engines
+    if plan.engine == "triton":
+        assert {path.name for path in _folders_of_stubs()} <= litter
     for endpoint in (plan.endpoints.http, plan.endpoints.grpc):
         if endpoint:
             with socket.socket() as probe:
@@ -324,6 +327,6 @@ def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine, li
                 probe.bind((endpoint.host, endpoint.port))
 
 
-def _litter() -> set[str]:
-    """What engines are known to leave in places that belong to nobody."""
-    return {str(path) for path in (*Path("/dev/shm").iterdir(), *Path("/tmp").glob("python_env_*"))}
+def _folders_of_stubs() -> list[Path]:
+    """What Triton is known to leave in a place that belongs to nobody."""
+    return list(Path("/tmp").glob("python_env_*"))
