@@ -13,6 +13,7 @@ import sys
 from typing import TextIO
 
 from engines.base import DeploymentError
+from launcher.runtimes.base import MARKER, SUPERVISOR
 
 #: not `-m`: that would import from whatever folder the user stands in
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.supervisor import main; main()"
@@ -26,6 +27,7 @@ class Spawned:
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid())],
+                env={**{name: value for name, value in os.environ.items() if name != MARKER}, SUPERVISOR: "1"},
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C in the terminal is ours to handle

@@ -43,12 +43,6 @@ class Backend(Protocol):
 def answer(server: Server, client: ClientConnection, request: Request) -> None:
     """Raises `Failure` for what is not there."""
     path = request.path
-    if request.method == "OPTIONS" and request.extra:
-        allowed = (
-            b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: authorization, content-type\r\n"
-        )
-        client.answer(204, b"", extra=allowed)
-        return
     found = _CALLS.get(path)
     if found is not None:
         method, call = found
@@ -63,6 +57,14 @@ def answer(server: Server, client: ClientConnection, request: Request) -> None:
             take(server, client, request, unquote(match[1], errors="replace"))
             return
     raise Failure(404, f"there is nothing at {path[:200]!r}; /openapi.json lists what is there", "not_found")
+
+
+def preflight(client: ClientConnection) -> None:
+    """What a browser asks before a page of another origin, which is named, may ask."""
+    allowed = (
+        b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: authorization, content-type\r\n"
+    )
+    client.answer(204, b"", extra=allowed)
 
 
 # ------------------------------------------------------------------------------------------------------------ calls

@@ -14,6 +14,7 @@ from launcher.gateway.exchange import Exchange
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
+    from launcher.gateway.table import KeyState
 
 CALLS = {f"/v1{path}": path for path in (CHAT, COMPLETIONS, EMBEDDINGS)}
 
@@ -28,12 +29,12 @@ def begin(server: Server, client: ClientConnection, request: Request) -> None:
     call = Call(CALLS[request.path], request.body, fields_of(request.body))
     name = call.fields.get("model")
     if not isinstance(name, str):
-        raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server)}")
+        raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server, key)}")
     route = server.table.find(name)
     if route is None:
-        near = difflib.get_close_matches(name, server.table.names(), n=1)
+        near = difflib.get_close_matches(name, [*filter(key.may_ask, server.table.names())], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise Failure(404, f"model {name!r} not found; {hint}{_names(server)}", "model_not_found")
+        raise Failure(404, f"model {name!r} not found; {hint}{_names(server, key)}", "model_not_found")
     if not key.may_ask(route.name):
         raise Failure(403, f"this key may not ask {name!r}", "model_not_allowed")
     Exchange(server, client, request, call, route, key).start()
@@ -50,5 +51,5 @@ def fields_of(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _names(server: Server) -> str:
-    return f"there are: {', '.join(server.table.names()) or 'none yet'}"
+def _names(server: Server, key: KeyState) -> str:
+    return f"there are: {', '.join(filter(key.may_ask, server.table.names())) or 'none yet'}"

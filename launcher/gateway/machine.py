@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +19,6 @@ from launcher.gateway.errors import ENGINE, Failure
 from launcher.gateway.live import Seen
 from launcher.gateway.settings import Settings
 from launcher.lifecycle import Phase
-from launcher.runtimes.base import MARKER
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
@@ -149,9 +147,8 @@ class Machine:
 
 async def _run(*words: str) -> tuple[int, str]:
     """An `rmlaunch` command: its exit code, and what it said last."""
-    env = {name: value for name, value in os.environ.items() if name != MARKER}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _RMLAUNCH, *words, env=env, stdin=asyncio.subprocess.DEVNULL,
+        sys.executable, "-c", _RMLAUNCH, *words, cwd="/", stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     _, said = await process.communicate()

@@ -54,7 +54,9 @@ class Server:
                 request.path = request.path[4:]
             self.guard.check(request)
             request.extra = self.guard.cors(request) if b"origin" in request.headers else b""
-            if request.path in chat.CALLS:
+            if request.method == "OPTIONS" and request.extra:
+                api.preflight(client)
+            elif request.path in chat.CALLS:
                 chat.begin(self, client, request)
             else:
                 api.answer(self, client, request)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 from engines.base import LOOPBACK, MISSING, ConfigError
+from launcher.suggest import did_you_mean
 
 #: what the ledger calls the engine of a gateway's own deployment
 ENGINE = "gateway"
@@ -281,6 +282,10 @@ def _typed(shape: T, item: object, where: str) -> T:
 
     if not isinstance(item, Mapping):
         raise ConfigError(f"{where}={item!r} is not understood; see conf/gateway/default.yaml")
+    if unknown := sorted(map(str, item.keys() - vars(shape).keys())):
+        known = sorted(vars(shape))
+        hint = did_you_mean(unknown[0], known)
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; {hint}keys: {', '.join(known)}")
     try:
         with readable_errors():
             made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(shape), OmegaConf.create(dict(item))))

@@ -24,13 +24,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.commands import die_with_parent
-from launcher.runtimes.base import MARKER, UNSEEN, Activity, Exit, Handle, Runtime
+from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 
 if TYPE_CHECKING:
     import psutil
 
 #: what would leak our own Python, or another engine's choices, into the engine's
-_NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_VLLM_RBLN_RESOLVED_MODEL_IMPL")
+_NOT_INHERITED = (
+    "PYTHONPATH",
+    "PYTHONHOME",
+    "VIRTUAL_ENV",
+    "RBLN_DEVICES",
+    "_VLLM_RBLN_RESOLVED_MODEL_IMPL",
+    SUPERVISOR,
+)
 
 #: without byte-code every start compiles all of torch again; the folder is ours, so nobody minds the files
 _NOT_IN_OUR_ENVIRONMENTS = ("PYTHONDONTWRITEBYTECODE",)
@@ -144,7 +151,7 @@ class ProcessRuntime(Runtime):
             # Orphans come to us, so without a child we have no descendant; another's start may have left some that
             # are not ours. Looking through /proc takes 0.1 ms for each process of the machine, and a restart waits.
             if self._reap() or self._adopted is not None:
-                yield from psutil.Process().children(recursive=True)
+                yield from _descendants(psutil.Process(), plan.run_dir)
                 yield from _marked(plan.run_dir)
 
         return _kill_until_gone(find, deadline_s) + remove_leftovers(plan, self._since)
@@ -282,6 +289,26 @@ def _in_memory(legacy: bytes | None) -> Iterator[tuple[int, ...]]:
         yield (descriptor,)
     finally:
         os.close(descriptor)
+
+
+def _descendants(process: psutil.Process, run_dir: str) -> Iterator[psutil.Process]:
+    """All of them but those of other deployments, with what is below them: the gateway starts some."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for child in process.children():
+            if not _is_anothers(child, run_dir):
+                yield child
+                yield from _descendants(child, run_dir)
+
+
+def _is_anothers(process: psutil.Process, run_dir: str) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        variables = process.environ()
+        return SUPERVISOR in variables or variables.get(MARKER, run_dir) != run_dir
+    return False
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
