@@ -12,8 +12,8 @@ QUESTION ?= What is the capital of France?
 setup: $(VENV)/.done
 
 # What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
-# Tests build a vendor's NPU from C, run vLLM, which wants libnuma, and start a Docker daemon and a registry of their own,
-# which takes root.
+# Tests build a vendor's NPU from C, run vLLM, which wants libnuma, look at a page in Chromium, and start a Docker daemon and
+# a registry of their own, which takes root.
 APT = apt-get update -q && apt-get install -y -q --no-install-recommends
 LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
 
@@ -37,6 +37,7 @@ test: setup
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { $(APT) libnuma1; }
 	@test "$$(id -u)" != 0 || { command -v dockerd && command -v debootstrap && command -v docker-registry && command -v ip; } \
 		>/dev/null || { $(APT) docker.io iptables iproute2 debootstrap docker-registry; }
+	@test "$$(id -u)" != 0 || command -v chromedriver >/dev/null || { $(APT) chromium chromium-driver; }
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 check: setup
@@ -49,6 +50,7 @@ faults: setup
 	$(VENV)/bin/python -m tests.faults.report
 
 bench: setup
+	@test "$$(id -u)" != 0 || { command -v wrk && command -v nginx; } >/dev/null || { $(APT) wrk nginx-light; }
 	$(VENV)/bin/python -m benchmarks
 
 clean:

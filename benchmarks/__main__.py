@@ -6,6 +6,7 @@ from benchmarks import (
     docker,
     engine_infer,
     engine_start,
+    gateway,
     infer_overhead,
     launch_overhead,
     ready_latency,
@@ -23,6 +24,7 @@ def main() -> None:
     docker.main()
     throughput.main()
     supervision.main()
+    gateway.main()
 
 
 if __name__ == "__main__":

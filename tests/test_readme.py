@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -24,14 +25,18 @@ def blocks(language: str) -> list[str]:
 COMMANDS = [
     line.partition("  #")[0].strip()
     for block in blocks("sh")
-    for line in block.splitlines()
-    if line.startswith("rmlaunch ")
+    for line in block.replace("\\\n", "").splitlines()
+    if line.startswith(("rmlaunch ", "curl "))
 ]
 IMAGES = [command for command in COMMANDS if command.startswith("rmlaunch image ")]
 COMMANDS = [command for command in COMMANDS if command not in IMAGES]
 PLANS = [command for command in COMMANDS if command.startswith("rmlaunch plan ")]
 #: the verbs of what is deployed, which go one after the other
-SEQUENCE = [command for command in COMMANDS if command not in PLANS and command.split()[1].isalpha()]
+SEQUENCE = [
+    command
+    for command in COMMANDS
+    if command.startswith("curl ") or (command not in PLANS and command.split()[1].isalpha())
+]
 IN_DOCKER = [command for command in COMMANDS if command not in PLANS and "runtime=docker" in command]
 LAUNCHES = [command for command in COMMANDS if command not in (*PLANS, *SEQUENCE, *IN_DOCKER)]
 
@@ -77,15 +82,24 @@ def stdout_of(command: str, folder: Path) -> str:
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_deployments_are_managed_in_the_order_of_the_readme(tmp_path: Path) -> None:
-    said = ""
-    for command in SEQUENCE:
-        words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, (command, done.stderr)
-        said += done.stdout
+    rmlaunch, said = [sys.executable, "-m", "launcher.cli"], {}
+    try:
+        for command in SEQUENCE:
+            program, *words = shlex.split(command)
+            whole = [*(rmlaunch if program == "rmlaunch" else [program, "--fail-with-body"]), *words]
+            done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+            assert done.returncode == 0, (command, done.stderr)
+            said[command] = done.stdout
+    finally:
+        subprocess.run([*rmlaunch, "stop", "--all"], check=True, timeout=60)
 
-    assert re.search(r"^a http://127\.0\.0\.1:\d+$", said, re.MULTILINE)
-    assert "Paris" in said
+    whole_text = "".join(said.values())
+    assert re.search(r"^a http://127\.0\.0\.1:\d+$", whole_text, re.MULTILINE)
+    chat, stream = [answer for command, answer in said.items() if command.startswith("curl ")]
+    assert json.loads(chat)["model"] == "chat-main"
+    assert "Paris" in chat
+    assert stream.endswith("data: [DONE]\n\n")
+    assert "Paris" in stream
 
 
 @pytest.mark.real

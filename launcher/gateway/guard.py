@@ -9,9 +9,6 @@ from launcher.gateway.connection import Request
 from launcher.gateway.errors import Failure
 from launcher.gateway.table import KeyState, Table
 
-#: without a key: that it is alive, the page that asks for a key itself, and what the API looks like
-_FREE = frozenset({"/health", "/", "/openapi.json", "/favicon.ico"})
-_ADMIN = re.compile(r"/models/[^/]+/(?:load|unload)")
 _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engines.base import RequestError
 from launcher import logs
 from launcher.gateway.errors import ENGINE, Failure
 from launcher.gateway.live import Seen
@@ -88,6 +89,8 @@ class Machine:
             code, said = await _run("stop", name)
         finally:
             self._stopping.discard(name)
+        if code == RequestError.exit_code:
+            raise Failure(404, said, "model_not_found")
         if code != 0:
             raise Failure(502, f"{name} could not be stopped: {said}", "unload_failed", ENGINE)
         return {"name": name, "state": "STOPPED"}

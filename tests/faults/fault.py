@@ -20,9 +20,10 @@ class Fault:
     absent: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(slots=True)
+@dataclass
 class Cell:
-    """What was measured. Filled in while the test runs, so that a failed one shows how far it came."""
+    """What was measured. Filled in while the test runs, so that a failed one shows how far it came; its fields
+    travel in the test's report."""
 
     seen_s: float | None = None  #: from the fault to the first word of the supervisor about it
     again_s: float | None = None  #: from the fault to what the row waits for: served again, gone, refused
