@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["RMLAUNCH_FIRST_PORT"] = str(8001 + 1000 * int(worker.removeprefix("gw")))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = getattr(item, "fixturenames", ())

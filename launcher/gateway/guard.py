@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 
 from engines.base import LOOPBACK
@@ -9,6 +10,8 @@ from launcher.gateway.connection import Request
 from launcher.gateway.errors import Failure
 from launcher.gateway.table import KeyState, Table
 
+#: without a look at its parts, as it comes with most requests
+_OFTEN = frozenset({b"localhost:8000", b"127.0.0.1:8000"})
 _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
 
 
@@ -50,13 +53,15 @@ class Guard:
     def _check_host(self, request: Request) -> None:
         """A web page can make its own name mean 127.0.0.1, and would then be on our origin."""
         settings = self._table.settings
-        if settings.host not in LOOPBACK or not settings.open:
+        given = request.headers.get(b"host", b"")
+        if not given or given in _OFTEN or settings.host not in LOOPBACK:
             return
-        given = request.headers.get(b"host", b"").decode("latin-1")
-        found = _HOST.match(given)
+        found = _HOST.match(given.decode("latin-1"))
         name = found.group().strip("[]").lower() if found else ""
-        if given and name not in LOOPBACK and name not in settings.allowed_hosts and not name.startswith("127."):
-            raise Failure(403, f"the host {given!r} is not this gateway; gateway.allowed_hosts names others")
+        if not _is_loopback(name) and name not in settings.allowed_hosts:
+            raise Failure(
+                403, f"the host {given.decode('latin-1')!r} is not this gateway; gateway.allowed_hosts names others"
+            )
 
     def _check_origin(self, request: Request) -> None:
         """Web pages of other origins may not ask, unless they are named: a browser would send what it likes."""
@@ -78,6 +83,15 @@ class Guard:
         if not origin or not self.is_allowed(origin):
             return b""
         return f"access-control-allow-origin: {origin}\r\nvary: origin\r\n".encode("latin-1")
+
+
+def _is_loopback(name: str) -> bool:
+    if name in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:  # a name, which may mean anything
+        return False
 
 
 def presented(request: Request) -> bytes | None:

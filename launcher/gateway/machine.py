@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RMLAUNCH = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+_SEEN_S = 3.0
 #: after a start that failed, until a request may try it again
 _AGAIN_S = 10.0
 
@@ -50,7 +51,7 @@ class Machine:
     # ------------------------------------------------------------------------------------------------- as `Backend`
 
     def start(self, name: str) -> bool:
-        if name in self._starting:
+        if name in self._starting or name in self._stopping:
             return True
         failed = self._failed.get(name)
         if failed is not None and time.monotonic() - failed[0] < _AGAIN_S:
@@ -87,6 +88,8 @@ class Machine:
         self._stopping.add(name)
         try:
             code, said = await _run("stop", name)
+            if code == 0:
+                await self._until(lambda: not self._serves(name))
         finally:
             self._stopping.discard(name)
         if code == RequestError.exit_code:
@@ -139,10 +142,17 @@ class Machine:
         seen = self._seen.get(name)
         return seen is not None and seen.phase in (Phase.READY, Phase.DEGRADED)
 
+    async def _until(self, seen: Callable[[], bool]) -> None:
+        """Until the ledger's reader has seen it, too; it looks a few times a second."""
+        deadline = time.monotonic() + _SEEN_S
+        while not seen() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
     async def _launch(self, name: str, words: list[str]) -> None:
         code, said = await _run("up", "-d", *words, f"name={name}")
         if code == 0:
             self._failed.pop(name, None)
+            await self._until(lambda: self._serves(name))
         else:
             log.warning("%s: could not be started: %s", name, said)
             self._failed[name] = (time.monotonic(), said)

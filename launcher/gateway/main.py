@@ -86,14 +86,18 @@ class Gateway:
         self._machine.settings = settings
 
     def _see(self, name: str, seen: Seen | None) -> None:
-        replica = self._server.table.replica(name)
         self._machine.see(name, seen)
+        if self._server.table.is_remote(name):
+            return
+        replica = self._server.table.replica(name)
         replica.phase = "" if seen is None else seen.phase.value
         replica.on_its_way = seen is not None and seen.on_its_way
         if replica.upstream != (upstream := None if seen is None else seen.upstream):
             replica.point_to(upstream)
             replica.used = self._server.clock()
             forget(replica)
+        if seen is None:
+            self._server.table.prune()
         self._server.look_again()
 
 

@@ -147,7 +147,7 @@ class Settings:
 
     @property
     def open(self) -> bool:
-        """Nobody needs a key."""
+        """Nobody needs a key, for anything but starting and stopping."""
         return not self.keys and self.admin_sha256 is None
 
 

@@ -15,10 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from engines.base import LOOPBACK
 from engines.dialect import OpenAI
 from launcher.gateway.admission import Gate
 from launcher.gateway.routing import Choice, Replica, Upstream
 from launcher.gateway.settings import Key, Member, Route, Settings
+from launcher.lifecycle import Phase
 
 #: seconds; the upper bounds of Prometheus' buckets
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -89,6 +91,7 @@ class KeyState:
 
 
 NOBODY = "anonymous"
+_ENDED = frozenset(phase.value for phase in Phase if phase.final)
 
 
 class Table:
@@ -113,17 +116,27 @@ class Table:
             replica = self.replica(member.name)
             if member.url is not None:
                 replica.point_to(_remote(member, keys_of_servers))
-        wanted = {member.name for member in _members(settings)}
         for name in settings.startable:
             self.replica(name)
+        self._remote = frozenset(member.name for member in _members(settings) if member.url is not None)
         self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
         keys = {key.name: self._key(key) for key in settings.keys}
         self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
         self._admin = bytes.fromhex(settings.admin_sha256) if settings.admin_sha256 else None
-        gone = [it for it in self.replicas.values() if it.name not in wanted and not it.phase and it.upstream]
+        return self.prune()
+
+    def prune(self) -> list[Replica]:
+        """Forget, and return, the replicas that nothing leads to."""
+        wanted = {member.name for member in _members(self.settings)} | self.settings.startable.keys()
+        gone = [it for it in self.replicas.values() if it.name not in wanted and not it.phase]
         for replica in gone:
             del self.replicas[replica.name]
+            self._local.pop(replica.name, None)
         return gone
+
+    def is_remote(self, name: str) -> bool:
+        """Whether the config says where it is: a deployment here of the same name is another."""
+        return name in self._remote
 
     def replica(self, name: str) -> Replica:
         """The one of that name, which may not be known yet."""
@@ -146,7 +159,10 @@ class Table:
 
     def names(self) -> list[str]:
         """All that can be asked."""
-        return sorted({*self.routes, *(name for name in self.replicas if self.find(name))})
+        known = (
+            name for name, it in self.replicas.items() if it.phase not in _ENDED or name in self.settings.startable
+        )
+        return sorted({*self.routes, *filter(self.find, known)})
 
     def states(self) -> Iterable[RouteState]:
         """Of everything that was asked or can be."""
@@ -159,7 +175,7 @@ class Table:
     def who(self, presented: bytes | None) -> KeyState | None:
         """Whose key it is; None for nobody's. What is compared are hashes, all of them in the same time."""
         if not self._by_digest:
-            return self._anonymous if self.settings.open or self.is_admin(presented) else None
+            return self._anonymous if self.settings.host in LOOPBACK or self.is_admin(presented) else None
         digest = hashlib.sha256(presented or b"").digest()
         found = self._by_digest.get(digest)
         if hmac.compare_digest(digest, found.digest if found else self._unknown) and found:

@@ -47,7 +47,7 @@ _START_WINDOW_S = 60.0
 #: the helper of Python's multiprocessing that ends when all its processes have, and then removes their semaphores and
 #: shared memory, whose names tell nobody's; how long it may take
 _TRACKER = "multiprocessing.resource_tracker"
-_TRACKER_S = 1.0
+_TRACKER_S = 3.0
 
 #: what a program that outlives us keeps open is called
 _LEGACY = "rmlaunch"

@@ -183,6 +183,16 @@ def test_the_key_of_a_server_behind_is_ours_to_send(a: Fake) -> None:
     assert a.asked[-1]["headers"]["authorization"] == "Bearer their-secret"
 
 
+def test_an_admins_key_alone_closes_what_is_the_admins_and_nothing_else_on_loopback(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]}, admin_sha256=hashed(ADMIN, ""))) as it:
+        assert it.ask("hi").status_code == 200
+        assert requests.get(f"{it.url}/state", timeout=5).status_code == 401
+        assert requests.get(f"{it.url}/state", headers=bearer(ADMIN), timeout=5).status_code == 200
+    with gateway(settings({"m": [a.member]}, admin_sha256=hashed(ADMIN, ""), host="0.0.0.0")) as it:
+        assert it.ask("hi").status_code == 401
+        assert it.ask("hi", headers=bearer(ADMIN)).status_code == 200
+
+
 # --------------------------------------------------------------------------------------------------------- web pages
 
 
@@ -195,7 +205,8 @@ def test_a_page_of_another_origin_may_not_ask(it: Running) -> None:
 
 
 def test_a_name_that_was_made_to_mean_this_machine_is_refused(it: Running) -> None:
-    assert requests.get(f"{it.url}/state", headers={"host": "evil.example:8000"}, timeout=5).status_code == 403
+    for host in ("evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "[::2]:80", "@"):
+        assert requests.get(f"{it.url}/state", headers={"host": host}, timeout=5).status_code == 403
     for host in ("localhost:8000", "127.0.0.1", "[::1]:8000", "127.1.2.3"):
         assert requests.get(f"{it.url}/state", headers={"host": host}, timeout=5).status_code == 200
 

@@ -22,7 +22,7 @@ from engines.base import Endpoint, Endpoints, HttpCheck, Model
 from launcher.control import Connection
 from launcher.gateway.settings import hashed
 from tests.gateway.harness import FAKE, events, until
-from tests.supervision import detached, fake_plan, free_port, marked_processes
+from tests.supervision import detached, fake_plan, free_port, is_alive, marked_processes
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -111,14 +111,17 @@ def test_deployments_are_seen_when_they_come_and_when_they_go(it: Gateway) -> No
         assert it.ask("main").json()["served_by"] == "b"
         assert until(lambda: not it.replica("a")["up"]) < SEEN_S
         assert it.ask("a").json()["error"]["message"] == "no deployment of 'a' can answer: a is STOPPED"
+        assert it.models() == ["b", "main"]
 
 
 def test_an_engine_that_is_killed_is_waited_for_while_it_is_started_again(it: Gateway) -> None:
     with deployed(it, "a") as folder:
         it.up()
         assert it.ask("a").status_code == 200
+        pid = json.loads((folder / "state.json").read_text())["pid"]
 
-        os.kill(json.loads((folder / "state.json").read_text())["pid"], signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_alive(pid))  # a request that it had taken already would be lost with it
 
         assert it.ask("a").status_code == 200
         until(lambda: json.loads((folder / "state.json").read_text())["starts"] == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -159,11 +160,12 @@ def test_a_client_that_does_not_read_slows_the_server_down_and_is_given_up(a: Fa
 
 
 def test_a_thousand_idle_connections_are_in_nobodys_way(a: Fake) -> None:
-    with gateway(settings({"m": [a.member]}, keep_alive_s=1.5)) as it:
+    with gateway(settings({"m": [a.member]})) as it:
         idle = [socket.create_connection(("127.0.0.1", it.port)) for _ in range(1000)]
         until(lambda: len(it.server.connections) >= 1000)
 
         assert it.ask("hi").status_code == 200
+        it.server.table.settings = dataclasses.replace(it.server.table.settings, keep_alive_s=0.1)
         until(lambda: not it.server.connections)  # and they do not stay for ever
         for one in idle:
             one.close()
