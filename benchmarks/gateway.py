@@ -196,7 +196,7 @@ async def _stream(port: int, after_s: float) -> tuple[float, float]:
 
 def _wrk(party: Party, script: Path, connections: int, seconds: int) -> tuple[float, float, float]:
     """Requests per second, the median latency in ms, and how many requests. Raises where any was not answered 200."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script),
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s", "-s", str(script),
                f"http://127.0.0.1:{party.port}"]  # fmt: skip
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 30).stdout
     if "Non-2xx" in said or "Socket errors" in said:
