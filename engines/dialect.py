@@ -24,7 +24,7 @@ _MODEL_KEY = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 DONE = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: each request makes one, which would take three times as long
 class Call:
     """One request of OpenAI's API, as it came."""
 
@@ -110,12 +110,17 @@ class OpenAI(Dialect):
         In a JSON text `"model":` is a key: within a string its quotes would be escaped.
         """
         assert self._model is not None
-        first, *others = [*_MODEL_KEY.finditer(call.body), None]
-        if first is None or others != [None] or json.loads(first[1]) != call.fields["model"]:
+        body = call.body
+        found = _MODEL_KEY.search(body)
+        if found is None or _MODEL_KEY.search(body, found.end()) or not _says(found[1], call.fields["model"]):
             # Another object in it has such a key, too.
             return json.dumps({**call.fields, "model": self.model}).encode()
-        start, end = first.span(1)
-        return call.body[:start] + self._model + call.body[end:]
+        start, end = found.span(1)
+        return body[:start] + self._model + body[end:]
+
+
+def _says(written: bytes, name: str) -> bool:
+    return written[1:-1] == name.encode() or bool(json.loads(written) == name)
 
 
 def refused(message: str) -> InferenceError:

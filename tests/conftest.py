@@ -19,7 +19,7 @@ settings.load_profile("untimed")
 
 #: of `make test`, which runs the tests in two processes: what has a Docker daemon of its own, or looks at what engines
 #: leave on the machine, stays in one of them
-_ONE_PROCESS = re.compile(r"docker|faults|triton|images|containers|readme")
+_ONE_PROCESS = re.compile(r"docker|tests/faults|triton|images|containers|readme|diagnosis|gateway/test_real|tensors")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
@@ -18,14 +18,19 @@ class Gate:
         return self.limit is None or self.active < self.limit
 
 
-@dataclass(eq=False, slots=True)
-class Ticket:
+class Ticket(ABC):
     """A request on its way through the gates of its route and of its key."""
 
-    route: Gate
-    key: Gate
-    go: Callable[[], None]  #: called once, when a waiting one's turn has come
-    inside: bool = False
+    __slots__ = ("inside", "key_gate", "route_gate")
+
+    def __init__(self, route_gate: Gate, key_gate: Gate) -> None:
+        self.route_gate = route_gate
+        self.key_gate = key_gate
+        self.inside = False
+
+    @abstractmethod
+    def go(self) -> None:
+        """Its turn has come, after it had to wait."""
 
 
 class Full(Exception):
@@ -40,10 +45,10 @@ class Admission:
 
     def enter(self, ticket: Ticket, queue: int) -> bool:
         """Whether it may go on at once; if not it waits. Raises `Full` where `queue` wait for its route already."""
-        if ticket.route.has_room() and ticket.key.has_room():
+        if ticket.route_gate.has_room() and ticket.key_gate.has_room():
             self._let_in(ticket)
             return True
-        if sum(other.route is ticket.route for other in self.waiting) >= queue:
+        if sum(other.route_gate is ticket.route_gate for other in self.waiting) >= queue:
             raise Full
         self.waiting.append(ticket)
         return False
@@ -52,8 +57,8 @@ class Admission:
         """It has ended, or waits no more. Calling it again does nothing."""
         if ticket.inside:
             ticket.inside = False
-            ticket.route.active -= 1
-            ticket.key.active -= 1
+            ticket.route_gate.active -= 1
+            ticket.key_gate.active -= 1
             if self.waiting:
                 self.admit()
         elif self.waiting and ticket in self.waiting:
@@ -63,7 +68,7 @@ class Admission:
         """Let in whoever has room now."""
         ready = []
         for ticket in self.waiting:
-            if ticket.route.has_room() and ticket.key.has_room():
+            if ticket.route_gate.has_room() and ticket.key_gate.has_room():
                 self._let_in(ticket)
                 ready.append(ticket)
         for ticket in ready:
@@ -73,5 +78,5 @@ class Admission:
 
     def _let_in(self, ticket: Ticket) -> None:
         ticket.inside = True
-        ticket.route.active += 1
-        ticket.key.active += 1
+        ticket.route_gate.active += 1
+        ticket.key_gate.active += 1

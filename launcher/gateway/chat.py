@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
 import reprlib
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from engines.dialect import CHAT, COMPLETIONS, EMBEDDINGS, Call
 from launcher.gateway.connection import ClientConnection, Request
@@ -43,8 +44,8 @@ def begin(server: Server, client: ClientConnection, request: Request) -> None:
 def fields_of(body: bytes) -> dict[str, Any]:
     """The JSON object that a body is. Raises `Failure` (400)."""
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as exc:
+        fields = orjson.loads(body)
+    except ValueError as exc:
         raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
     if not isinstance(fields, dict):
         raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 _HEAD_LIMIT = 1 << 16
 _HEADERS_LIMIT = 100
-#: bytes of further requests that a client sends before it has its answer
-_AHEAD_LIMIT = 1 << 16
+#: headers that would mean two things
+_ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding"})
+#: further requests that a client sends before it has its answer, and the bytes of their bodies
+_AHEAD, _AHEAD_BYTES = 64, 1 << 16
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
 _LINGER_BYTES = 64 << 20
 
 _REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 JSON = "application/json"
-_OF_JSON = b"content-type: application/json\r\n"
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Handler(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    __slots__ = ("_ahead", "_body", "_closing", "_expects", "_head", "_headers", "_lingered", "_parser", "_refused",
+    __slots__ = ("_ahead", "_body", "_closing", "_head", "_head_read", "_headers", "_lingered", "_parser", "_refused",
                  "_request", "_server", "_size", "_url", "handler", "idle_since", "paused_since", "reading_since",
                  "transport")  # fmt: skip
 
@@ -68,6 +69,8 @@ class ClientConnection(asyncio.Protocol):
         self.idle_since: float | None = server.now
         self.reading_since: float | None = None
         self.paused_since: float | None = None
+        self._head = 0  #: bytes that have come since the last request, until the head of the next has been read
+        self._head_read = False
         self._begin()
 
     # ----------------------------------------------------------------------------------------------------- answers
@@ -77,13 +80,14 @@ class ClientConnection(asyncio.Protocol):
         request = self._request
         if request is None or self.transport is None:
             return
-        kind = _OF_JSON if content_type is JSON else f"content-type: {content_type}\r\n".encode()
-        parts = [_REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode(), self._server.date, kind, request.extra,
-                 extra, b"content-length: %d\r\n" % len(body)]  # fmt: skip
-        parts.append(b"\r\n" if request.keep_alive and not self._closing else b"connection: close\r\n\r\n")
-        if request.method != "HEAD":
-            parts.append(body)
-        self.transport.write(b"".join(parts))
+        if status == 200 and content_type is JSON:
+            head = self._server.well
+        else:
+            first = _REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode()
+            head = b"%b%bcontent-type: %b\r\n" % (first, self._server.date, content_type.encode())
+        end = b"" if request.keep_alive and not self._closing else b"connection: close\r\n"
+        whole = b"%b%b%bcontent-length: %d\r\n%b\r\n" % (head, request.extra, extra, len(body), end)
+        self.transport.write(whole if request.method == "HEAD" else whole + body)
         self._answered()
 
     def fail(self, failure: Failure) -> None:
@@ -192,8 +196,14 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._parser is None:
             return
+        if not self._head_read:
+            self._head += len(data)
         try:
             self._parser.feed_data(data)
+            if self._head > _HEAD_LIMIT and not self._head_read:
+                raise _HEAD_TOO_LONG
+        except Failure as failure:
+            self._refuse(failure)
         except httptools.HttpParserUpgrade:
             # The request itself is answered as if it had not asked for it; in which protocol more comes is not known.
             self._refused = True
@@ -224,22 +234,24 @@ class ClientConnection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
         name = name.lower()
-        if len(self._headers) >= _HEADERS_LIMIT:
-            raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
-        if name in self._headers and name in (b"host", b"authorization", b"content-length", b"transfer-encoding"):
+        headers = self._headers
+        if name in headers and name in _ONCE:
             raise Failure(400, f"the header {name.decode()} came twice")
-        self._headers[name] = value
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
-        length = self._headers.get(b"content-length")
-        if length is not None and int(length) > self._server.max_body_bytes:
+        self._head_read = True
+        headers = self._headers
+        if self._head > _HEAD_LIMIT and sum(map(len, headers)) + sum(map(len, headers.values())) > _HEAD_LIMIT:
+            raise _HEAD_TOO_LONG
+        if len(headers) > _HEADERS_LIMIT:
+            raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
+        if b"content-length" in headers and int(headers[b"content-length"]) > self._server.max_body_bytes:
             raise self._too_large()
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self.transport is not None:
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self.transport is not None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -250,24 +262,21 @@ class ClientConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self.reading_since = None
+        self._head, self._head_read = 0, False
         request = self._made()
         if self._request is None and not self._ahead:
             self._serve(request)
             return
         self._ahead.append(request)
-        if sum(len(waiting.body) for waiting in self._ahead) > _AHEAD_LIMIT and self.transport is not None:
+        assert self.transport is not None
+        if len(self._ahead) > _AHEAD or sum(len(waiting.body) for waiting in self._ahead) > _AHEAD_BYTES:
             self.transport.pause_reading()
 
     def _begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
-        self._size = self._head = 0
-
-    def _count(self, size: int) -> None:
-        self._head += size
-        if self._head > _HEAD_LIMIT:
-            raise Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
+        self._size = 0
 
     def _made(self) -> Request:
         assert self._parser is not None
@@ -292,4 +301,5 @@ class ClientConnection(asyncio.Protocol):
         self.fail(failure)
 
 
+_HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
 _UNREADABLE = Failure(400, "this request cannot be read")

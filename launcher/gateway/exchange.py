@@ -32,27 +32,27 @@ _WHOLE_LIMIT = 64 << 20
 _UNWELL = frozenset({502, 503, 504})
 _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
 #: of the client's headers, what a server behind us may want to know
-_PASSED_ON = (b"traceparent", b"tracestate", b"x-request-id")
+_PASSED_ON = frozenset({b"traceparent", b"tracestate", b"x-request-id"})
 #: after a refused connection: until the supervisor has told what became of the deployment
 _NEWS_S = 1.0
 
 
-class Exchange:
+class Exchange(Ticket):
     __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_failure", "_first",
                  "_fresh", "_go_on_until", "_heard", "_held_until", "_key", "_progress", "_replica", "_request",
-                 "_route", "_server", "_size", "_spent", "_status", "_stream", "_ticket", "_tried", "_upstream",
+                 "_route", "_server", "_size", "_spent", "_status", "_stream", "_tried", "_upstream",
                  "_waits_for")  # fmt: skip
 
     def __init__(
         self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
     ) -> None:
+        super().__init__(route.gate, key.gate)
         self._server = server
         self._client = client
         self._request = request
         self._call = call
         self._route = route
         self._key = key
-        self._ticket = Ticket(route.gate, key.gate, self._enter)
         self._among: Collection[str] | None = None  #: the members that the route's rules leave
         self._tried: list[Replica] = []
         self._spent: list[Replica] = []  #: those that were sent the request, and may have worked on it
@@ -75,8 +75,8 @@ class Exchange:
         self._client.handler = self
         self._server.exchanges.add(self)
         try:
-            if self._server.admission.enter(self._ticket, self._route.settings.queue):
-                self._enter()
+            if self._server.admission.enter(self, self._route.settings.queue):
+                self.go()
             else:
                 self._waits_for = "queue"
         except Full:
@@ -84,7 +84,7 @@ class Exchange:
 
     # ------------------------------------------------------------------------------------------------ the attempts
 
-    def _enter(self) -> None:
+    def go(self) -> None:
         """It has its place."""
         self._waits_for = ""
         self._among = self._route.choice.candidates(self._call.fields)
@@ -148,15 +148,11 @@ class Exchange:
             connection.send(self, request)
 
     def _head(self, upstream: Upstream, path: str, length: int) -> bytes:
-        head = (
-            f"POST {upstream.path}{path} HTTP/1.1\r\nhost: {upstream.host}:{upstream.port}\r\n"
-            f"content-type: application/json\r\ncontent-length: {length}\r\n"
-        )
-        if upstream.api_key:
-            head += f"authorization: Bearer {upstream.api_key}\r\n"
         headers = self._request.headers
-        passed = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
-        return head.encode("latin-1") + passed + b"\r\n"
+        passed = b""
+        if not _PASSED_ON.isdisjoint(headers):
+            passed = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
+        return b"%bcontent-length: %d\r\n%b\r\n" % (upstream.head(path), length, passed)
 
     # --------------------------------------------------------------------------------- what comes from the connection
 
@@ -167,7 +163,7 @@ class Exchange:
         self._heard = True
         self._status = status
         self._body, self._size = [], 0
-        if status == 200 and self._connection.content_type.startswith(b"text/event-stream"):
+        if status == 200 and self._connection.streams:
             self._stream = Stream(self._call, self._upstream, self._route.name)
 
     def came(self, body: bytes) -> None:
@@ -192,7 +188,7 @@ class Exchange:
         assert connection is not None
         assert replica is not None
         self._connection = None
-        retry_after = connection.retry_after
+        retry_after = b"" if self._status == 200 else connection.header(b"Retry-After")
         if reusable and replica.upstream is connection.upstream and self._client.paused_since is None:
             replica.idle.append(connection)
         else:
@@ -359,7 +355,7 @@ class Exchange:
         now = self._server.clock()
         self._waits_for = ""
         self._server.exchanges.discard(self)
-        self._server.admission.leave(self._ticket)
+        self._server.admission.leave(self)
         self._route.count(status, now - self._began, None if self._first is None else self._first - self._began)
         self._key.requests += 1
 

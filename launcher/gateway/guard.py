@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 
 from engines.base import LOOPBACK
 from launcher.gateway.connection import Request
 from launcher.gateway.errors import Failure
 from launcher.gateway.table import KeyState, Table
 
-#: without a look at its parts, as it comes with most requests
-_OFTEN = frozenset({b"localhost:8000", b"127.0.0.1:8000"})
 _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
 
 
@@ -54,11 +53,10 @@ class Guard:
         """A web page can make its own name mean 127.0.0.1, and would then be on our origin."""
         settings = self._table.settings
         given = request.headers.get(b"host", b"")
-        if not given or given in _OFTEN or settings.host not in LOOPBACK:
+        if not given or settings.host not in LOOPBACK:
             return
-        found = _HOST.match(given.decode("latin-1"))
-        name = found.group().strip("[]").lower() if found else ""
-        if not _is_loopback(name) and name not in settings.allowed_hosts:
+        name = _name_of(given)
+        if name not in LOOPBACK and not _is_loopback(name) and name not in settings.allowed_hosts:
             raise Failure(
                 403, f"the host {given.decode('latin-1')!r} is not this gateway; gateway.allowed_hosts names others"
             )
@@ -85,9 +83,14 @@ class Guard:
         return f"access-control-allow-origin: {origin}\r\nvary: origin\r\n".encode("latin-1")
 
 
+@lru_cache
+def _name_of(host: bytes) -> str:
+    """Of a Host header, without its port."""
+    found = _HOST.match(host.decode("latin-1"))
+    return found.group().strip("[]").lower() if found else ""
+
+
 def _is_loopback(name: str) -> bool:
-    if name in LOOPBACK:
-        return True
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:  # a name, which may mean anything

@@ -97,7 +97,7 @@ def state(server: Server) -> dict[str, Any]:
 
 def waiting(server: Server, route: str) -> int:
     state = server.table.find(route)
-    return sum(ticket.route is state.gate for ticket in server.admission.waiting) if state else 0
+    return sum(ticket.route_gate is state.gate for ticket in server.admission.waiting) if state else 0
 
 
 def _finite(histogram: Histogram, share: float) -> float | None:

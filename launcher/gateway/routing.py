@@ -33,8 +33,21 @@ class Upstream:
     dialect: Dialect = field(compare=False)
     model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
     api_key: str | None = None
+    heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: by path, made once each
     start: int = 0  #: which start of its engine this is: connections to an earlier one are of no use
     task: str | None = None  #: of its model; None where nobody knows
+
+    def head(self, path: str) -> bytes:
+        """Of a request to `path` of its API, but for its length and its end."""
+        made = self.heads.get(path)
+        if made is None:
+            key = f"authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
+            text = (
+                f"POST {self.path}{path} HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+                f"content-type: application/json\r\n{key}"
+            )
+            made = self.heads[path] = text.encode("latin-1")
+        return made
 
 
 class Breaker:

@@ -42,7 +42,7 @@ class Server:
         self.tasks: set[asyncio.Future[None]] = set()
         self.since = self.now
         self.max_body_bytes = settings.max_body_bytes
-        self.date = b""
+        self.date = self.well = b""  #: lines of headers, as of the last tick
         self.draining = False
         self._tls: ssl.SSLContext | None = None
         self._date()
@@ -122,3 +122,4 @@ class Server:
 
     def _date(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        self.well = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\n" % self.date

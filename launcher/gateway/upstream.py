@@ -12,27 +12,25 @@ from launcher.gateway.routing import Upstream
 if TYPE_CHECKING:
     from launcher.gateway.exchange import Exchange
 
-#: bytes of an answer's headers, and how many of them
-_HEAD_LIMIT = 1 << 16
+_HEADERS_LIMIT = 1000
 
 
 class Connection(asyncio.Protocol):
     """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
 
-    __slots__ = ("_complete", "_framed", "_head_bytes", "_parser", "content_type", "exchange", "retry_after", "served",
-                 "transport", "upstream")  # fmt: skip
+    __slots__ = ("_complete", "_framed", "_headers", "_parser", "exchange", "on_header", "streams", "transport",
+                 "upstream")  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.exchange: Exchange | None = None
         self.transport: asyncio.Transport | None = None
-        self.served = 0  #: how many answers have come on it
-        self.content_type = b""
-        self.retry_after = b""
+        self.streams = False  #: its answer is one of server-sent events
+        self._headers: dict[bytes, bytes] = {}
+        self.on_header = self._headers.__setitem__  # without a frame of Python's for each
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
-        self._head_bytes = 0
 
     def send(self, exchange: Exchange, request: bytes) -> None:
         assert self.transport is not None
@@ -59,6 +57,8 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
+            if len(self._headers) > _HEADERS_LIMIT:
+                self._break("it sends headers without an end")
         except httptools.HttpParserError as exc:
             self._break(f"what it answers is not HTTP: {exc}")
 
@@ -75,30 +75,27 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """A request that a server is slow to take is bounded, and waits in the transport."""
 
+    def header(self, name: bytes) -> bytes:
+        """Of its answer, by its name as it is usually written; empty where there is none."""
+        headers = self._headers
+        found = headers.get(name) or headers.get(name.lower())
+        if found is None:
+            found = next((value for key, value in headers.items() if key.lower() == name.lower()), b"")
+        return found
+
     # ----------------------------------------------------------------------------------------- httptools' callbacks
 
     def on_message_begin(self) -> None:
-        self.content_type = self.retry_after = b""
-        self._framed = self._complete = False
-        self._head_bytes = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _HEAD_LIMIT:
-            raise ValueError("its headers are too long")
-        name = name.lower()
-        if name == b"content-type":
-            self.content_type = value
-        elif name in (b"content-length", b"transfer-encoding"):
-            self._framed = True
-        elif name == b"retry-after":
-            self.retry_after = value
+        self._headers.clear()
+        self._complete = False
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if status >= 200:
             self._complete = True
+            self._framed = bool(self.header(b"Content-Length") or self.header(b"Transfer-Encoding"))
+            self.streams = self.header(b"Content-Type").startswith(b"text/event-stream")
             if self.exchange is not None:
                 self.exchange.begun(status)
 
@@ -109,7 +106,6 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._complete or self._parser is None:  # 100 Continue and its like
             return
-        self.served += 1
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.ended(reusable=self._parser.should_keep_alive())

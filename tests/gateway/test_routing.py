@@ -178,9 +178,18 @@ def test_the_first_rule_that_fits_decides() -> None:
 # ------------------------------------------------------------------------------------------------------------- queue
 
 
+class Waits(Ticket):
+    def __init__(self, route: Gate, key: Gate, went: list[object], name: object = None) -> None:
+        super().__init__(route, key)
+        self._went, self._name = went, name
+
+    def go(self) -> None:
+        self._went.append(self._name)
+
+
 def test_requests_wait_for_a_place_in_their_order() -> None:
-    admission, gate, went = Admission(), Gate(1), list[int]()
-    tickets = [Ticket(gate, Gate(), lambda number=number: went.append(number)) for number in range(4)]  # type: ignore[misc]
+    admission, gate, went = Admission(), Gate(1), list[object]()
+    tickets = [Waits(gate, Gate(), went, number) for number in range(4)]
 
     assert [admission.enter(ticket, 2) for ticket in tickets[:3]] == [True, False, False]
     with pytest.raises(Full):
@@ -195,15 +204,15 @@ def test_requests_wait_for_a_place_in_their_order() -> None:
 
 
 def test_nobody_waits_for_somebody_elses_limit() -> None:
-    admission, went = Admission(), list[str]()
+    admission, went = Admission(), list[object]()
     busy, free = Gate(1), Gate()
     alice = Gate(1)
-    first = Ticket(busy, alice, lambda: None)
+    first = Waits(busy, alice, went)
     assert admission.enter(first, 9)
-    waits = Ticket(free, alice, lambda: went.append("waits"))
+    waits = Waits(free, alice, went, "waits")
 
     assert not admission.enter(waits, 9)  # her key has its one place taken, on another route
-    assert admission.enter(Ticket(free, Gate(), lambda: None), 9)
+    assert admission.enter(Waits(free, Gate(), went), 9)
     admission.leave(first)
 
     assert went == ["waits"]
