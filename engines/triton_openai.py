@@ -206,6 +206,8 @@ def _embeddings(call: Call, answer: Mapping[str, Any]) -> bytes:
     outputs = {output["name"]: output for output in answer.get("outputs", ())}
     if "embedding" not in outputs:
         raise InferenceError(f"the server answered 200 without embeddings: {reprlib.repr(answer)}")
+    if "num_input_tokens" not in outputs or len(outputs["embedding"].get("shape", ())) != 2:
+        raise InferenceError(f"its embeddings are not those of our handler: {reprlib.repr(answer)}")
     rows, size = outputs["embedding"]["shape"]
     values = outputs["embedding"]["data"]
     vectors = [values[row * size : (row + 1) * size] for row in range(rows)]
@@ -241,4 +243,4 @@ def _sse(value: Mapping[str, Any]) -> bytes:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode()
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")  # half a character is none

@@ -17,6 +17,7 @@ from launcher import registry, structs
 from launcher.atomic import write_text
 from launcher.client import Client, Connected
 from launcher.control import Connection, News, Supervised
+from launcher.gateway.settings import ENGINE as GATEWAY
 from launcher.ledger import Claim, Ledger
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
@@ -137,6 +138,10 @@ class Attached(Client):
         with deployment.connect() as connection:
             given = connection.ask("target")
         plan = structs.load(LaunchPlan, given["plan"])
+        if plan.engine == GATEWAY:
+            raise RequestError(
+                f"{plan.name} is the gateway; ask it as OpenAI's server, at {plan.endpoints.http.url}/v1"
+            )
         target = Target(plan.endpoints, plan.model.id, given["options"], given["api_key"], key=plan.key)
         self._asked = Connected(registry.engine(plan.engine), plan, target)
 

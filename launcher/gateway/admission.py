@@ -42,10 +42,11 @@ class Admission:
     """First come, first served, but nobody waits for somebody else's limit."""
 
     waiting: deque[Ticket] = field(default_factory=deque)
+    _admitting: bool = False
 
     def enter(self, ticket: Ticket, queue: int) -> bool:
         """Whether it may go on at once; if not it waits. Raises `Full` where `queue` wait for its route already."""
-        if ticket.route_gate.has_room() and ticket.key_gate.has_room():
+        if self._has_room(ticket):
             self._let_in(ticket)
             return True
         if sum(other.route_gate is ticket.route_gate for other in self.waiting) >= queue:
@@ -65,16 +66,22 @@ class Admission:
             self.waiting.remove(ticket)
 
     def admit(self) -> None:
-        """Let in whoever has room now."""
-        ready = []
-        for ticket in self.waiting:
-            if ticket.route_gate.has_room() and ticket.key_gate.has_room():
+        """Let in whoever has room now. Whoever goes may end at once, and make room: that is seen in the next round, and
+        not in a deeper call, since many may wait."""
+        if self._admitting:
+            return
+        self._admitting = True
+        try:
+            while ticket := next((it for it in self.waiting if self._has_room(it)), None):
+                self.waiting.remove(ticket)
                 self._let_in(ticket)
-                ready.append(ticket)
-        for ticket in ready:
-            self.waiting.remove(ticket)
-        for ticket in ready:  # last: what it does may end others
-            ticket.go()
+                ticket.go()
+        finally:
+            self._admitting = False
+
+    @staticmethod
+    def _has_room(ticket: Ticket) -> bool:
+        return ticket.route_gate.has_room() and ticket.key_gate.has_room()
 
     def _let_in(self, ticket: Ticket) -> None:
         ticket.inside = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,8 @@ from launcher.paths import shipped
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
+
+log = logging.getLogger(__name__)
 
 HTML = "text/html; charset=utf-8"
 
@@ -93,7 +96,7 @@ def _health(server: Server, client: ClientConnection, request: Request) -> None:
 
 
 def _metrics(server: Server, client: ClientConnection, request: Request) -> None:
-    server.guard.who(request)
+    server.guard.demand_insight(request)
     from launcher.gateway import numbers
 
     client.answer(200, numbers.exposition(server), numbers.CONTENT_TYPE)
@@ -183,6 +186,11 @@ def _later(server: Server, client: ClientConnection, work: Awaitable[Mapping[str
             if client.handler is waiting:
                 server.refused(failure.status)
                 client.fail(failure)
+            return
+        except Exception:
+            log.exception("a bug: with what takes a while")
+            if client.handler is waiting:
+                client.fail(Failure(500, "the gateway has a bug; its log says more"))
             return
         if client.handler is waiting:
             _say(client, data)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.gateway.server import Server
     from launcher.gateway.table import KeyState
 
+_NAME_LIMIT = 200
 CALLS = {f"/v1{path}": path for path in (CHAT, COMPLETIONS, EMBEDDINGS)}
 
 
@@ -29,7 +30,7 @@ def begin(server: Server, client: ClientConnection, request: Request) -> None:
         raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
     call = Call(CALLS[request.path], request.body, fields_of(request.body))
     name = call.fields.get("model")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or len(name) > _NAME_LIMIT:
         raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server, key)}")
     route = server.table.find(name)
     if route is None:

@@ -8,11 +8,14 @@ import re
 import sys
 from collections.abc import Sequence
 
-from engines.base import RmLaunchError
+from engines.base import ConfigError, RmLaunchError
 from launcher import compose
 from launcher.gateway.settings import Settings, hashed, settings
 
 _KEY = re.compile(r"(\+*gateway\.(?:keys\.[^.=]+(?:\.key)?|admin_key))=(.+)")
+
+_KEY_WITHIN = re.compile(r"^\s*\{.*(\bkey\s*:|:\s*[^{}\s])(?!.*sha256)")
+_ELSEWHERE = re.compile(r"""null|(['"]?)\$\{.*\}\1""")
 
 
 def composed(overrides: Sequence[str], config_dir: str | None) -> Settings:
@@ -24,8 +27,11 @@ def without_keys(overrides: Sequence[str]) -> list[str]:
     """`overrides` with hashes in place of the keys that are written out in them: they are kept on disk."""
     kept = []
     for item in overrides:
+        name, _, value = item.lstrip("+").partition("=")
+        if name.startswith("gateway.keys") and _KEY_WITHIN.search(value):
+            raise ConfigError(f"{name}: write gateway.keys.NAME=KEY, so that the key can be hashed before it is kept")
         found = _KEY.fullmatch(item)
-        if found and not found[2].startswith(("$", "'$", '"$', "{", "null")):
+        if found and not _ELSEWHERE.fullmatch(found[2]) and not found[2].startswith("{"):
             item = f"{found[1]}=sha256:{hashed(found[2].strip(chr(39) + chr(34)), found[1].lstrip('+'))}"
         kept.append(item)
     return kept

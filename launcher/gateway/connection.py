@@ -151,7 +151,7 @@ class ClientConnection(asyncio.Protocol):
             self._hang_up()
         elif self._ahead:
             self._server.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
-        else:
+        elif self.reading_since is None:
             self.idle_since = self._server.now
 
     def _hang_up(self) -> None:
@@ -161,6 +161,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.write_eof()
             self.reading_since = self._server.now
         else:
+            self.idle_since = self._server.now  # a client that does not read the end is not waited for for ever
             self.transport.close()
 
     def _next(self) -> None:
@@ -231,11 +232,16 @@ class ClientConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._begin()
         self.reading_since = self._server.now
+        self.idle_since = None
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_read:  # after the body: nothing that is asked for may stand there
+            self.on_body(b"")
+            self._size += len(name) + len(value)
+            return
         name = name.lower()
         headers = self._headers
         if name in headers and name in _ONCE:
@@ -251,7 +257,12 @@ class ClientConnection(asyncio.Protocol):
             raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
         if b"content-length" in headers and int(headers[b"content-length"]) > self._server.max_body_bytes:
             raise self._too_large()
-        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self.transport is not None:
+        if (
+            b"expect" in headers
+            and headers[b"expect"].lower() == b"100-continue"
+            and self.transport is not None
+            and not self.busy
+        ):
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -295,6 +306,7 @@ class ClientConnection(asyncio.Protocol):
         self._refused = self._closing = True
         if self._request is not None:  # a good one is being answered: it comes first, and is the last
             self._ahead.clear()
+            self.reading_since = None
             return
         self._request = Request("", "", "", {}, b"", keep_alive=False, chunks=True)
         self._server.refused(failure.status)

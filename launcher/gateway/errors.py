@@ -41,7 +41,7 @@ class Failure(Exception):
             "code": self.code,
             "source": self.source,
         }
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        return json.dumps({"error": error}).encode()
 
     def event(self) -> bytes:
         """In a stream that has begun."""
@@ -64,4 +64,6 @@ def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
         message = words(answer)
     else:
         message = body[:2000].decode(errors="replace").strip() or "it said no more"
+    if not 400 <= status < 600:
+        return Failure(502, f"it answered {status}: {message}", code, ENGINE, headers)
     return Failure(status, message, code, ENGINE, headers)

@@ -111,7 +111,7 @@ class Exchange(Ticket):
             return
         replica.in_flight += 1
         replica.requests += 1
-        replica.used = self._progress = now
+        self._progress = now
         replica.breaker.tried(now)
         self._replica, self._upstream = replica, upstream
         self._stream = None
@@ -121,12 +121,17 @@ class Exchange(Ticket):
             connection = replica.idle.pop()
             if connection.upstream is upstream and connection.usable():
                 self._fresh = False
-                self._connection = connection
-                connection.send(self, request)
+                self._use(connection, request)
                 return
             connection.close()
         self._fresh = True
         self._connecting = self._server.loop.create_task(self._connect(upstream, request))
+
+    def _use(self, connection: Connection, request: bytes) -> None:
+        self._connection = connection
+        connection.send(self, request)
+        if self._client.paused_since is not None:
+            self.pause()
 
     async def _connect(self, upstream: Upstream, request: bytes) -> None:
         limit = self._route.settings.connect_timeout_s
@@ -142,10 +147,13 @@ class Exchange(Ticket):
             reason = f"within {limit:g} s" if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
             self._go_on_until = self._server.clock() + _NEWS_S
             self._unwell(Failure(502, f"no connection to {where} {reason}", source=ENGINE), sent=False)
+        except Exception:
+            log.exception("a bug: connecting to %s", where)
+            self._connecting = None
+            self.crash()
         else:
             self._connecting = None
-            self._connection = connection
-            connection.send(self, request)
+            self._use(connection, request)
 
     def _head(self, upstream: Upstream, path: str, length: int) -> bytes:
         headers = self._request.headers
@@ -241,7 +249,9 @@ class Exchange(Ticket):
         if failure.status in _UNWELL:
             self._unwell(failure)
         elif failure.status in _TRY_ANOTHER:
-            self._try_another(self._well(), failure)
+            replica = self._well()
+            self._spent.append(replica)
+            self._try_another(replica, failure)
         else:
             self._well()
             self._refuse(failure)
@@ -303,6 +313,19 @@ class Exchange(Ticket):
 
     # ------------------------------------------------------------------------------------- the client and the clock
 
+    def crash(self) -> None:
+        """A bug of ours has met it, which is in the log: neither client nor replica may wait for ever."""
+        self._drop_connection()
+        self._let_go()
+        if self in self._server.exchanges:
+            self._finish(500)
+        if self._client.handler is not self:
+            return
+        if self._first is None:
+            self._client.fail(Failure(500, "the gateway has a bug; its log says more"))
+        else:
+            self._client.close()
+
     def client_gone(self) -> None:
         """Nobody waits: the server behind us must not go on for nothing."""
         self._drop_connection()
@@ -314,11 +337,14 @@ class Exchange(Ticket):
             self._connection.transport.pause_reading()
 
     def resume(self) -> None:
+        self._progress = self._server.clock()
         if self._connection is not None and self._connection.transport is not None:
             self._connection.transport.resume_reading()
 
     def tick(self, now: float) -> None:
         """Look whether something has taken too long; called a few times a second."""
+        if self not in self._server.exchanges:  # it has ended in this very tick
+            return
         settings = self._route.settings
         if self._waits_for == "queue":
             if now - self._began > settings.queue_timeout_s:
@@ -349,6 +375,7 @@ class Exchange(Ticket):
         replica, self._replica = self._replica, None
         if replica is not None:
             replica.in_flight -= 1
+            replica.used = self._server.clock()
         return replica
 
     def _finish(self, status: int) -> None:

@@ -159,8 +159,10 @@ def upstream_of(plan: LaunchPlan, options: Mapping[str, Any], api_key: str | Non
     )
 
 
-def _written(file: Path) -> int | None:
+def _written(file: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is written: it is put in place as a new one each time."""
     try:
-        return file.stat().st_mtime_ns
+        stat = file.stat()
     except OSError:
         return None
+    return stat.st_mtime_ns, stat.st_ino

@@ -18,6 +18,7 @@ from engines.base import RequestError
 from launcher import logs
 from launcher.gateway.errors import ENGINE, Failure
 from launcher.gateway.live import Seen
+from launcher.gateway.routing import Replica
 from launcher.gateway.settings import Settings
 from launcher.lifecycle import Phase
 
@@ -48,6 +49,9 @@ class Machine:
         else:
             self._seen[name] = seen
 
+    def seen(self) -> list[Seen]:
+        return list(self._seen.values())
+
     # ------------------------------------------------------------------------------------------------- as `Backend`
 
     def start(self, name: str) -> bool:
@@ -74,6 +78,8 @@ class Machine:
             names = ", ".join(sorted(self.settings.startable)) or "none yet"
             raise Failure(404, f"{name!r} is not in gateway.deployments, which says what may be started: {names}",
                           "model_not_found")  # fmt: skip
+        if name in self._stopping:
+            raise Failure(409, f"{name} is being stopped; ask again when it has", "stopping")
         self._failed.pop(name, None)
         self.start(name)
         await asyncio.shield(self._starting[name])
@@ -128,15 +134,18 @@ class Machine:
             if replica.in_flight == 0 and now - replica.used > startable.ttl_s:
                 log.info("%s: nobody has asked it for %g s: stopping it", name, startable.ttl_s)
                 replica.point_to(None)  # at once: what comes now waits until it is started again
-                task = asyncio.ensure_future(self._unload_idle(name))
+                self._stopping.add(name)
+                task = asyncio.ensure_future(self._unload_idle(replica))
                 server.tasks.add(task)
                 task.add_done_callback(server.tasks.discard)
 
-    async def _unload_idle(self, name: str) -> None:
+    async def _unload_idle(self, replica: Replica) -> None:
         try:
-            await self.unload(name)
+            await self.unload(replica.name)
         except Failure as failure:
             log.warning("%s", failure.message)
+            if replica.upstream is None and replica.name in self._seen:
+                replica.point_to(self._seen[replica.name].upstream)
 
     def _serves(self, name: str) -> bool:
         seen = self._seen.get(name)

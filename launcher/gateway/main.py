@@ -68,22 +68,25 @@ class Gateway:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            self._server.tick()
-            self._machine.tick(self._server)
+            try:
+                self._server.tick()
+                self._machine.tick(self._server)
+            except Exception:
+                log.exception("a bug: the clock goes on")
 
     async def _drained(self, limit_s: float) -> None:
         deadline = self._loop.time() + limit_s
-        while any(connection.busy for connection in self._server.connections) and self._loop.time() < deadline:
+        while self._server.connections and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
-        if self._server.connections:
-            await asyncio.sleep(0.05)  # what was written goes out
         for connection in list(self._server.connections):
             connection.close()
 
     def _use(self, settings: Settings) -> None:
         variables = (member.api_key_env for route in settings.routes for member in route.members)
-        self._server.use(settings, {name: os.environ.get(name) for name in variables if name})
         self._machine.settings = settings
+        self._server.use(settings, {name: os.environ.get(name) for name in variables if name})
+        for seen in self._machine.seen():  # one that the config called a server until now is a deployment again
+            self._see(seen.name, seen)
 
     def _see(self, name: str, seen: Seen | None) -> None:
         self._machine.see(name, seen)

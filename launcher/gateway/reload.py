@@ -12,8 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engines.base import ConfigError
 from launcher import structs
-from launcher.gateway.settings import Settings
+from launcher.atomic import write_text
+from launcher.gateway.settings import Settings, check
 from launcher.paths import shipped, user_config
 
 log = logging.getLogger(__name__)
@@ -107,10 +109,19 @@ class Reloader:
 
     def _take(self, old: Settings) -> None:
         new = self._asked.settings
-        if new == old:
-            return
         if (new.host, new.port) != (old.host, old.port):
             log.warning("gateway.host and gateway.port count from the next start on; --replace starts it anew")
+            new = self._asked.settings = dataclasses.replace(new, host=old.host, port=old.port)
+        try:
+            check(new)
+        except ConfigError as exc:  # such as keys that are gone, on an address that needs them
+            log.error("the changed configs are not used, and the last ones stay: %s", exc)
+            self._asked.settings = old
+            return
+        if new == old:
+            return
+        write_text(self._file, self._asked.dumps())  # so that a gateway that is started again begins with them
+        self._mark = _mark(self._file)
         log.info("new settings: %s", "; ".join(differences(old, new)))
         self._use(new)
 

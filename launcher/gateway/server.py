@@ -65,6 +65,9 @@ class Server:
             client.fail(failure)
         except Exception:  # a bug of ours must not fell the requests of others
             log.exception("a bug: %s %s", request.method, request.path)
+            handler, client.handler = client.handler, None
+            if handler is not None:
+                handler.client_gone()
             self.refused(500)
             client.fail(Failure(500, "the gateway has a bug; its log says more"))
 
@@ -105,7 +108,11 @@ class Server:
         settings = self.table.settings
         self._date()
         for exchange in list(self.exchanges):
-            exchange.tick(now)
+            try:
+                exchange.tick(now)
+            except Exception:  # noqa: PERF203  (the clock goes on for the others)
+                log.exception("a bug: with a request that waits")
+                exchange.crash()
         for connection in list(self.connections):
             if connection.idle_since is not None and now - connection.idle_since > settings.keep_alive_s:
                 connection.close()

@@ -171,7 +171,7 @@ def settings(conf: GatewayConf) -> Settings:
         drain_s=conf.drain_s,
         of_deployments=Route(**vars(conf.defaults_of_routes)),
     )
-    _check(made)
+    check(made)
     return made
 
 
@@ -187,7 +187,8 @@ def hashed(key: str, where: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _check(made: Settings) -> None:
+def check(made: Settings) -> None:
+    """Raises `ConfigError` for what does not go together."""
     if made.open and made.host not in LOOPBACK:
         raise ConfigError(
             f"gateway.host={made.host!r} can be reached from other machines, and needs a key: gateway.keys or "
@@ -281,7 +282,8 @@ def _typed(shape: T, item: object, where: str) -> T:
     from launcher.compose import readable_errors
 
     if not isinstance(item, Mapping):
-        raise ConfigError(f"{where}={item!r} is not understood; see conf/gateway/default.yaml")
+        hint = f"write {where}=[{item}]" if isinstance(item, str) else "conf/gateway/default.yaml shows what it may be"
+        raise ConfigError(f"{where}={item!r} is not understood; {hint}")
     if unknown := sorted(map(str, item.keys() - vars(shape).keys())):
         known = sorted(vars(shape))
         hint = did_you_mean(unknown[0], known)

@@ -104,6 +104,7 @@ class Table:
         self._by_digest: dict[bytes, KeyState] = {}
         self._anonymous = KeyState(Key(NOBODY, "00" * 32))
         self._unknown = bytes(32)
+        self._remote: frozenset[str] = frozenset()
         self.use(settings, {})
 
     def use(self, settings: Settings, keys_of_servers: dict[str, str | None]) -> list[Replica]:
@@ -118,7 +119,13 @@ class Table:
                 replica.point_to(_remote(member, keys_of_servers))
         for name in settings.startable:
             self.replica(name)
+        known = self._remote
         self._remote = frozenset(member.name for member in _members(settings) if member.url is not None)
+        for name in known - self._remote:
+            if name in self.replicas:
+                self.replicas[name].point_to(None)
+        for name, state in self._local.items():
+            state.use(self._own(name), self.replicas)
         self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
         keys = {key.name: self._key(key) for key in settings.keys}
         self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
@@ -153,9 +160,11 @@ class Table:
         if replica is None or not may or not (replica.phase or name in self.settings.startable):
             return None
         if name not in self._local:
-            own = dataclasses.replace(self.settings.of_deployments, name=name, members=[Member(name)])
-            self._local[name] = RouteState(own, self.replicas)
+            self._local[name] = RouteState(self._own(name), self.replicas)
         return self._local[name]
+
+    def _own(self, name: str) -> Route:
+        return dataclasses.replace(self.settings.of_deployments, name=name, members=[Member(name)])
 
     def names(self) -> list[str]:
         """All that can be asked."""

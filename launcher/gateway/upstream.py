@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -14,12 +15,14 @@ if TYPE_CHECKING:
 
 _HEADERS_LIMIT = 1000
 
+log = logging.getLogger(__name__)
+
 
 class Connection(asyncio.Protocol):
     """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
 
-    __slots__ = ("_complete", "_framed", "_headers", "_parser", "exchange", "on_header", "streams", "transport",
-                 "upstream")  # fmt: skip
+    __slots__ = ("_complete", "_framed", "_headers", "_kept", "_parser", "_whole", "exchange", "on_header", "streams",
+                 "transport", "upstream")  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -31,6 +34,8 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
+        self._whole = False  #: and the body
+        self._kept = False  #: the server keeps the connection
 
     def send(self, exchange: Exchange, request: bytes) -> None:
         assert self.transport is not None
@@ -52,25 +57,37 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
-        if self.exchange is None or self._parser is None:
+        exchange = self.exchange
+        if exchange is None or self._parser is None:
             self.close()  # an answer that nobody asked for
             return
         try:
             self._parser.feed_data(data)
             if len(self._headers) > _HEADERS_LIMIT:
                 self._break("it sends headers without an end")
+            elif self._whole:  # not within the parser: whoever has it next must not meet the rest of this
+                self._whole = False
+                self.exchange = None
+                exchange.ended(reusable=self._kept)
+        except httptools.HttpParserCallbackError as exc:
+            self._crash(exchange, exc.__context__)
         except httptools.HttpParserError as exc:
             self._break(f"what it answers is not HTTP: {exc}")
+        except Exception as exc:  # noqa: BLE001  (one request's trouble, which is told, must not fell others)
+            self._crash(exchange, exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
         self._parser = None  # they hold each other
         if exchange is None:
             return
-        if self._complete and not self._framed and exc is None:
-            exchange.ended(reusable=False)  # the end of the connection is that of the body
-        else:
-            exchange.broken(f"it closed the connection{': ' + str(exc) if exc else ''}")
+        try:
+            if self._complete and not self._framed and exc is None:
+                exchange.ended(reusable=False)  # the end of the connection is that of the body
+            else:
+                exchange.broken(f"it closed the connection{': ' + str(exc) if exc else ''}")
+        except Exception as bug:  # noqa: BLE001  (as above)
+            self._crash(exchange, bug)
 
     def pause_writing(self) -> None:
         """A request that a server is slow to take is bounded, and waits in the transport."""
@@ -86,13 +103,16 @@ class Connection(asyncio.Protocol):
     # ----------------------------------------------------------------------------------------- httptools' callbacks
 
     def on_message_begin(self) -> None:
+        if self._whole:  # one more answer than requests
+            self._kept = False
+            return
         self._headers.clear()
         self._complete = False
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
-        if status >= 200:
+        if status >= 200 and not self._whole:
             self._complete = True
             self._framed = bool(self.header(b"Content-Length") or self.header(b"Transfer-Encoding"))
             self.streams = self.header(b"Content-Type").startswith(b"text/event-stream")
@@ -100,15 +120,20 @@ class Connection(asyncio.Protocol):
                 self.exchange.begun(status)
 
     def on_body(self, body: bytes) -> None:
-        if self.exchange is not None:
+        if self.exchange is not None and not self._whole:
             self.exchange.came(body)
 
     def on_message_complete(self) -> None:
         if not self._complete or self._parser is None:  # 100 Continue and its like
             return
-        exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.ended(reusable=self._parser.should_keep_alive())
+        if not self._whole:
+            self._whole = True
+            self._kept = self._parser.should_keep_alive()
+
+    def _crash(self, exchange: Exchange, bug: BaseException | None) -> None:
+        log.error("a bug: with an answer of %s:%d", self.upstream.host, self.upstream.port, exc_info=bug)
+        self.close()
+        exchange.crash()
 
     def _break(self, reason: str) -> None:
         exchange = self.exchange

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,9 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engines.base import ConfigError
 from engines.dialect import OpenAI
+from launcher.atomic import write_text
 from launcher.gateway.composing import composed, without_keys
+from launcher.gateway.reload import Asked, Reloader, marks
 from launcher.gateway.routing import Upstream
-from launcher.gateway.settings import Key, Member, Rule, Startable, hashed
+from launcher.gateway.settings import Key, Member, Rule, Settings, Startable, hashed
 from tests.gateway.harness import Fake, NoMachine, Running, events, gateway, route, settings, until
 
 ALICE, BOB, ADMIN = "alice-has-a-long-key", "bob-has-a-long-key-too", "the-admin-has-one-as-well"
@@ -361,6 +364,7 @@ def test_the_official_client_sees_a_stream_break(client: openai.OpenAI) -> None:
     ("words", "message"),
     [
         (["gateway.host=0.0.0.0"], r"gateway\.host='0\.0\.0\.0' can be reached from other machines, and needs a key"),
+        (["++gateway.routes.m=a"], r"write gateway\.routes\.m=\[a\]"),
         (["++gateway.routes.m=[]"], r"gateway\.routes\.m has no deployments"),
         (["++gateway.routes.m=[a,a]"], "names a deployment twice"),
         (
@@ -403,3 +407,33 @@ def test_keys_are_hashes_before_they_are_written_down() -> None:
     assert kept == [f"++gateway.keys.bob=sha256:{digest}", f"gateway.admin_key=sha256:{digest}", *words[2:]]
     assert composed(kept[:3], None).keys == composed(words[:3], None).keys
     assert composed(kept[:3], None).admin_sha256 == digest
+
+
+@pytest.mark.parametrize("word", ["gateway.keys={bob: 0123456789abcdef}", "gateway.keys.bob={key: 0123456789abcdef}"])
+def test_a_key_that_would_be_kept_as_it_is_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"write gateway\.keys\.NAME=KEY"):
+        without_keys([f"++{word}"])
+
+
+def test_a_key_that_looks_like_a_variable_is_hashed_all_the_same() -> None:
+    (kept,) = without_keys(["++gateway.keys.bob='$ecret-0123456789abcdef'"])
+
+    assert kept == f"++gateway.keys.bob=sha256:{hashed('$ecret-0123456789abcdef', '')}"
+
+
+def test_settings_that_would_open_a_port_to_everybody_are_not_taken_on(tmp_path: Path, a: Fake) -> None:
+    safe = settings({"m": [a.member]}, host="0.0.0.0", keys=[Key("bob", hashed(BOB, ""))])
+    file = tmp_path / "settings.json"
+    file.write_text(Asked([], None, safe, marks(None)).dumps())
+    taken: list[Settings] = []
+    reloader = Reloader(file, taken.append)
+
+    opened = dataclasses.replace(safe, host="127.0.0.1", keys=[])
+    write_text(file, Asked([], None, opened, marks(None)).dumps())
+    reloader.look()
+
+    assert taken == []
+    assert reloader.settings == safe
+    write_text(file, Asked([], None, dataclasses.replace(safe, drain_s=1.0), marks(None)).dumps())
+    reloader.look()
+    assert [one.drain_s for one in taken] == [1.0]

@@ -190,8 +190,9 @@ def test_keys_are_not_on_any_disk(it: Gateway) -> None:
     kept = [file.read_text(errors="replace") for file in it.state.rglob("*") if file.is_file()]
     assert any(hashed(KEY, "") in text for text in kept)
     assert not any(KEY in text for text in kept)
-    listed = it.rmlaunch("ps").stdout
-    assert "gateway" in listed
+    assert "gateway" in it.rmlaunch("ps").stdout
+    refused = it.rmlaunch("infer", "gateway", "hi")
+    assert (refused.returncode, "ask it as OpenAI's server" in refused.stderr) == (2, True)
 
 
 def test_another_address_needs_a_key(it: Gateway) -> None:

@@ -359,3 +359,94 @@ def _rest(client: socket.socket) -> bytes:
             break
         said += piece
     return said
+
+
+# ----------------------------------------------------------------------------------------- what a review has found
+
+
+def test_a_server_that_fails_is_asked_once_while_another_is_on_its_way(a: Fake) -> None:
+    with gateway(settings({"m": [a.member, Member("b")]}, {"hold_s": 0.5})) as it:
+        it.server.table.replica("b").on_its_way = True
+        before = len(a.asked)
+
+        answer = it.ask("status 500")
+
+        assert (answer.status_code, len(a.asked)) == (500, before + 1)
+
+
+def test_as_many_as_wait_are_answered_when_nobody_is_there_any_more(a: Fake) -> None:
+    limits = {"max_concurrency": 1, "queue": 400, "retries": 0, "hold_s": 0}
+    with (
+        fake("lone") as lone,
+        gateway(settings({"m": [lone.member]}, limits)) as it,
+        ThreadPoolExecutor(300) as pool,
+    ):
+        answers = [pool.submit(it.ask, "slow 30") for _ in range(300)]
+        until(lambda: len(it.server.admission.waiting) == 299, 15)
+        lone.kill()
+
+        assert {answer.result().status_code for answer in answers} <= {502, 503}
+        assert (it.server.table.routes["m"].gate.active, len(it.server.exchanges)) == (0, 0)
+
+
+def test_a_bug_of_ours_costs_one_request_and_not_the_clock(a: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bytes:
+        raise KeyError("a bug")
+
+    with gateway(settings({"m": [a.member]}, {"timeout_s": 0.3})) as it:
+        with monkeypatch.context() as patch:
+            patch.setattr("launcher.gateway.exchange.whole", broken)
+            assert it.ask("hi").status_code == 500
+            patch.setattr("launcher.gateway.exchange.Exchange._head", broken)
+            assert it.ask("hi").status_code == 500
+        assert it.ask("hi").status_code == 200
+        assert it.ask("hang").status_code == 504  # the clock still looks
+        assert (it.server.table.routes["m"].gate.active, it.server.table.replicas["a"].in_flight) == (0, 0)
+
+
+def test_half_a_character_in_an_error_reaches_the_client(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]})) as it:
+        body = b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}'
+        answer = requests.post(f"{it.url}/v1/chat/completions", data=body, timeout=5)
+
+        assert answer.status_code in (200, 400)
+
+
+def test_a_word_to_send_does_not_come_in_the_middle_of_an_answer(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]})) as it:
+        first = _post(
+            b'{"model": "m", "stream": true, "messages": [{"role": "user", "content": "slow 0.05 pieces 6"}]}'
+        )
+        head = b"POST /v1/models HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\nconnection: close\r\n"
+        second = head + b"content-length: 2\r\n\r\n{}"
+
+        answer = _raw(it.port, first + second)
+
+        assert b"100 Continue" not in answer
+        assert answer.count(b"HTTP/1.1 ") == 2
+
+
+def test_a_header_after_the_body_is_none(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]})) as it:
+        body = b'{"model": "m", "messages": [{"role": "user", "content": "trailer"}]}'
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+        chunks = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n" % (len(body), body)
+        answer = _raw(it.port, head + chunks + b"x-request-id: smuggled\r\norigin: https://evil.example\r\n\r\n")
+
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert "x-request-id" not in a.asked[-1]["headers"]
+
+
+def test_an_upload_may_take_longer_than_an_idle_connection_is_kept(a: Fake) -> None:
+    with (
+        gateway(settings({"m": [a.member]}, keep_alive_s=0.3)) as it,
+        socket.create_connection(("127.0.0.1", it.port)) as client,
+    ):
+        whole = _post(b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}')
+        time.sleep(0.2)
+        client.sendall(whole[:-5])
+        time.sleep(0.4)
+        client.sendall(whole[-5:])
+        client.settimeout(5)
+
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
