@@ -38,7 +38,7 @@ test: setup
 	@test "$$(id -u)" != 0 || { command -v dockerd && command -v debootstrap && command -v docker-registry && command -v ip; } \
 		>/dev/null || { $(APT) docker.io iptables iproute2 debootstrap docker-registry; }
 	@test "$$(id -u)" != 0 || command -v chromedriver >/dev/null || { $(APT) chromium chromium-driver; }
-	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	$(VENV)/bin/python -m pytest
 
 check: setup
 	$(VENV)/bin/ruff format --check .

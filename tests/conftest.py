@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -15,26 +14,6 @@ from tests import dockerd
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-
-
-#: of `make test`, which runs the tests in two processes: what has a Docker daemon of its own, or looks at what engines
-#: leave on the machine, stays in one of them
-_ONE_PROCESS = re.compile(r"docker|tests/faults|triton|images|containers|readme|diagnosis|gateway/test_real|tensors")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Launches of the two processes do not see each other's ledgers."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(config, "workerinput"):
-        os.environ["RMLAUNCH_FIRST_PORT"] = str(8001 + 1000 * int(worker.removeprefix("gw")))
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        one = _ONE_PROCESS.search(item.nodeid) or "docker_daemon" in fixtures
-        item.add_marker(pytest.mark.xdist_group("machine" if one else "rest"))
 
 
 @pytest.fixture(autouse=True)

@@ -374,7 +374,7 @@ def test_a_server_that_fails_is_asked_once_while_another_is_on_its_way(a: Fake) 
         assert (answer.status_code, len(a.asked)) == (500, before + 1)
 
 
-def test_as_many_as_wait_are_answered_when_nobody_is_there_any_more(a: Fake) -> None:
+def test_as_many_as_wait_are_answered_when_nobody_is_there_any_more() -> None:
     limits = {"max_concurrency": 1, "queue": 400, "retries": 0, "hold_s": 0}
     with (
         fake("lone") as lone,
