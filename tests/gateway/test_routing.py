@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -127,6 +128,20 @@ def test_a_success_in_between_forgets_failures() -> None:
         breaker.succeeded()
 
     assert breaker.lets(0.0)
+
+
+def test_one_that_was_started_anew_is_not_blamed_for_its_last_life() -> None:
+    replica = replicas("a")["a"]
+    for _ in range(FAILURES):
+        replica.breaker.failed(0.0)
+    assert not replica.usable(0.0)
+    assert replica.upstream is not None
+
+    replica.point_to(dataclasses.replace(replica.upstream))  # the same, said again
+    assert not replica.usable(0.0)
+    replica.point_to(dataclasses.replace(replica.upstream, start=2))
+
+    assert replica.usable(0.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- rules
