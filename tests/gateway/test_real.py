@@ -32,11 +32,16 @@ def rmlaunch(*words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gateway")
+
+
+@pytest.fixture(scope="module")
+def url(state: Path) -> Iterator[str]:
     """A gateway over one of each, and one that it starts itself."""
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RMLAUNCH_STATE", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("RMLAUNCH_STATE", str(state))
         try:
             for name in TEXT:
                 rmlaunch("up", "-d", f"engine={name}", "device=cpu", f"name={name}")
@@ -51,13 +56,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def _same_state(url: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _same_state(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands of a test see what the module's have started."""
-    base = Path(tmp_path_factory.getbasetemp())
-    monkeypatch.setenv(
-        "RMLAUNCH_STATE", str(next(path for path in base.glob("state*") if (path / "deployments").exists()))
-    )
-    assert url
+    monkeypatch.setenv("RMLAUNCH_STATE", str(state))
 
 
 @pytest.fixture
