@@ -37,7 +37,7 @@ test: setup
 	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { $(APT) libnuma1; }
 	@test "$$(id -u)" != 0 || { command -v dockerd && command -v debootstrap && command -v docker-registry && command -v ip; } \
 		>/dev/null || { $(APT) docker.io iptables iproute2 debootstrap docker-registry; }
-	@test "$$(id -u)" != 0 || command -v chromedriver >/dev/null || { $(APT) chromium chromium-driver; }
+	@test "$$(id -u)" != 0 || { command -v chromedriver && command -v curl; } >/dev/null || { $(APT) chromium chromium-driver curl; }
 	$(VENV)/bin/python -m pytest
 
 check: setup

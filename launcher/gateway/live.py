@@ -18,6 +18,7 @@ from typing import Any
 
 from engines.base import LaunchPlan, RmLaunchError
 from launcher import registry, structs
+from launcher.atomic import version
 from launcher.control import Connection, News
 from launcher.deployments import Deployments
 from launcher.gateway.routing import Upstream
@@ -78,7 +79,7 @@ class Watcher:
                 self._tell(name, None)
         for name, folder in folders.items():
             live = self._ledger.is_live(name)
-            mark = (_written(folder / "state.json"), _written(folder / "plan.json"), live)
+            mark = (version(folder / "state.json"), version(folder / "plan.json"), live)
             if mark != self._marks.get(name):
                 self._marks[name] = mark
                 if not self._read(name, folder, live):
@@ -157,12 +158,3 @@ def upstream_of(plan: LaunchPlan, options: Mapping[str, Any], api_key: str | Non
         api_key=plan.key.read() if plan.key else api_key,
         start=news.starts,
     )
-
-
-def _written(file: Path) -> tuple[int, int] | None:
-    """Changes whenever the file is written: it is put in place as a new one each time."""
-    try:
-        stat = file.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engines.base import ConfigError
 from launcher import structs
-from launcher.atomic import write_text
+from launcher.atomic import version, write_text
 from launcher.gateway.settings import Settings, check
 from launcher.paths import shipped, user_config
 
@@ -64,7 +64,7 @@ class Reloader:
         self._file = file
         self._use = use
         self._asked = Asked.loads(file.read_text())
-        self._mark = _mark(file)
+        self._mark = version(file)
         self._wanted = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
@@ -87,7 +87,7 @@ class Reloader:
 
     def look(self) -> None:
         """Whether anything has changed, and what it amounts to then."""
-        if (mark := _mark(self._file)) not in (self._mark, None):
+        if (mark := version(self._file)) not in (self._mark, None):
             self._mark = mark
             before, self._asked = self._asked, Asked.loads(self._file.read_text())
             self._take(before.settings)
@@ -121,7 +121,7 @@ class Reloader:
         if new == old:
             return
         write_text(self._file, self._asked.dumps())  # so that a gateway that is started again begins with them
-        self._mark = _mark(self._file)
+        self._mark = version(self._file)
         log.info("new settings: %s", "; ".join(differences(old, new)))
         self._use(new)
 
@@ -154,11 +154,3 @@ def differences(old: Settings, new: Settings) -> list[str]:
         else:
             said.append(f"{name} changed")
     return sorted(said)
-
-
-def _mark(file: Path) -> tuple[int, int] | None:
-    try:
-        stat = file.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_ino

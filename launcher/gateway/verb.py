@@ -80,14 +80,13 @@ def _up(words: Sequence[str]) -> int:
 def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
     """Give a gateway that runs its new settings."""
     from launcher.atomic import write_text
-    from launcher.gateway.reload import FILE, differences
-    from launcher.gateway.reload import Asked as Known
+    from launcher.gateway.reload import FILE, Asked, differences
     from launcher.gateway.settings import ENGINE
 
     if not isinstance(plan, dict) or plan.get("engine") != ENGINE:
         raise RequestError(f"name={name!r} is taken by a deployment that is no gateway; choose another")
     file = folder / "run" / FILE
-    before = Known.loads(file.read_text()).settings
+    before = Asked.loads(file.read_text()).settings
     if (before.host, before.port) != (asked.settings.host, asked.settings.port):
         raise RequestError(
             f"{name} listens on {before.host} port {before.port}; --replace starts it anew on {asked.settings.host} "

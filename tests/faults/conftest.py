@@ -98,7 +98,7 @@ def here(request: pytest.FixtureRequest) -> Iterator[Here]:
 @pytest.fixture
 def cell(request: pytest.FixtureRequest) -> Cell:
     cell = Cell()
-    request.node.user_properties.append((PROPERTY, vars(cell)))
+    request.node.user_properties.append((PROPERTY, cell))
     return cell
 
 

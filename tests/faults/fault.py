@@ -20,10 +20,9 @@ class Fault:
     absent: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass
+@dataclass(slots=True)
 class Cell:
-    """What was measured. Filled in while the test runs, so that a failed one shows how far it came; its fields
-    travel in the test's report."""
+    """What was measured. Filled in while the test runs, so that a failed one shows how far it came."""
 
     seen_s: float | None = None  #: from the fault to the first word of the supervisor about it
     again_s: float | None = None  #: from the fault to what the row waits for: served again, gone, refused

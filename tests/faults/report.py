@@ -66,8 +66,8 @@ class Table:
         if result is None:
             return
         for name, value in report.user_properties:
-            if name == PROPERTY and isinstance(value, dict):
-                result.cell = Cell(**value)
+            if name == PROPERTY and isinstance(value, Cell):
+                result.cell = value
         if report.failed:
             result.outcome, result.words = "failed", _last_line(report)
         elif report.skipped:
