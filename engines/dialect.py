@@ -11,6 +11,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from engines.errors import InferenceError
@@ -87,36 +88,51 @@ class OpenAI(Dialect):
         """`model` None sends the name that the client gave; `fields` renames fields, and leaves out those that become
         None."""
         self.model = model
-        self._model = None if model is None else json.dumps(model).encode()
         self._prefix = prefix
         self._fields = fields or {}
 
     def request(self, call: Call) -> tuple[str, bytes]:
         path = f"{self._prefix}{call.path}"
-        if not self._fields.keys().isdisjoint(call.fields):
+        body = call.body
+        if self._fields and not self._fields.keys().isdisjoint(call.fields):
             names = {name: self._fields.get(name, name) for name in call.fields}
             fields = {new: call.fields[name] for name, new in names.items() if new is not None}
             return path, json.dumps(fields | ({} if self.model is None else {"model": self.model})).encode()
-        if self._model is None:
-            return path, call.body
-        return path, self._renamed(call)
+        if self.model is None:
+            return path, body
+        if body.count(b'"model"') == 1 and (said := renamed(body, call.fields["model"], self.model)) is not body:
+            return path, said
+        return path, self._renamed(call, self.model)
 
     def whole(self, call: Call, body: bytes) -> bytes:  # noqa: ARG002
         return body
 
-    def _renamed(self, call: Call) -> bytes:
+    @staticmethod
+    def _renamed(call: Call, model: str) -> bytes:
         """The body as it came but for the model's name: numbers, escapes and unknown fields stay as they were written.
 
         In a JSON text `"model":` is a key: within a string its quotes would be escaped.
         """
-        assert self._model is not None
         body = call.body
         found = _MODEL_KEY.search(body)
         if found is None or _MODEL_KEY.search(body, found.end()) or not _says(found[1], call.fields["model"]):
             # Another object in it has such a key, too.
-            return json.dumps({**call.fields, "model": self.model}).encode()
+            return json.dumps({**call.fields, "model": model}).encode()
         start, end = found.span(1)
-        return body[:start] + self._model + body[end:]
+        return body[:start] + json.dumps(model).encode() + body[end:]
+
+
+def renamed(text: bytes, old: str, new: str) -> bytes:
+    """JSON, or pieces of it, with the model `old` as `new`; `text` itself where it does not stand there in one of the
+    two usual ways. Within a string its quotes would be escaped, so that only keys are met."""
+    close, spaced, instead = _spellings(old, new)
+    said = text.replace(close, instead)
+    return text.replace(spaced, instead) if said is text else said
+
+
+@lru_cache
+def _spellings(old: str, new: str) -> tuple[bytes, bytes, bytes]:
+    return b'"model":"%b"' % old.encode(), b'"model": "%b"' % old.encode(), b'"model":%b' % json.dumps(new).encode()
 
 
 def _says(written: bytes, name: str) -> bool:

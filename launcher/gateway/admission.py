@@ -14,19 +14,15 @@ class Gate:
     limit: int | None = None
     active: int = 0
 
-    def has_room(self) -> bool:
-        return self.limit is None or self.active < self.limit
-
 
 class Ticket(ABC):
     """A request on its way through the gates of its route and of its key."""
 
     __slots__ = ("inside", "key_gate", "route_gate")
 
-    def __init__(self, route_gate: Gate, key_gate: Gate) -> None:
-        self.route_gate = route_gate
-        self.key_gate = key_gate
-        self.inside = False
+    route_gate: Gate
+    key_gate: Gate
+    inside: bool  #: it has its place
 
     @abstractmethod
     def go(self) -> None:
@@ -46,8 +42,7 @@ class Admission:
 
     def enter(self, ticket: Ticket, queue: int) -> bool:
         """Whether it may go on at once; if not it waits. Raises `Full` where `queue` wait for its route already."""
-        if self._has_room(ticket):
-            self._let_in(ticket)
+        if self._lets_in(ticket):
             return True
         if sum(other.route_gate is ticket.route_gate for other in self.waiting) >= queue:
             raise Full
@@ -72,18 +67,18 @@ class Admission:
             return
         self._admitting = True
         try:
-            while ticket := next((it for it in self.waiting if self._has_room(it)), None):
+            while ticket := next((it for it in self.waiting if self._lets_in(it)), None):
                 self.waiting.remove(ticket)
-                self._let_in(ticket)
                 ticket.go()
         finally:
             self._admitting = False
 
     @staticmethod
-    def _has_room(ticket: Ticket) -> bool:
-        return ticket.route_gate.has_room() and ticket.key_gate.has_room()
-
-    def _let_in(self, ticket: Ticket) -> None:
-        ticket.inside = True
-        ticket.route_gate.active += 1
-        ticket.key_gate.active += 1
+    def _lets_in(ticket: Ticket) -> bool:
+        """Whether there is room for it, which it has then."""
+        route, key = ticket.route_gate, ticket.key_gate
+        if (route.limit is None or route.active < route.limit) and (key.limit is None or key.active < key.limit):
+            route.active += 1
+            key.active += 1
+            ticket.inside = True
+        return ticket.inside

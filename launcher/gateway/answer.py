@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from engines.base import InferenceError
-from engines.dialect import DONE, Call
+from engines.dialect import DONE, Call, renamed
 from launcher.gateway.routing import Upstream
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -17,16 +17,8 @@ _EVENT_LIMIT = 8 << 20
 
 def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
     """Raises `InferenceError` where the server has answered 200, and no answer."""
-    return renamed(upstream, name, upstream.dialect.whole(call, body))
-
-
-def renamed(upstream: Upstream, name: str, data: bytes) -> bytes:
-    """The model as `name`. Within a text its quotes would be escaped, so that only keys are met."""
-    theirs = upstream.model
-    if theirs is None or theirs == name:
-        return data
-    old, new = theirs.encode(), b'"model":"%b"' % name.encode()
-    return data.replace(b'"model":"%b"' % old, new).replace(b'"model": "%b"' % old, new)
+    body = upstream.dialect.whole(call, body)
+    return body if upstream.model is None else renamed(body, upstream.model, name)
 
 
 class Stream:
@@ -55,7 +47,8 @@ class Stream:
         if self._events is not None:
             said = (self._events.event(line[5:].strip()) for line in events.splitlines() if line.startswith(b"data:"))
             return b"".join(said)
-        events = renamed(self._upstream, self._name, events)
+        if self._upstream.model is not None:
+            events = renamed(events, self._upstream.model, self._name)
         self._tail = events if len(events) >= _TAIL else (self._tail + events)[-_TAIL:]
         return events
 

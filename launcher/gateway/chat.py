@@ -21,14 +21,18 @@ _NAME_LIMIT = 200
 CALLS = {f"/v1{path}": path for path in (CHAT, COMPLETIONS, EMBEDDINGS)}
 
 
-def begin(server: Server, client: ClientConnection, request: Request) -> None:
-    """Raises `Failure` for what no deployment needs to see."""
+def asker(server: Server, request: Request) -> KeyState:
+    """Who asks. Raises `Failure` for whoever may not, whatever is in the body."""
     if request.method != "POST":
         raise Failure(405, f"{request.path} takes POST, not {request.method}", headers={"allow": "POST"})
-    key = server.guard.who(request)
+    return server.guard.who(request)
+
+
+def begin(server: Server, client: ClientConnection, request: Request, key: KeyState, body: bytes) -> None:
+    """Raises `Failure` for what no deployment needs to see."""
     if server.draining:
         raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
-    call = Call(CALLS[request.path], request.body, fields_of(request.body))
+    call = Call(CALLS[request.path], body, fields_of(body))
     name = call.fields.get("model")
     if not isinstance(name, str) or len(name) > _NAME_LIMIT:
         raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server, key)}")

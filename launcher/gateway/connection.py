@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 
 from launcher.gateway.errors import Failure
+from launcher.gateway.heads import split
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
+    from launcher.gateway.table import KeyState
 
 _HEAD_LIMIT = 1 << 16
 _HEADERS_LIMIT = 100
 #: headers that would mean two things
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding"})
+#: headers that announce a body
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 #: further requests that a client sends before it has its answer, and the bytes of their bodies
 _AHEAD, _AHEAD_BYTES = 64, 1 << 16
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
@@ -31,14 +35,16 @@ JSON = "application/json"
 
 @dataclass(slots=True)
 class Request:
+    """All of it but the body. One that was let in is used for all that have the same head, until settings change."""
+
     method: str
-    path: str
-    query: str
+    path: str  #: without its query, which nothing here has
     headers: dict[bytes, bytes]  #: by their names in lower case
-    body: bytes
     keep_alive: bool
     chunks: bool  #: the client knows chunked answers, which came with HTTP/1.1
     extra: bytes = b""  #: lines of headers that its answer has in any case
+    passed_on: bytes = b""  #: lines of headers that a server behind us gets
+    asker: KeyState | None = None  #: who has been let in with it
 
 
 class Handler(Protocol):
@@ -53,8 +59,8 @@ class Handler(Protocol):
 
 class ClientConnection(asyncio.Protocol):
     __slots__ = ("_ahead", "_body", "_closing", "_head", "_head_read", "_headers", "_lingered", "_parser", "_refused",
-                 "_request", "_server", "_size", "_url", "handler", "idle_since", "paused_since", "reading_since",
-                 "transport")  # fmt: skip
+                 "_request", "_server", "_size", "_unread", "_url", "handler", "idle_since", "paused_since",
+                 "reading_since", "transport")  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -62,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.handler: Handler | None = None
         self._request: Request | None = None  #: the one that is being answered
-        self._ahead: deque[Request] = deque()
+        self._ahead: deque[tuple[Request, bytes]] = deque()
         self._closing = False  #: after the answer
         self._refused = False  #: what comes now is not read any more
         self._lingered = 0
@@ -71,6 +77,7 @@ class ClientConnection(asyncio.Protocol):
         self.paused_since: float | None = None
         self._head = 0  #: bytes that have come since the last request, until the head of the next has been read
         self._head_read = False
+        self._unread: bytes | None = None  #: the head of what the parser gets now, where that is one whole request
         self._begin()
 
     # ----------------------------------------------------------------------------------------------------- answers
@@ -86,8 +93,10 @@ class ClientConnection(asyncio.Protocol):
             first = _REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode()
             head = b"%b%bcontent-type: %b\r\n" % (first, self._server.date, content_type.encode())
         end = b"" if request.keep_alive and not self._closing else b"connection: close\r\n"
-        whole = b"%b%b%bcontent-length: %d\r\n%b\r\n" % (head, request.extra, extra, len(body), end)
-        self.transport.write(whole if request.method == "HEAD" else whole + body)
+        said = b"" if request.method == "HEAD" else body
+        self.transport.write(
+            b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (head, request.extra, extra, len(body), end, said)
+        )
         self._answered()
 
     def fail(self, failure: Failure) -> None:
@@ -166,14 +175,20 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         if self._request is None and self._ahead and self.transport is not None:
-            self._serve(self._ahead.popleft())
+            self._serve(*self._ahead.popleft())
             if not self._ahead:
                 self.transport.resume_reading()
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Request, body: bytes) -> None:
         self._request = request
         self.idle_since = None
-        self._server.serve(self, request)
+        self._server.serve(self, request, body)
+
+    def let_in(self, request: Request, asker: KeyState) -> None:
+        """Whoever sends this very head again is let in, too."""
+        request.asker = asker
+        if self._unread is not None:
+            self._server.heads.keep(self._unread, request)
 
     # ------------------------------------------------------------------------------------------- asyncio's callbacks
 
@@ -197,6 +212,11 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._parser is None:
             return
+        unread = split(data) if self.idle_since is not None else None
+        if unread is not None and (known := self._server.heads.get(unread[0])) is not None:
+            self._serve(known, unread[1])
+            return
+        self._unread = None if unread is None else unread[0]
         if not self._head_read:
             self._head += len(data)
         try:
@@ -257,6 +277,8 @@ class ClientConnection(asyncio.Protocol):
             raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
         if b"content-length" in headers and int(headers[b"content-length"]) > self._server.max_body_bytes:
             raise self._too_large()
+        if self._parser is not None and self._parser.should_upgrade() and _FRAMING & headers.keys():
+            raise _NO_UPGRADE  # what follows would be in the other protocol, and no body
         if (
             b"expect" in headers
             and headers[b"expect"].lower() == b"100-continue"
@@ -275,12 +297,13 @@ class ClientConnection(asyncio.Protocol):
         self.reading_since = None
         self._head, self._head_read = 0, False
         request = self._made()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         if self._request is None and not self._ahead:
-            self._serve(request)
+            self._serve(request, body)
             return
-        self._ahead.append(request)
+        self._ahead.append((request, body))
         assert self.transport is not None
-        if len(self._ahead) > _AHEAD or sum(len(waiting.body) for waiting in self._ahead) > _AHEAD_BYTES:
+        if len(self._ahead) > _AHEAD or sum(len(waiting) for _, waiting in self._ahead) > _AHEAD_BYTES:
             self.transport.pause_reading()
 
     def _begin(self) -> None:
@@ -291,11 +314,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _made(self) -> Request:
         assert self._parser is not None
-        path, _, query = self._url.decode("latin-1").partition("?")
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        path = self._url.decode("latin-1").partition("?")[0]
         keep_alive = self._parser.should_keep_alive()
         chunks = self._parser.get_http_version() == "1.1"
-        return Request(self._parser.get_method().decode(), path, query, self._headers, body, keep_alive, chunks)
+        return Request(self._parser.get_method().decode(), path, self._headers, keep_alive, chunks)
 
     def _too_large(self) -> Failure:
         limit = self._server.max_body_bytes
@@ -308,10 +330,11 @@ class ClientConnection(asyncio.Protocol):
             self._ahead.clear()
             self.reading_since = None
             return
-        self._request = Request("", "", "", {}, b"", keep_alive=False, chunks=True)
+        self._request = Request("", "", {}, keep_alive=False, chunks=True)
         self._server.refused(failure.status)
         self.fail(failure)
 
 
 _HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
+_NO_UPGRADE = Failure(400, "only HTTP/1.1 is spoken here: ask without the header upgrade (curl --http1.1)")
 _UNREADABLE = Failure(400, "this request cannot be read")

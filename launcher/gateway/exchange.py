@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from engines.base import InferenceError
@@ -39,27 +39,30 @@ _NEWS_S = 1.0
 
 class Exchange(Ticket):
     __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_failure", "_first",
-                 "_fresh", "_go_on_until", "_heard", "_held_until", "_key", "_progress", "_replica", "_request",
+                 "_fresh", "_go_on_until", "_heard", "_key", "_passed_on", "_placed", "_progress", "_replica",
                  "_route", "_server", "_size", "_spent", "_status", "_stream", "_tried", "_upstream",
                  "_waits_for")  # fmt: skip
 
     def __init__(
         self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
     ) -> None:
-        super().__init__(route.gate, key.gate)
+        self.route_gate = route.gate
+        self.key_gate = key.gate
+        self.inside = False
         self._server = server
         self._client = client
-        self._request = request
+        self._passed_on = request.passed_on
         self._call = call
         self._route = route
         self._key = key
-        self._among: Collection[str] | None = None  #: the members that the route's rules leave
-        self._tried: list[Replica] = []
-        self._spent: list[Replica] = []  #: those that were sent the request, and may have worked on it
+        self._among = route.choice.candidates(call.fields)  #: the members that the route's rules leave
+        self._tried: tuple[Replica, ...] = ()
+        self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
         self._failure: Failure | None = None  #: of the last attempt
         self._waits_for = ""  #: queue, hold, or nothing
-        self._held_until = self._go_on_until = 0.0
-        self._began = self._progress = server.clock()
+        self._go_on_until = 0.0
+        #: when it came, when it had its place, and when something was heard of it last
+        self._began = self._placed = self._progress = server.clock()
         self._first: float | None = None  #: when the client was sent the first byte of a stream
         # Of the attempt that is on its way:
         self._replica: Replica | None = None
@@ -69,14 +72,14 @@ class Exchange(Ticket):
         self._stream: Stream | None = None
         self._fresh = self._heard = False  #: its connection is a new one; something has come on it
         self._status = self._size = 0
-        self._body: list[bytes] = []
+        self._body: list[bytes]
 
     def start(self) -> None:
         self._client.handler = self
         self._server.exchanges.add(self)
         try:
             if self._server.admission.enter(self, self._route.settings.queue):
-                self.go()
+                self._attempt(self._began)
             else:
                 self._waits_for = "queue"
         except Full:
@@ -85,18 +88,18 @@ class Exchange(Ticket):
     # ------------------------------------------------------------------------------------------------ the attempts
 
     def go(self) -> None:
-        """It has its place."""
         self._waits_for = ""
-        self._among = self._route.choice.candidates(self._call.fields)
-        self._held_until = self._server.clock() + self._route.settings.hold_s
-        self._attempt()
+        self._among = self._route.choice.candidates(self._call.fields)  # they may be others by now
+        self._placed = now = self._server.clock()
+        self._attempt(now)
 
-    def _attempt(self) -> None:
-        now = self._server.clock()
+    def _attempt(self, now: float) -> None:
         replica = self._route.choice.pick(self._among, self._tried, now)
         if replica is not None:
             self._send_to(replica, now)
-        elif now < self._held_until and (now < self._go_on_until or self._server.will_serve(self._route, self._among)):
+        elif now - self._placed < self._route.settings.hold_s and (
+            now < self._go_on_until or self._server.will_serve(self._route, self._among)
+        ):
             self._waits_for = "hold"
         else:
             self._refuse(self._failure or self._none_ready(now))
@@ -112,11 +115,12 @@ class Exchange(Ticket):
         replica.in_flight += 1
         replica.requests += 1
         self._progress = now
-        replica.breaker.tried(now)
+        if not replica.breaker.clean:
+            replica.breaker.tried(now)
         self._replica, self._upstream = replica, upstream
         self._stream = None
         self._heard = False
-        request = self._head(upstream, path, len(body)) + body
+        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (upstream.head(path), len(body), self._passed_on, body)
         while replica.idle:
             connection = replica.idle.pop()
             if connection.upstream is upstream and connection.usable():
@@ -128,8 +132,10 @@ class Exchange(Ticket):
         self._connecting = self._server.loop.create_task(self._connect(upstream, request))
 
     def _use(self, connection: Connection, request: bytes) -> None:
+        assert connection.transport is not None
         self._connection = connection
-        connection.send(self, request)
+        connection.exchange = self
+        connection.transport.write(request)
         if self._client.paused_since is not None:
             self.pause()
 
@@ -142,6 +148,8 @@ class Exchange(Ticket):
                 lambda: Connection(upstream), upstream.host, upstream.port, ssl=tls
             )
             _, connection = await asyncio.wait_for(connecting, limit)
+            if not connection.usable():  # between its being made and our turn
+                raise ConnectionResetError("it was closed at once")
         except (OSError, asyncio.TimeoutError) as exc:
             self._connecting = None
             reason = f"within {limit:g} s" if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
@@ -154,13 +162,6 @@ class Exchange(Ticket):
         else:
             self._connecting = None
             self._use(connection, request)
-
-    def _head(self, upstream: Upstream, path: str, length: int) -> bytes:
-        headers = self._request.headers
-        passed = b""
-        if not _PASSED_ON.isdisjoint(headers):
-            passed = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
-        return b"%bcontent-length: %d\r\n%b\r\n" % (upstream.head(path), length, passed)
 
     # --------------------------------------------------------------------------------- what comes from the connection
 
@@ -190,17 +191,15 @@ class Exchange(Ticket):
             self._drop_connection()
             self._unwell(Failure(502, f"its answer has more than {_WHOLE_LIMIT >> 20} MiB", source=ENGINE))
 
-    def ended(self, *, reusable: bool) -> None:
+    def answered(self, connection: Connection, body: bytes) -> None:
+        """It has come at once, as good ones of this server do."""
+        self._give_back(connection, reusable=True)
+        self._end_whole(body)
+
+    def ended(self, connection: Connection, *, reusable: bool) -> None:
         """It is whole."""
-        connection, replica = self._connection, self._replica
-        assert connection is not None
-        assert replica is not None
-        self._connection = None
         retry_after = b"" if self._status == 200 else connection.header(b"Retry-After")
-        if reusable and replica.upstream is connection.upstream and self._client.paused_since is None:
-            replica.idle.append(connection)
-        else:
-            connection.close()
+        self._give_back(connection, reusable=reusable)
         if self._stream is not None:
             self._end_stream(self._stream)
         elif self._status == 200:
@@ -208,6 +207,15 @@ class Exchange(Ticket):
         else:
             headers = {"retry-after": retry_after.decode("latin-1")} if retry_after else {}
             self._end_refused(of_engine(self._status, b"".join(self._body), headers))
+
+    def _give_back(self, connection: Connection, *, reusable: bool) -> None:
+        replica = self._replica
+        assert replica is not None
+        self._connection = None
+        if reusable and replica.upstream is connection.upstream and self._client.paused_since is None:
+            replica.idle.append(connection)
+        else:
+            connection.close()
 
     def broken(self, reason: str) -> None:
         """The connection ended before the answer did."""
@@ -250,7 +258,7 @@ class Exchange(Ticket):
             self._unwell(failure)
         elif failure.status in _TRY_ANOTHER:
             replica = self._well()
-            self._spent.append(replica)
+            self._spent += (replica,)
             self._try_another(replica, failure)
         else:
             self._well()
@@ -268,7 +276,8 @@ class Exchange(Ticket):
     def _well(self) -> Replica:
         replica = self._let_go()
         assert replica is not None
-        replica.breaker.succeeded()
+        if not replica.breaker.clean:
+            replica.breaker.succeeded()
         return replica
 
     # ---------------------------------------------------------------------------------------------------- failures
@@ -279,7 +288,7 @@ class Exchange(Ticket):
         assert replica is not None
         replica.breaker.failed(self._server.clock())
         if sent:
-            self._spent.append(replica)
+            self._spent += (replica,)
         failure = Failure(failure.status, f"{replica.name}: {failure.message}", failure.code, ENGINE, failure.headers)
         if self._first is None:
             self._try_another(replica, failure)
@@ -293,11 +302,11 @@ class Exchange(Ticket):
     def _try_another(self, replica: Replica, failure: Failure) -> None:
         replica.failures += 1
         self._failure = failure
-        self._tried.append(replica)
+        self._tried += (replica,)
         if len(self._spent) > self._route.settings.retries or failure.status == 504:
             self._refuse(failure)
         else:
-            self._attempt()
+            self._attempt(self._server.clock())
 
     def _refuse(self, failure: Failure) -> None:
         self._finish(failure.status)
@@ -360,8 +369,8 @@ class Exchange(Ticket):
         """What is deployed may have changed: one that is held tries again, but for those that it has spent."""
         if self._waits_for == "hold":
             self._waits_for = ""
-            self._tried = list(self._spent)
-            self._attempt()
+            self._tried = self._spent
+            self._attempt(self._server.clock())
 
     def _drop_connection(self) -> None:
         if self._connecting is not None:
@@ -375,7 +384,7 @@ class Exchange(Ticket):
         replica, self._replica = self._replica, None
         if replica is not None:
             replica.in_flight -= 1
-            replica.used = self._server.clock()
+            replica.used = self._server.now
         return replica
 
     def _finish(self, status: int) -> None:
@@ -385,6 +394,13 @@ class Exchange(Ticket):
         self._server.admission.leave(self)
         self._route.count(status, now - self._began, None if self._first is None else self._first - self._began)
         self._key.requests += 1
+
+
+def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
+    """Of a client's headers, the lines that a server behind us gets."""
+    if _PASSED_ON.isdisjoint(headers):
+        return b""
+    return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
 
 
 def forget(replica: Replica) -> None:

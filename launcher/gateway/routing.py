@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.dialect import Dialect
-from launcher.gateway.settings import Member, Route, Rule
+from launcher.gateway.heads import Heads
+from launcher.gateway.settings import Route, Rule
 from launcher.lifecycle import Phase
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Upstream:
     model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
     api_key: str | None = None
     heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: by path, made once each
+    well: Heads[bool] = field(default_factory=Heads, compare=False)  #: of good answers that come whole
     start: int = 0  #: which start of its engine this is: connections to an earlier one are of no use
     task: str | None = None  #: of its model; None where nobody knows
 
@@ -54,12 +56,13 @@ class Breaker:
     """Keeps requests from a replica that fails: `FAILURES` in a row open it, for longer each time; then one is let
     through, and tells."""
 
-    __slots__ = ("_failures", "_open_s", "_open_until")
+    __slots__ = ("_failures", "_open_s", "_open_until", "clean")
 
     def __init__(self) -> None:
         self._failures = 0
         self._open_s = OPEN_S
         self._open_until = 0.0
+        self.clean = True  #: it has not failed since it answered last
 
     def lets(self, now: float) -> bool:
         return self._failures < FAILURES or now >= self._open_until
@@ -71,9 +74,11 @@ class Breaker:
 
     def succeeded(self) -> None:
         self._failures, self._open_s = 0, OPEN_S
+        self.clean = True
 
     def failed(self, now: float) -> None:
         self._failures += 1
+        self.clean = False
         if self._failures >= FAILURES:
             self._open_until = now + self._open_s
             self._open_s = min(self._open_s * 2, OPEN_MAX_S)
@@ -105,7 +110,7 @@ class Replica:
             self.breaker = Breaker()
 
     def usable(self, now: float) -> bool:
-        return self.upstream is not None and self.breaker.lets(now)
+        return self.upstream is not None and (self.breaker.clean or self.breaker.lets(now))
 
     def why_not(self, now: float) -> str:
         """Why nothing is sent to it; empty where it is."""
@@ -154,16 +159,24 @@ def fits(rule: Rule, what: Asked) -> bool:
     )
 
 
+@dataclass(eq=False, slots=True)
+class _Seat:
+    """A replica's place in one route."""
+
+    replica: Replica
+    weight: int
+    credit: int = 0
+
+
 class Choice:
     """The replicas of one route, and whose turn it is."""
 
-    __slots__ = ("_credit", "_members", "_route", "replicas")
+    __slots__ = ("_route", "_seats", "replicas")
 
     def __init__(self, route: Route, replicas: Mapping[str, Replica]) -> None:
         self._route = route
-        self._members: list[tuple[Member, Replica]] = [(member, replicas[member.name]) for member in route.members]
-        self._credit = dict.fromkeys((member.name for member in route.members), 0)
-        self.replicas = [replica for _, replica in self._members]
+        self._seats = [_Seat(replicas[member.name], member.weight) for member in route.members]
+        self.replicas = [seat.replica for seat in self._seats]
 
     def candidates(self, fields: Mapping[str, Any]) -> Collection[str] | None:
         """The names that the route's rules leave; None where all may answer."""
@@ -176,32 +189,32 @@ class Choice:
 
     def pick(self, among: Collection[str] | None, tried: Collection[Replica], now: float) -> Replica | None:
         """The replica whose turn it is, of those that are well and not `tried`; None where there is none."""
-        usable = [
-            (member, replica)
-            for member, replica in self._members
-            if replica.usable(now) and replica not in tried and (among is None or member.name in among)
-        ]
-        if len(usable) > 1:
-            usable = [it for it in usable if it[1].phase != _DOUBTED] or usable
+        usable: list[_Seat] = []
+        doubted: list[_Seat] = []
+        for seat in self._seats:
+            replica = seat.replica
+            if replica.usable(now) and replica not in tried and (among is None or replica.name in among):
+                (doubted if replica.phase == _DOUBTED else usable).append(seat)
+        usable = usable or doubted
         if len(usable) < 2:
-            return usable[0][1] if usable else None
+            return usable[0].replica if usable else None
         match self._route.strategy:
             case "priority":
-                return usable[0][1]
+                return usable[0].replica
             case "round_robin":
-                return self._in_turn(usable)
+                return _in_turn(usable)
             case _:
-                least = min((replica.in_flight + 1) / member.weight for member, replica in usable)
-                return self._in_turn([it for it in usable if (it[1].in_flight + 1) / it[0].weight <= least])
+                least = min((seat.replica.in_flight + 1) / seat.weight for seat in usable)
+                return _in_turn([seat for seat in usable if (seat.replica.in_flight + 1) / seat.weight <= least])
 
-    def _in_turn(self, usable: Iterable[tuple[Member, Replica]]) -> Replica:
-        """Smooth weighted round robin: each gains its weight, and whoever is chosen pays for all."""
-        chosen, replica, most, total = "", None, 0, 0
-        for member, candidate in usable:
-            total += member.weight
-            credit = self._credit[member.name] = self._credit[member.name] + member.weight
-            if replica is None or credit > most:
-                chosen, replica, most = member.name, candidate, credit
-        assert replica is not None
-        self._credit[chosen] -= total
-        return replica
+
+def _in_turn(seats: Sequence[_Seat]) -> Replica:
+    """Smooth weighted round robin: each gains its weight, and whoever is chosen pays for all."""
+    chosen, total = seats[0], 0
+    for seat in seats:
+        total += seat.weight
+        seat.credit += seat.weight
+        if seat.credit > chosen.credit:
+            chosen = seat
+    chosen.credit -= total
+    return chosen.replica

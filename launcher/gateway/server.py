@@ -14,8 +14,9 @@ from launcher.gateway import api, chat
 from launcher.gateway.admission import Admission
 from launcher.gateway.connection import ClientConnection, Request
 from launcher.gateway.errors import Failure
-from launcher.gateway.exchange import Exchange, forget
+from launcher.gateway.exchange import Exchange, forget, passed_on
 from launcher.gateway.guard import Guard
+from launcher.gateway.heads import Heads
 from launcher.gateway.settings import Settings
 from launcher.gateway.table import RouteState, Table
 
@@ -36,6 +37,7 @@ class Server:
         self.guard = Guard(self.table)
         self.admission = Admission()
         self.backend = backend
+        self.heads: Heads[Request] = Heads()  #: of requests that were let in
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[Exchange] = set()
         self.refusals: Counter[int] = Counter()  #: requests that came to no route, by status
@@ -47,9 +49,12 @@ class Server:
         self._tls: ssl.SSLContext | None = None
         self._date()
 
-    def serve(self, client: ClientConnection, request: Request) -> None:
+    def serve(self, client: ClientConnection, request: Request, body: bytes) -> None:
         """Answer `request`, now or later."""
         try:
+            if request.asker is not None:
+                chat.begin(self, client, request, request.asker, body)
+                return
             if request.path.startswith("/api/"):
                 request.path = request.path[4:]
             self.guard.check(request)
@@ -57,7 +62,9 @@ class Server:
             if request.method == "OPTIONS" and request.extra:
                 api.preflight(client)
             elif request.path in chat.CALLS:
-                chat.begin(self, client, request)
+                request.passed_on = passed_on(request.headers)
+                client.let_in(request, asker := chat.asker(self, request))
+                chat.begin(self, client, request, asker, body)
             else:
                 api.answer(self, client, request)
         except Failure as failure:
@@ -94,6 +101,7 @@ class Server:
         """Go on with new settings; requests that are on their way end as they began."""
         for replica in self.table.use(settings, keys_of_servers):
             forget(replica)
+        self.heads.forget()
         self.max_body_bytes = settings.max_body_bytes
         self.admission.admit()
         self.look_again()

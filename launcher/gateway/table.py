@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import hmac
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -53,7 +52,7 @@ class RouteState:
     def __init__(self, settings: Route, replicas: dict[str, Replica]) -> None:
         self.name = settings.name
         self.gate = Gate()
-        self.codes: Counter[int] = Counter()
+        self.codes: dict[int, int] = {}
         self.seconds = Histogram()
         self.first_bytes = Histogram()
         self.use(settings, replicas)
@@ -64,7 +63,7 @@ class RouteState:
         self.choice = Choice(settings, replicas)
 
     def count(self, status: int, seconds: float, first_byte: float | None) -> None:
-        self.codes[status] += 1
+        self.codes[status] = self.codes.get(status, 0) + 1
         self.seconds.add(seconds)
         if first_byte is not None:
             self.first_bytes.add(first_byte)

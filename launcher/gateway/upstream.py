@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
+from launcher.gateway.heads import split
 from launcher.gateway.routing import Upstream
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ log = logging.getLogger(__name__)
 class Connection(asyncio.Protocol):
     """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
 
-    __slots__ = ("_complete", "_framed", "_headers", "_kept", "_parser", "_whole", "exchange", "on_header", "streams",
-                 "transport", "upstream")  # fmt: skip
+    __slots__ = ("_complete", "_framed", "_headers", "_kept", "_parser", "_resting", "_status", "_unread",
+                 "_whole", "exchange", "on_header", "streams", "transport", "upstream")  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -32,15 +33,13 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self.on_header = self._headers.__setitem__  # without a frame of Python's for each
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._status = 0
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
         self._whole = False  #: and the body
         self._kept = False  #: the server keeps the connection
-
-    def send(self, exchange: Exchange, request: bytes) -> None:
-        assert self.transport is not None
-        self.exchange = exchange
-        self.transport.write(request)
+        self._resting = True  #: no answer has begun
+        self._unread: bytes | None = None  #: the head of what the parser gets now, where that is one whole answer
 
     def usable(self) -> bool:
         return self.transport is not None and not self.transport.is_closing()
@@ -62,13 +61,21 @@ class Connection(asyncio.Protocol):
             self.close()  # an answer that nobody asked for
             return
         try:
+            unread = split(data) if self._resting else None
+            if unread is not None and self.upstream.well.get(unread[0]):
+                self.exchange = None
+                exchange.answered(self, unread[1])
+                return
+            self._unread = None if unread is None else unread[0]
+            self._resting = False
             self._parser.feed_data(data)
             if len(self._headers) > _HEADERS_LIMIT:
                 self._break("it sends headers without an end")
             elif self._whole:  # not within the parser: whoever has it next must not meet the rest of this
                 self._whole = False
+                self._resting = True
                 self.exchange = None
-                exchange.ended(reusable=self._kept)
+                exchange.ended(self, reusable=self._kept)
         except httptools.HttpParserCallbackError as exc:
             self._crash(exchange, exc.__context__)
         except httptools.HttpParserError as exc:
@@ -83,7 +90,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             if self._complete and not self._framed and exc is None:
-                exchange.ended(reusable=False)  # the end of the connection is that of the body
+                exchange.ended(self, reusable=False)  # the end of the connection is that of the body
             else:
                 exchange.broken(f"it closed the connection{': ' + str(exc) if exc else ''}")
         except Exception as bug:  # noqa: BLE001  (as above)
@@ -114,6 +121,7 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200 and not self._whole:
             self._complete = True
+            self._status = status
             self._framed = bool(self.header(b"Content-Length") or self.header(b"Transfer-Encoding"))
             self.streams = self.header(b"Content-Type").startswith(b"text/event-stream")
             if self.exchange is not None:
@@ -129,6 +137,8 @@ class Connection(asyncio.Protocol):
         if not self._whole:
             self._whole = True
             self._kept = self._parser.should_keep_alive()
+            if self._unread is not None and self._kept and self._status == 200 and not self.streams:
+                self.upstream.well.keep(self._unread, True)
 
     def _crash(self, exchange: Exchange, bug: BaseException | None) -> None:
         log.error("a bug: with an answer of %s:%d", self.upstream.host, self.upstream.port, exc_info=bug)

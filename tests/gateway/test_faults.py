@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -14,6 +15,7 @@ import pytest
 import requests
 
 from launcher.gateway.settings import Member
+from launcher.gateway.upstream import Connection
 from tests.gateway.harness import Fake, events, fake, gateway, settings, text_of, until
 from tests.supervision import free_port
 
@@ -303,6 +305,28 @@ def test_an_upgrade_is_passed_over_and_nothing_after_it_is_read(a: Fake) -> None
         assert answer.count(b"HTTP/1.1") == 1
 
 
+def test_an_upgrade_with_a_body_is_refused_and_says_how_to_ask(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]})) as it:
+        for _ in range(2):
+            answer = it.ask("hi", headers={"connection": "upgrade", "upgrade": "h2c"})
+
+            assert answer.status_code == 400
+            assert answer.json()["error"]["message"].startswith("only HTTP/1.1 is spoken here")
+
+
+def test_a_connection_that_is_lost_as_soon_as_it_is_made_is_told_of(a: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(self: Connection, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        transport.abort()
+
+    monkeypatch.setattr(Connection, "connection_made", lost)
+    with gateway(settings({"m": [a.member]}, {"hold_s": 0})) as it:
+        answer = it.ask("hi")
+
+        assert (answer.status_code, answer.json()["error"]["source"]) == (502, "engine")
+        assert "(it was closed at once)" in answer.json()["error"]["message"]
+
+
 def test_a_client_that_waits_for_a_word_before_it_sends_gets_one(a: Fake) -> None:
     with gateway(settings({"m": [a.member]})) as it, socket.create_connection(("127.0.0.1", it.port)) as client:
         body = b'{"model": "m", "messages": [{"role": "user", "content": "hi"}]}'
@@ -397,7 +421,7 @@ def test_a_bug_of_ours_costs_one_request_and_not_the_clock(a: Fake, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr("launcher.gateway.exchange.whole", broken)
             assert it.ask("hi").status_code == 500
-            patch.setattr("launcher.gateway.exchange.Exchange._head", broken)
+            patch.setattr("launcher.gateway.routing.Upstream.head", broken)
             assert it.ask("hi").status_code == 500
         assert it.ask("hi").status_code == 200
         assert it.ask("hang").status_code == 504  # the clock still looks

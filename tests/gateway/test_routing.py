@@ -195,7 +195,7 @@ def test_the_first_rule_that_fits_decides() -> None:
 
 class Waits(Ticket):
     def __init__(self, route: Gate, key: Gate, went: list[object], name: object = None) -> None:
-        super().__init__(route, key)
+        self.route_gate, self.key_gate, self.inside = route, key, False
         self._went, self._name = went, name
 
     def go(self) -> None:
