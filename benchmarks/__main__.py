@@ -7,6 +7,7 @@ from benchmarks import (
     engine_infer,
     engine_start,
     gateway,
+    gateway_servers,
     infer_overhead,
     launch_overhead,
     ready_latency,
@@ -25,6 +26,7 @@ def main() -> None:
     throughput.main()
     supervision.main()
     gateway.main()
+    gateway_servers.main()
 
 
 if __name__ == "__main__":
