@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 
 from launcher.gateway.errors import Failure
-from launcher.gateway.heads import split
+from launcher.gateway.heads import Head
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
@@ -35,7 +35,7 @@ JSON = "application/json"
 
 @dataclass(slots=True)
 class Request:
-    """All of it but the body. One that was let in is used for all that have the same head, until settings change."""
+    """All of it but the body. One that was let in is used again for the next with the same head."""
 
     method: str
     path: str  #: without its query, which nothing here has
@@ -58,9 +58,9 @@ class Handler(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    __slots__ = ("_ahead", "_body", "_closing", "_head", "_head_read", "_headers", "_lingered", "_parser", "_refused",
-                 "_request", "_server", "_size", "_unread", "_url", "handler", "idle_since", "paused_since",
-                 "reading_since", "transport")  # fmt: skip
+    __slots__ = ("_ahead", "_body", "_closing", "_head", "_head_read", "_headers", "_let_in", "_lingered", "_parser",
+                 "_refused", "_request", "_server", "_size", "_unread", "_url", "handler", "idle_since",
+                 "paused_since", "reading_since", "transport")  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -77,7 +77,8 @@ class ClientConnection(asyncio.Protocol):
         self.paused_since: float | None = None
         self._head = 0  #: bytes that have come since the last request, until the head of the next has been read
         self._head_read = False
-        self._unread: bytes | None = None  #: the head of what the parser gets now, where that is one whole request
+        self._unread: Head | None = None  #: of what the parser gets now, where that is one whole request
+        self._let_in: tuple[Head, Request] | None = None  #: the last one that was
         self._begin()
 
     # ----------------------------------------------------------------------------------------------------- answers
@@ -185,10 +186,14 @@ class ClientConnection(asyncio.Protocol):
         self._server.serve(self, request, body)
 
     def let_in(self, request: Request, asker: KeyState) -> None:
-        """Whoever sends this very head again is let in, too."""
+        """What comes with the same head is let in, too, until settings change."""
         request.asker = asker
         if self._unread is not None:
-            self._server.heads.keep(self._unread, request)
+            self._let_in = self._unread, request
+
+    def forget(self) -> None:
+        """Settings have changed: who may ask is to be found out again."""
+        self._let_in = None
 
     # ------------------------------------------------------------------------------------------- asyncio's callbacks
 
@@ -212,11 +217,12 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._parser is None:
             return
-        unread = split(data) if self.idle_since is not None else None
-        if unread is not None and (known := self._server.heads.get(unread[0])) is not None:
-            self._serve(known, unread[1])
-            return
-        self._unread = None if unread is None else unread[0]
+        self._unread = None
+        if self.idle_since is not None:
+            if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
+                self._serve(self._let_in[1], body)
+                return
+            self._unread = Head.of(data)
         if not self._head_read:
             self._head += len(data)
         try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.dialect import Dialect
-from launcher.gateway.heads import Heads
 from launcher.gateway.settings import Route, Rule
 from launcher.lifecycle import Phase
 
@@ -35,7 +34,6 @@ class Upstream:
     model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
     api_key: str | None = None
     heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: by path, made once each
-    well: Heads[bool] = field(default_factory=Heads, compare=False)  #: of good answers that come whole
     start: int = 0  #: which start of its engine this is: connections to an earlier one are of no use
     task: str | None = None  #: of its model; None where nobody knows
 

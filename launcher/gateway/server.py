@@ -16,7 +16,6 @@ from launcher.gateway.connection import ClientConnection, Request
 from launcher.gateway.errors import Failure
 from launcher.gateway.exchange import Exchange, forget, passed_on
 from launcher.gateway.guard import Guard
-from launcher.gateway.heads import Heads
 from launcher.gateway.settings import Settings
 from launcher.gateway.table import RouteState, Table
 
@@ -37,7 +36,6 @@ class Server:
         self.guard = Guard(self.table)
         self.admission = Admission()
         self.backend = backend
-        self.heads: Heads[Request] = Heads()  #: of requests that were let in
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[Exchange] = set()
         self.refusals: Counter[int] = Counter()  #: requests that came to no route, by status
@@ -101,7 +99,8 @@ class Server:
         """Go on with new settings; requests that are on their way end as they began."""
         for replica in self.table.use(settings, keys_of_servers):
             forget(replica)
-        self.heads.forget()
+        for connection in self.connections:
+            connection.forget()
         self.max_body_bytes = settings.max_body_bytes
         self.admission.admit()
         self.look_again()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from launcher.gateway.heads import split
+from launcher.gateway.heads import Head
 from launcher.gateway.routing import Upstream
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 class Connection(asyncio.Protocol):
     """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
 
-    __slots__ = ("_complete", "_framed", "_headers", "_kept", "_parser", "_resting", "_status", "_unread",
+    __slots__ = ("_complete", "_framed", "_good", "_headers", "_kept", "_parser", "_resting", "_status", "_unread",
                  "_whole", "exchange", "on_header", "streams", "transport", "upstream")  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
@@ -39,7 +39,8 @@ class Connection(asyncio.Protocol):
         self._whole = False  #: and the body
         self._kept = False  #: the server keeps the connection
         self._resting = True  #: no answer has begun
-        self._unread: bytes | None = None  #: the head of what the parser gets now, where that is one whole answer
+        self._unread: Head | None = None  #: of what the parser gets now, where that is one whole answer
+        self._good: Head | None = None  #: of the last good answer that came whole
 
     def usable(self) -> bool:
         return self.transport is not None and not self.transport.is_closing()
@@ -61,12 +62,12 @@ class Connection(asyncio.Protocol):
             self.close()  # an answer that nobody asked for
             return
         try:
-            unread = split(data) if self._resting else None
-            if unread is not None and self.upstream.well.get(unread[0]):
-                self.exchange = None
-                exchange.answered(self, unread[1])
-                return
-            self._unread = None if unread is None else unread[0]
+            if self._resting:
+                if self._good is not None and (body := self._good.body(data)) is not None:
+                    self.exchange = None
+                    exchange.answered(self, body)
+                    return
+                self._unread = Head.of(data)
             self._resting = False
             self._parser.feed_data(data)
             if len(self._headers) > _HEADERS_LIMIT:
@@ -137,8 +138,8 @@ class Connection(asyncio.Protocol):
         if not self._whole:
             self._whole = True
             self._kept = self._parser.should_keep_alive()
-            if self._unread is not None and self._kept and self._status == 200 and not self.streams:
-                self.upstream.well.keep(self._unread, True)
+            if self._unread is not None and self._status == 200 and not self.streams:
+                self._good = self._unread
 
     def _crash(self, exchange: Exchange, bug: BaseException | None) -> None:
         log.error("a bug: with an answer of %s:%d", self.upstream.host, self.upstream.port, exc_info=bug)
