@@ -14,6 +14,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+import httptools
+
 Ask = Callable[[bytes], Awaitable[bytes]]
 
 PATH = "/v1/chat/completions"
@@ -112,76 +114,81 @@ async def aiohttp_server(port: int, upstream: int) -> None:
     await asyncio.Event().wait()
 
 
-async def protocols(port: int, upstream: int) -> None:
-    """asyncio's protocols with httptools, on both sides."""
-    import httptools
+class _Messages(asyncio.Protocol):
+    """asyncio's protocols with httptools: a connection, and the body of the message that comes on it."""
 
-    idle: list[Server] = []
+    def __init__(self, parser: Callable[[object], Any]) -> None:
+        self.transport: Any = None
+        self.parser = parser(self)
+        self._body: list[bytes] = []
 
-    class Server(asyncio.Protocol):
-        def __init__(self) -> None:
-            self.client: Client | None = None
-            self.transport: Any = None
-            self._parser = httptools.HttpResponseParser(self)
-            self._body: list[bytes] = []
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
 
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = transport
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
 
-        def data_received(self, data: bytes) -> None:
-            self._parser.feed_data(data)
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
 
-        def on_body(self, body: bytes) -> None:
-            self._body.append(body)
+    def on_message_complete(self) -> None:
+        body, self._body = b"".join(self._body), []
+        self.came(body)
 
-        def on_message_complete(self) -> None:
-            client, self.client = self.client, None
-            body, self._body = b"".join(self._body), []
-            idle.append(self)
-            if client is not None:
-                client.transport.write(
-                    b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                    % (self._parser.get_status_code(), len(body), body)
-                )
+    def came(self, body: bytes) -> None:
+        raise NotImplementedError
 
-    class Client(asyncio.Protocol):
-        def __init__(self) -> None:
-            self.transport: Any = None
-            self._parser = httptools.HttpRequestParser(self)
-            self._body: list[bytes] = []
 
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = transport
+class _Server(_Messages):
+    """To the server behind; `idle` are those that nobody uses."""
 
-        def data_received(self, data: bytes) -> None:
-            self._parser.feed_data(data)
+    def __init__(self, idle: list[_Server]) -> None:
+        super().__init__(httptools.HttpResponseParser)
+        self._idle = idle
+        self.client: _Client | None = None
 
-        def on_body(self, body: bytes) -> None:
-            self._body.append(body)
-
-        def on_message_complete(self) -> None:
-            body, self._body = b"".join(self._body), []
-            assert json.loads(body)["model"]
-            request = (
-                b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
-                % (PATH.encode(), len(body), body)
+    def came(self, body: bytes) -> None:
+        client, self.client = self.client, None
+        self._idle.append(self)
+        if client is not None:
+            client.transport.write(
+                b"HTTP/1.1 %d OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (self.parser.get_status_code(), len(body), body)
             )
-            if idle:
-                self._use(idle.pop(), request)
-            else:
-                waiting.append(asyncio.ensure_future(self._connect(request)))
 
-        async def _connect(self, request: bytes) -> None:
-            _, server = await asyncio.get_running_loop().create_connection(Server, "127.0.0.1", upstream)
-            self._use(server, request)
 
-        def _use(self, server: Server, request: bytes) -> None:
-            server.client = self
-            server.transport.write(request)
+class _Client(_Messages):
+    def __init__(self, upstream: int, idle: list[_Server]) -> None:
+        super().__init__(httptools.HttpRequestParser)
+        self._upstream = upstream
+        self._idle = idle
+        self._connecting: asyncio.Future[None] | None = None
 
-    waiting: list[asyncio.Future[None]] = []
-    listening = await asyncio.get_running_loop().create_server(Client, "127.0.0.1", port)
-    await listening.serve_forever()
+    def came(self, body: bytes) -> None:
+        assert json.loads(body)["model"]
+        request = (
+            b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+            % (PATH.encode(), len(body), body)
+        )
+        if self._idle:
+            self._use(self._idle.pop(), request)
+        else:
+            self._connecting = asyncio.ensure_future(self._connect(request))
+
+    async def _connect(self, request: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        _, server = await loop.create_connection(lambda: _Server(self._idle), "127.0.0.1", self._upstream)
+        self._use(server, request)
+
+    def _use(self, server: _Server, request: bytes) -> None:
+        server.client = self
+        server.transport.write(request)
+
+
+async def protocols(port: int, upstream: int) -> None:
+    idle: list[_Server] = []
+    loop = asyncio.get_running_loop()
+    await (await loop.create_server(lambda: _Client(upstream, idle), "127.0.0.1", port)).serve_forever()
 
 
 def main(kind: str, port: int, upstream: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from launcher.gateway.connection import JSON, ClientConnection, Request
-from launcher.gateway.errors import Failure
+from launcher.gateway.errors import BUG, Failure
 from launcher.paths import shipped
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _later(server: Server, client: ClientConnection, work: Awaitable[Mapping[str
         except Exception:
             log.exception("a bug: with what takes a while")
             if client.handler is waiting:
-                client.fail(Failure(500, "the gateway has a bug; its log says more"))
+                client.fail(BUG)
             return
         if client.handler is waiting:
             _say(client, data)

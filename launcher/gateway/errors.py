@@ -48,6 +48,9 @@ class Failure(Exception):
         return b"data: " + self.body() + b"\n\n"
 
 
+BUG = Failure(500, "the gateway has a bug; its log says more")
+
+
 def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
     """What a server refused with, in its own words."""
     from engines.json_http import words

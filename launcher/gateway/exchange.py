@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from engines.base import InferenceError
@@ -16,7 +15,7 @@ from engines.dialect import Call
 from launcher.gateway.admission import Full, Ticket
 from launcher.gateway.answer import Stream, whole
 from launcher.gateway.connection import ClientConnection, Request
-from launcher.gateway.errors import ENGINE, Failure, of_engine
+from launcher.gateway.errors import BUG, ENGINE, Failure, of_engine
 from launcher.gateway.routing import Replica, Upstream
 from launcher.gateway.upstream import Connection
 
@@ -31,8 +30,6 @@ _WHOLE_LIMIT = 64 << 20
 #: answers of a server that cannot answer
 _UNWELL = frozenset({502, 503, 504})
 _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
-#: of the client's headers, what a server behind us may want to know
-_PASSED_ON = frozenset({b"traceparent", b"tracestate", b"x-request-id"})
 #: after a refused connection: until the supervisor has told what became of the deployment
 _NEWS_S = 1.0
 
@@ -115,7 +112,7 @@ class Exchange(Ticket):
         replica.in_flight += 1
         replica.requests += 1
         self._progress = now
-        if not replica.breaker.clean:
+        if replica.breaker.failures:
             replica.breaker.tried(now)
         self._replica, self._upstream = replica, upstream
         self._stream = None
@@ -276,7 +273,7 @@ class Exchange(Ticket):
     def _well(self) -> Replica:
         replica = self._let_go()
         assert replica is not None
-        if not replica.breaker.clean:
+        if replica.breaker.failures:
             replica.breaker.succeeded()
         return replica
 
@@ -331,7 +328,7 @@ class Exchange(Ticket):
         if self._client.handler is not self:
             return
         if self._first is None:
-            self._client.fail(Failure(500, "the gateway has a bug; its log says more"))
+            self._client.fail(BUG)
         else:
             self._client.close()
 
@@ -394,13 +391,6 @@ class Exchange(Ticket):
         self._server.admission.leave(self)
         self._route.count(status, now - self._began, None if self._first is None else self._first - self._began)
         self._key.requests += 1
-
-
-def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
-    """Of a client's headers, the lines that a server behind us gets."""
-    if _PASSED_ON.isdisjoint(headers):
-        return b""
-    return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
 
 
 def forget(replica: Replica) -> None:

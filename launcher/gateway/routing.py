@@ -54,30 +54,27 @@ class Breaker:
     """Keeps requests from a replica that fails: `FAILURES` in a row open it, for longer each time; then one is let
     through, and tells."""
 
-    __slots__ = ("_failures", "_open_s", "_open_until", "clean")
+    __slots__ = ("_open_s", "_open_until", "failures")
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0  #: in a row, since it answered last
         self._open_s = OPEN_S
         self._open_until = 0.0
-        self.clean = True  #: it has not failed since it answered last
 
     def lets(self, now: float) -> bool:
-        return self._failures < FAILURES or now >= self._open_until
+        return self.failures < FAILURES or now >= self._open_until
 
     def tried(self, now: float) -> None:
         """A request is on its way: until it has told, no other is let through an open breaker."""
-        if self._failures >= FAILURES:
+        if self.failures >= FAILURES:
             self._open_until = now + self._open_s
 
     def succeeded(self) -> None:
-        self._failures, self._open_s = 0, OPEN_S
-        self.clean = True
+        self.failures, self._open_s = 0, OPEN_S
 
     def failed(self, now: float) -> None:
-        self._failures += 1
-        self.clean = False
-        if self._failures >= FAILURES:
+        self.failures += 1
+        if self.failures >= FAILURES:
             self._open_until = now + self._open_s
             self._open_s = min(self._open_s * 2, OPEN_MAX_S)
 
@@ -108,7 +105,7 @@ class Replica:
             self.breaker = Breaker()
 
     def usable(self, now: float) -> bool:
-        return self.upstream is not None and (self.breaker.clean or self.breaker.lets(now))
+        return self.upstream is not None and (not self.breaker.failures or self.breaker.lets(now))
 
     def why_not(self, now: float) -> str:
         """Why nothing is sent to it; empty where it is."""

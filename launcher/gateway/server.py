@@ -13,11 +13,12 @@ from email.utils import formatdate
 from launcher.gateway import api, chat
 from launcher.gateway.admission import Admission
 from launcher.gateway.connection import ClientConnection, Request
-from launcher.gateway.errors import Failure
-from launcher.gateway.exchange import Exchange, forget, passed_on
+from launcher.gateway.errors import BUG, Failure
+from launcher.gateway.exchange import Exchange, forget
 from launcher.gateway.guard import Guard
 from launcher.gateway.settings import Settings
 from launcher.gateway.table import RouteState, Table
+from launcher.gateway.upstream import passed_on
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Server:
             if handler is not None:
                 handler.client_gone()
             self.refused(500)
-            client.fail(Failure(500, "the gateway has a bug; its log says more"))
+            client.fail(BUG)
 
     def refused(self, status: int) -> None:
         self.refusals[status] += 1

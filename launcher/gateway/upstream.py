@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import httptools
@@ -15,8 +16,17 @@ if TYPE_CHECKING:
     from launcher.gateway.exchange import Exchange
 
 _HEADERS_LIMIT = 1000
+#: of the client's headers, what a server behind us may want to know
+_PASSED_ON = frozenset({b"traceparent", b"tracestate", b"x-request-id"})
 
 log = logging.getLogger(__name__)
+
+
+def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
+    """Of a client's headers, the lines that a server behind us gets."""
+    if _PASSED_ON.isdisjoint(headers):
+        return b""
+    return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
 
 
 class Connection(asyncio.Protocol):

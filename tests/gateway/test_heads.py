@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import re
 import socket
-import time
 from typing import cast
 
 import httptools
@@ -21,7 +20,7 @@ from launcher.gateway.heads import Head
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import Key, hashed
 from launcher.gateway.upstream import Connection
-from tests.gateway.harness import Fake, gateway, settings, until
+from tests.gateway.harness import Fake, Running, gateway, settings, until
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nB: c\r\n\r\n"
 
@@ -154,6 +153,11 @@ def ask(client: socket.socket, key: str, path: str = "/v1/chat/completions", mor
     return answer
 
 
+def reads(it: Running) -> bool:
+    """Whether a request has begun to come, and not ended."""
+    return any(connection.reading_since is not None for connection in it.server.connections)
+
+
 def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 
@@ -170,15 +174,18 @@ def test_a_head_that_was_let_in_is_let_in_again_until_its_key_is_not(a: Fake) ->
         assert status(ask(client, "the-second-ones-key")) == 200
 
 
+TWO_KEYS = [Key(name, hashed(f"the-own-key-of-{name}", "")) for name in ("one", "two")]
+
+
 def test_a_head_is_that_of_its_own_request(a: Fake) -> None:
-    made = settings(
-        {"m": [a.member]}, keys=[Key(name, hashed(f"the-own-key-of-{name}", "")) for name in ("one", "two")]
-    )
-    with gateway(made) as it, socket.create_connection(("127.0.0.1", it.port)) as client:
+    with (
+        gateway(settings({"m": [a.member]}, keys=TWO_KEYS)) as it,
+        socket.create_connection(("127.0.0.1", it.port)) as client,
+    ):
         assert [status(ask(client, "the-own-key-of-one")) for _ in range(2)] == [200, 200]
         other = post(b'{"model": "m", "messages": []}', "the-own-key-of-two")
         client.sendall(other[:-3])
-        time.sleep(0.1)
+        until(lambda: reads(it))
         client.sendall(other[-3:])
         assert status(client.recv(65536)) == 200
 
@@ -188,10 +195,10 @@ def test_a_head_is_that_of_its_own_request(a: Fake) -> None:
 
 
 def test_what_waits_for_its_turn_is_not_taken_for_what_is_answered(a: Fake) -> None:
-    made = settings(
-        {"m": [a.member]}, keys=[Key(name, hashed(f"the-own-key-of-{name}", "")) for name in ("one", "two")]
-    )
-    with gateway(made) as it, socket.create_connection(("127.0.0.1", it.port)) as client:
+    with (
+        gateway(settings({"m": [a.member]}, keys=TWO_KEYS)) as it,
+        socket.create_connection(("127.0.0.1", it.port)) as client,
+    ):
         slow = b'{"model": "m", "messages": [{"role": "user", "content": "slow 0.2"}]}'
         client.sendall(post(slow, "the-own-key-of-one"))
         until(lambda: len(it.server.exchanges) == 1)
@@ -250,9 +257,9 @@ def test_a_body_that_looks_like_a_request_is_a_body(a: Fake) -> None:
 
         for first in (outer[: -len(inner)], post(b"no") + outer[: -len(inner)]):
             client.sendall(first)
-            time.sleep(0.1)
+            until(lambda: reads(it))
             client.sendall(inner)
-            time.sleep(0.1)
+            until(lambda: not reads(it))
 
         assert re.findall(rb"HTTP/1.1 (\d+)", client.recv(65536)) == [b"400"] * 3
         assert len(a.asked) == before
