@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,7 +21,10 @@ CHAT, COMPLETIONS, EMBEDDINGS = "/chat/completions", "/completions", "/embedding
 #: what a client's fault is answered with
 BAD_REQUEST = 400
 
-_MODEL_KEY = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+#: how each letter of `model` begins that is written as an escape
+_ESCAPED = b"\\u006"
 DONE = b"data: [DONE]\n\n"
 
 
@@ -32,6 +35,7 @@ class Call:
     path: str  #: what follows /v1: one of CHAT, COMPLETIONS and EMBEDDINGS
     body: bytes
     fields: Mapping[str, Any]  #: what is in `body`
+    plain: bool = False  #: `names_model_once(body)`, where somebody has looked
 
     @property
     def stream(self) -> bool:
@@ -95,31 +99,56 @@ class OpenAI(Dialect):
         path = f"{self._prefix}{call.path}"
         body = call.body
         if self._fields and not self._fields.keys().isdisjoint(call.fields):
-            names = {name: self._fields.get(name, name) for name in call.fields}
-            fields = {new: call.fields[name] for name, new in names.items() if new is not None}
-            return path, json.dumps(fields | ({} if self.model is None else {"model": self.model})).encode()
+            return path, with_names(body, self._fields, self.model)
         if self.model is None:
             return path, body
-        if body.count(b'"model"') == 1 and (said := renamed(body, call.fields["model"], self.model)) is not body:
+        if call.plain and (said := renamed(body, call.fields["model"], self.model)) is not body:
             return path, said
-        return path, self._renamed(call, self.model)
+        return path, with_model(body, self.model)
 
     def whole(self, call: Call, body: bytes) -> bytes:  # noqa: ARG002
         return body
 
-    @staticmethod
-    def _renamed(call: Call, model: str) -> bytes:
-        """The body as it came but for the model's name: numbers, escapes and unknown fields stay as they were written.
 
-        In a JSON text `"model":` is a key: within a string its quotes would be escaped.
-        """
-        body = call.body
-        found = _MODEL_KEY.search(body)
-        if found is None or _MODEL_KEY.search(body, found.end()) or not _says(found[1], call.fields["model"]):
-            # Another object in it has such a key, too.
-            return json.dumps({**call.fields, "model": model}).encode()
-        start, end = found.span(1)
-        return body[:start] + json.dumps(model).encode() + body[end:]
+def names_model_once(body: bytes) -> bool:
+    """Whether `"model"` stands in the JSON text `body` once, in its usual spelling: where the object has a model, that
+    is its key. Within a string its quotes would be escaped."""
+    return body.count(b'"model"') == 1 and _ESCAPED not in body
+
+
+def members(text: str) -> Iterator[tuple[str, int, int]]:
+    """Yield each key of the JSON object `text`, those that come twice included, and where its value begins and ends.
+
+    `text` is valid JSON, and not nested too deep for Python's own parser.
+    """
+    at = _skip(text, text.index("{") + 1)
+    while text[at] != "}":
+        key, at = _DECODER.raw_decode(text, at)
+        at = _skip(text, _skip(text, at) + 1)  # the colon
+        _, end = _DECODER.raw_decode(text, at)
+        yield key, at, end
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The JSON object `body` as it came but for the value of its `model`."""
+    text = body.decode()
+    for _, start, end in reversed([found for found in members(text) if found[0] == "model"]):
+        text = f"{text[:start]}{json.dumps(model)}{text[end:]}"
+    return text.encode()
+
+
+def with_names(body: bytes, names: Mapping[str, str | None], model: str | None) -> bytes:
+    """The JSON object `body` with its keys as `names` has them, without those that become None, and with `model`, where
+    that is given. Values stay as they were written: numbers and escapes keep every digit."""
+    text = body.decode()
+    found = [(names.get(key, key), text[start:end]) for key, start, end in members(text)]
+    values = {name: value for name, value in found if name is not None}
+    if model is not None:
+        values["model"] = json.dumps(model)
+    return f"{{{','.join(f'{json.dumps(name)}:{value}' for name, value in values.items())}}}".encode()
 
 
 def renamed(text: bytes, old: str, new: str) -> bytes:
@@ -135,8 +164,11 @@ def _spellings(old: str, new: str) -> tuple[bytes, bytes, bytes]:
     return b'"model":"%b"' % old.encode(), b'"model": "%b"' % old.encode(), b'"model":%b' % json.dumps(new).encode()
 
 
-def _says(written: bytes, name: str) -> bool:
-    return written[1:-1] == name.encode() or bool(json.loads(written) == name)
+def _skip(text: str, at: int) -> int:
+    """Return where the white space ends that begins at `at`."""
+    found = _SPACE.match(text, at)
+    assert found is not None  # it matches nothing, too
+    return found.end()
 
 
 def refused(message: str) -> InferenceError:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines.base import InferenceError
-from engines.dialect import CHAT, COMPLETIONS, DONE, EMBEDDINGS, Call, OpenAI
+from engines.dialect import CHAT, COMPLETIONS, DONE, EMBEDDINGS, Call, OpenAI, names_model_once
 from engines.triton_openai import TritonOpenAI
 
 
@@ -66,6 +66,31 @@ def test_fields_are_renamed_and_left_out() -> None:
     _, body = OpenAI("theirs", fields={"max_tokens": "max_completion_tokens", "seed": None}).request(asked)
 
     assert json.loads(body) == {"model": "theirs", "prompt": "x", "max_completion_tokens": 3}
+
+
+def test_numbers_keep_their_digits_where_fields_are_renamed() -> None:
+    asked = call(
+        raw='{"model": "m", "seed": 123456789012345678901234567890, "max_tokens" : 3, "t": 1.10, "x": "\\u00e9"}'
+    )
+
+    _, body = OpenAI("theirs", fields={"max_tokens": "most"}).request(asked)
+
+    assert body == b'{"model":"theirs","seed":123456789012345678901234567890,"most":3,"t":1.10,"x":"\\u00e9"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "once"),
+    [
+        ('{"model": "m"}', True),
+        ('{"messages": [{"content": "\\"model\\": \\"m\\""}], "model": "m"}', True),
+        ('{"model": "m", "model": "n"}', False),
+        ('{"model": "m", "mo\\u0064el": "n"}', False),
+        ('{"model": "m", "tools": [{"model": 1}]}', False),
+        ('{"mod\\u0065l": "m"}', False),
+    ],
+)
+def test_a_body_whose_model_may_be_said_twice_is_told_from_a_plain_one(raw: str, once: bool) -> None:
+    assert names_model_once(raw.encode()) is once
 
 
 # ------------------------------------------------------------------------------------------------------------- Triton
