@@ -33,6 +33,8 @@ class News:
     phase: Phase = Phase.PENDING
     reason: str = ""
     timed_out: bool = False
+    killed: bool = False  #: its last crash was a signal that somebody else sent, and nothing of its own
+    returns: bool = False  #: it is being stopped to be started again
     crashes: int = 0
     starts: int = 0
     pid: int | None = None  #: of the engine's program

@@ -80,10 +80,10 @@ class Peer:
         self._connection.close()
 
 
-def listen(folder: Path) -> socket.socket:
+def listen(folder: Path, name: str = SOCKET) -> socket.socket:
     """The socket that commands reach a supervisor by. Who made the last one is gone: the lock of `folder` is ours."""
     listener = socket.socket(socket.AF_UNIX)
-    with _short(folder) as path:
+    with _short(folder, name) as path:
         Path(path).unlink(missing_ok=True)
         listener.bind(path)
     listener.listen()
@@ -91,12 +91,12 @@ def listen(folder: Path) -> socket.socket:
     return listener
 
 
-def connect(folder: Path, timeout_s: float) -> socket.socket:
+def connect(folder: Path, timeout_s: float, name: str = SOCKET) -> socket.socket:
     """Raises `OSError` where nobody listens."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_s)
     try:
-        with _short(folder) as path:
+        with _short(folder, name) as path:
             connection.connect(path)
     except OSError:
         connection.close()
@@ -105,10 +105,10 @@ def connect(folder: Path, timeout_s: float) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short(folder: Path) -> Iterator[str]:
+def _short(folder: Path, name: str) -> Iterator[str]:
     """The socket's path in a form that is never too long: Unix sockets end at 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+        yield f"/proc/self/fd/{descriptor}/{name}"
     finally:
         os.close(descriptor)

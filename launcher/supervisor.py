@@ -67,6 +67,8 @@ log = logging.getLogger(__name__)
 _CHORES_S = 10.0  #: between two looks at what nobody tells us of
 _LAST_WORD_S = 2.0  #: for a peer that does not read
 _MEMORY_S = 5.0  #: for a driver, to take back the memory of a process that has ended
+#: signals that no program sends itself over what it was asked
+_FROM_OUTSIDE = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM})
 
 
 class Supervisor:
@@ -88,6 +90,7 @@ class Supervisor:
         self._log_file = orders.home / "logs" / "none"
         self._since = time.time()
         self._exits: Counter[int] = Counter()
+        self._killed = False  #: the last crash was a signal from outside
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
@@ -206,7 +209,10 @@ class Supervisor:
             starting=self.state.phase is Phase.STARTING,
             out_of_memory=ended.out_of_memory,
         )
-        self._feed(Crashed(verdict.sentence, verdict.permanent))
+        self._feed(
+            Crashed(verdict.sentence, verdict.permanent),
+            killed=-ended.code in _FROM_OUTSIDE and not ended.out_of_memory,
+        )
 
     def _post(self, event: Event, start: int | None) -> None:
         """Hand over an event of one start (None: of all of them) from another thread or a signal handler."""
@@ -224,8 +230,10 @@ class Supervisor:
             event = TimedOut(f"{event.reason}; {cause}")  # some engines wait for ever for a worker that has failed
         self._feed(event)
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: Event, killed: bool = False) -> None:
         before = self.state
+        if isinstance(event, Crashed):
+            self._killed = killed
         self.state, actions = step(before, event, self._orders.policy)
         for action in actions:
             self._perform(action)
@@ -329,6 +337,8 @@ class Supervisor:
             "state": self.state.phase.value,
             "reason": self.state.reason,
             "timed_out": self.state.timed_out,
+            "killed": self._killed,
+            "returns": self.state.restarting,
             "crashes": self.state.crashes,
             "starts": self._start,
             "pid": self._handle.pid if self._handle else None,

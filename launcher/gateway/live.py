@@ -32,6 +32,14 @@ PERIOD_S = 0.2
 #: between two attempts to find another supervisor for what has none
 _ADOPT_S = 5.0
 
+#: for a supervisor to say how its engine is reached: it has nothing else to do, and the others wait
+_ASK_S = 1.0
+#: until one that did not is asked again
+_SILENT_S = 5.0
+
+#: instead of the mark of a deployment whose record is not to be understood
+_TROUBLE = ("trouble",)
+
 _ON_ITS_WAY = frozenset({Phase.PENDING, Phase.PREPARING, Phase.STARTING, Phase.BACKOFF})
 
 
@@ -47,7 +55,13 @@ class Seen:
 
     @property
     def on_its_way(self) -> bool:
-        return self.phase in _ON_ITS_WAY
+        return self.phase in _ON_ITS_WAY or (self.phase is Phase.STOPPING and self.news.returns)
+
+    @property
+    def cause(self) -> str:
+        """Why the last start of its engine ended by itself; empty where it was asked to, or somebody has killed it."""
+        asked = self.phase in (Phase.STOPPING, Phase.STOPPED)
+        return "" if asked or self.news.killed else self.news.reason
 
 
 class Watcher:
@@ -60,6 +74,7 @@ class Watcher:
         self._marks: dict[str, tuple[Any, ...]] = {}
         self._seen: dict[str, Seen] = {}
         self._upstreams: dict[str, tuple[int, Upstream]] = {}  #: by name, with the start that they are of
+        self._silent: dict[str, float] = {}  #: by name, until when its supervisor, who did not answer, is left alone
         self._adopting_since = -_ADOPT_S
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -78,12 +93,18 @@ class Watcher:
             if self._seen.pop(name, None):
                 self._tell(name, None)
         for name, folder in folders.items():
-            live = self._ledger.is_live(name)
-            mark = (version(folder / "state.json"), version(folder / "plan.json"), live)
-            if mark != self._marks.get(name):
-                self._marks[name] = mark
-                if not self._read(name, folder, live):
-                    self._marks[name] = ()  # again, next time
+            try:
+                self._look_at(name, folder)
+            except Exception:  # noqa: PERF203  (one deployment's trouble must not hide the others)
+                if self._marks.get(name) != _TROUBLE:
+                    log.exception("%s: what it says of itself cannot be read", name)
+                self._marks[name] = _TROUBLE
+
+    def _look_at(self, name: str, folder: Path) -> None:
+        live = self._ledger.is_live(name)
+        mark = (version(folder / "state.json"), version(folder / "plan.json"), live)
+        if mark != self._marks.get(name) and time.monotonic() >= self._silent.get(name, 0.0):
+            self._marks[name] = mark if self._read(name, folder, live) else ()  # again, next time
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD_S):
@@ -122,11 +143,12 @@ class Watcher:
         if known is not None and known[0] == news.starts:
             return known[1]
         try:
-            with Connection(folder) as connection:
+            with Connection(folder, _ASK_S) as connection:
                 given = connection.ask("target")
             upstream = upstream_of(structs.load(LaunchPlan, given["plan"]), given["options"], given["api_key"], news)
-        except (OSError, ValueError, KeyError, RmLaunchError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RmLaunchError) as exc:
             log.warning("%s serves, but it cannot be told how to reach it: %s", name, exc)
+            self._silent[name] = time.monotonic() + _SILENT_S
             return None
         self._upstreams[name] = (news.starts, upstream)
         return upstream

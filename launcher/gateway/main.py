@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -20,14 +22,17 @@ from launcher.gateway.connection import ClientConnection
 from launcher.gateway.exchange import forget
 from launcher.gateway.live import Seen, Watcher
 from launcher.gateway.machine import Machine
-from launcher.gateway.reload import Reloader
+from launcher.gateway.reload import SOCKET, Reloader
+from launcher.gateway.routing import Ending
 from launcher.gateway.server import TICK_S, Server
 from launcher.gateway.settings import Settings
 from launcher.paths import state_root
+from launcher.peers import listen
 
 log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
+_DESCRIPTORS = 1 << 16
 #: objects that are made before cyclic garbage is looked for: the default would look every 20 requests
 _GARBAGE = 50_000
 
@@ -37,6 +42,7 @@ class Gateway:
 
     def __init__(self, file: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._file = file
         self._stopped = asyncio.Event()
         self._reloader = Reloader(file, lambda settings: loop.call_soon_threadsafe(self._use, settings))
         settings = self._reloader.settings
@@ -55,9 +61,11 @@ class Gateway:
         self._watcher.start()
         self._reloader.start()
         listening = await self._loop.create_server(lambda: ClientConnection(self._server), sock=_socket(settings))
+        handed = await asyncio.start_unix_server(self._hand_over, sock=listen(self._file.parent, SOCKET))
         ticking = self._loop.create_task(self._tick())
         log.info("listening on %s port %d", settings.host, settings.port)
         await self._stopped.wait()
+        handed.close()
         listening.close()
         self._server.drain()
         await self._drained(settings.drain_s)
@@ -81,6 +89,17 @@ class Gateway:
         for connection in list(self._server.connections):
             connection.close()
 
+    async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """New settings, from the user's own `rmlaunch gateway up`: nobody else can open the socket."""
+        try:
+            text = (await reader.read()).decode()
+            done = await self._loop.run_in_executor(None, self._reloader.hand_over, text)
+        except Exception as exc:
+            log.exception("new settings were handed over, and are not understood")
+            done = {"error": f"the gateway does not understand these settings: {exc}"}
+        writer.write(json.dumps(done).encode())
+        writer.close()
+
     def _use(self, settings: Settings) -> None:
         variables = (member.api_key_env for route in settings.routes for member in route.members)
         self._machine.settings = settings
@@ -96,6 +115,8 @@ class Gateway:
         replica.phase = "" if seen is None else seen.phase.value
         replica.on_its_way = seen is not None and seen.on_its_way
         if replica.upstream != (upstream := None if seen is None else seen.upstream):
+            if replica.upstream is not None:
+                replica.ending = Ending(replica.upstream.start, seen.cause if seen is not None else "")
             replica.point_to(upstream)
             replica.used = self._server.clock()
             forget(replica)
@@ -107,6 +128,7 @@ class Gateway:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     gc.set_threshold(_GARBAGE)
+    _raise_descriptors()
     import uvloop
 
     async def serve() -> None:
@@ -114,6 +136,14 @@ def main() -> None:
 
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(serve())
+
+
+def _raise_descriptors() -> None:
+    """As many as this process may have: the usual 1024 are half as many clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _socket(settings: Settings) -> socket.socket:

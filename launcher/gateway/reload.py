@@ -8,9 +8,11 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from engines.base import ConfigError
 from launcher import structs
@@ -21,8 +23,10 @@ from launcher.paths import shipped, user_config
 log = logging.getLogger(__name__)
 
 FILE = "settings.json"  #: in the run folder of the gateway's deployment
+SOCKET = "settings.sock"  #: beside it: new settings are handed over here
 PERIOD_S = 0.5
 _COMPOSE_TIMEOUT_S = 60.0
+_AGAIN_S = 5.0  #: between two tries to compose configs that could not be
 _COMPOSE = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.composing import main; main()"
 
 
@@ -57,21 +61,36 @@ def marks(config_dir: str | None) -> dict[str, list[int]]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    since: float
+    marks: dict[str, list[int]]
+    why: str
+
+
 class Reloader:
-    """`use` is called from its thread, with settings that differ from the last ones."""
+    """`use` is called with settings that differ from the last ones, from whichever thread has found them.
+
+    Settings are used first and written down after: a disk that is full keeps no key alive.
+    """
 
     def __init__(self, file: Path, use: Callable[[Settings], object]) -> None:
         self._file = file
         self._use = use
         self._asked = Asked.loads(file.read_text())
+        self._used = self._asked.settings
         self._mark = version(file)
+        self._unsaved = ""  #: why the last settings are not on the disk; empty where they are
+        self._failed: _Failed | None = None  #: the last try to compose, where it could not be done
+        self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
 
     @property
     def settings(self) -> Settings:
-        return self._asked.settings
+        """Those in use."""
+        return self._used
 
     def start(self) -> None:
         self._thread.start()
@@ -83,20 +102,31 @@ class Reloader:
     def now(self) -> None:
         """Compose at once, whether a file has changed or not."""
         self._asked.marks = {}
+        self._failed = None
         self._wanted.set()
+
+    def hand_over(self, text: str) -> dict[str, Any]:
+        """Use what `Asked.dumps` wrote. Return what is different now, and why it could not be written down (`unsaved`,
+        empty where it could), or what is wrong with it (`error`)."""
+        with self._lock:
+            asked = Asked.loads(text)
+            try:
+                changes = self._take(asked)
+            except ConfigError as exc:
+                return {"error": str(exc)}
+            return {"changes": changes, "unsaved": self._unsaved}
 
     def look(self) -> None:
         """Whether anything has changed, and what it amounts to then."""
-        if (mark := version(self._file)) not in (self._mark, None):
-            self._mark = mark
-            before, self._asked = self._asked, Asked.loads(self._file.read_text())
-            self._take(before.settings)
-        elif (found := marks(self._asked.config_dir)) != self._asked.marks:
-            self._asked.marks = found
-            if (made := _composed(self._asked)) is not None:
-                before = dataclasses.replace(self._asked)
-                self._asked.settings = made
-                self._take(before.settings)
+        with self._lock:
+            if (mark := version(self._file)) not in (self._mark, None):
+                asked = Asked.loads(self._file.read_text())
+                self._mark = mark
+                self._take_from_disk(asked)
+            elif (found := marks(self._asked.config_dir)) != self._asked.marks:
+                self._compose(found)
+            elif self._unsaved:
+                self._save()
 
     def _run(self) -> None:
         while not self._ended:
@@ -107,36 +137,75 @@ class Reloader:
             except Exception:
                 log.exception("the settings cannot be read again; the last ones stay")
 
-    def _take(self, old: Settings) -> None:
-        new = self._asked.settings
+    def _compose(self, found: dict[str, list[int]]) -> None:
+        """Take what the configs amount to. What they are like by then is known for taken only when it was; what goes
+        wrong may be no fault of theirs, and is tried again."""
+        last = self._failed
+        if last and last.marks == found and time.monotonic() - last.since < _AGAIN_S:
+            return
+        made, why = _composed(self._asked)
+        if made is None:
+            self._failed = _Failed(time.monotonic(), found, why)
+            if last is None or last.why != why:
+                log.error("the changed configs are not used, and the last ones stay: %s", why)
+            return
+        self._failed = None
+        self._take_from_disk(dataclasses.replace(self._asked, settings=made, marks=found))
+
+    def _take_from_disk(self, asked: Asked) -> None:
+        """As `_take`, for configs that somebody has changed: the log says what is wrong with them."""
+        new, old = asked.settings, self._used
         if (new.host, new.port) != (old.host, old.port):
             log.warning("gateway.host and gateway.port count from the next start on; --replace starts it anew")
-            new = self._asked.settings = dataclasses.replace(new, host=old.host, port=old.port)
+            asked = dataclasses.replace(asked, settings=dataclasses.replace(new, host=old.host, port=old.port))
         try:
-            check(new)
+            self._take(asked)
         except ConfigError as exc:  # such as keys that are gone, on an address that needs them
             log.error("the changed configs are not used, and the last ones stay: %s", exc)
-            self._asked.settings = old
+            self._asked.marks = asked.marks
+
+    def _take(self, asked: Asked) -> list[str]:
+        """Use `asked`, and return what is different by that. Raises `ConfigError` for what does not go together."""
+        new, old = asked.settings, self._used
+        if (new.host, new.port) != (old.host, old.port):
+            raise ConfigError(
+                f"it listens on {old.host} port {old.port}; --replace starts it anew on {new.host} port {new.port}"
+            )
+        check(new)
+        changes = differences(old, new)
+        if new != old:
+            self._use(new)
+            log.info("new settings: %s", "; ".join(changes))
+        self._asked, self._used = asked, new
+        self._save()
+        return changes
+
+    def _save(self) -> None:
+        """Write down what is in use, so that a gateway that is started again begins with it."""
+        try:
+            write_text(self._file, self._asked.dumps())
+        except OSError as exc:
+            if not self._unsaved:
+                log.warning("the new settings are used, and cannot be written down, which is tried again: %s", exc)
+            self._unsaved = str(exc)
             return
-        if new == old:
-            return
-        write_text(self._file, self._asked.dumps())  # so that a gateway that is started again begins with them
+        self._unsaved = ""
         self._mark = version(self._file)
-        log.info("new settings: %s", "; ".join(differences(old, new)))
-        self._use(new)
 
 
-def _composed(asked: Asked) -> Settings | None:
-    """The settings that the configs amount to now; None, and a line in the log, where they are wrong."""
+def _composed(asked: Asked) -> tuple[Settings | None, str]:
+    """The settings that the configs amount to now; or None, and why."""
     words = json.dumps({"overrides": asked.overrides, "config_dir": asked.config_dir})
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPOSE], input=words, capture_output=True, text=True, timeout=_COMPOSE_TIMEOUT_S,
-        check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _COMPOSE], input=words, capture_output=True, text=True, timeout=_COMPOSE_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as exc:
+        return None, str(exc)
     if done.returncode != 0:
-        log.error("the changed configs are not used, and the last ones stay: %s", done.stderr.strip()[-2000:])
-        return None
-    return structs.load(Settings, json.loads(done.stdout))
+        return None, done.stderr.strip()[-2000:]
+    return structs.load(Settings, json.loads(done.stdout)), ""
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -34,7 +34,8 @@ class Upstream:
     model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
     api_key: str | None = None
     heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: by path, made once each
-    start: int = 0  #: which start of its engine this is: connections to an earlier one are of no use
+    #: which start of a local engine this is: connections to an earlier one are of no use; 0 for any other server
+    start: int = 0
     task: str | None = None  #: of its model; None where nobody knows
 
     def head(self, path: str) -> bytes:
@@ -79,6 +80,14 @@ class Breaker:
             self._open_s = min(self._open_s * 2, OPEN_MAX_S)
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What became of one start of a local engine."""
+
+    start: int
+    cause: str  #: in one sentence; empty where it was asked to end, or somebody else has killed it
+
+
 @dataclass(eq=False, slots=True)
 class Replica:
     """One deployment or remote server, whichever routes it stands behind."""
@@ -87,6 +96,8 @@ class Replica:
     upstream: Upstream | None = None  #: None where nothing serves
     phase: str = ""  #: of a local deployment, as its supervisor said last
     on_its_way: bool = False  #: it will serve soon, or fail
+    lost_until: float = 0.0  #: nobody listens where its engine was: until then its supervisor is expected to say more
+    ending: Ending | None = None  #: of the last start that it had
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
     used: float = 0.0  #: when it was asked last
@@ -103,14 +114,25 @@ class Replica:
         if upstream != self.upstream:
             self.upstream = upstream
             self.breaker = Breaker()
+            self.lost_until = 0.0
 
     def usable(self, now: float) -> bool:
-        return self.upstream is not None and (not self.breaker.failures or self.breaker.lets(now))
+        return (
+            self.upstream is not None
+            and now >= self.lost_until
+            and (not self.breaker.failures or self.breaker.lets(now))
+        )
+
+    def comes(self, now: float) -> bool:
+        """Whether it will serve soon, as far as anybody knows."""
+        return self.on_its_way or now < self.lost_until
 
     def why_not(self, now: float) -> str:
         """Why nothing is sent to it; empty where it is."""
         if self.upstream is None:
             return f"{self.name} is {self.phase}" if self.phase else f"there is no deployment {self.name!r}"
+        if now < self.lost_until:
+            return f"{self.name} has just ended"
         return "" if self.breaker.lets(now) else f"{self.name} fails, and is left alone for a moment"
 
 

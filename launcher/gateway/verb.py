@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from engines.base import ConfigError, RequestError, RmLaunchError
+from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from launcher.gateway.reload import Asked
 
 NAME = "gateway"  #: of its deployment, unless name=… says otherwise
+_HAND_OVER_S = 10.0  #: for a gateway that runs, to take new settings
 
 USAGE = """\
 rmlaunch gateway up [-d] [--replace] [gateway=…] [gateway.routes.NAME=[a,b]] [name=gateway]
@@ -79,22 +81,25 @@ def _up(words: Sequence[str]) -> int:
 
 def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
     """Give a gateway that runs its new settings."""
-    from launcher.atomic import write_text
-    from launcher.gateway.reload import FILE, Asked, differences
+    from launcher.gateway.reload import SOCKET
     from launcher.gateway.settings import ENGINE
+    from launcher.peers import connect
 
     if not isinstance(plan, dict) or plan.get("engine") != ENGINE:
         raise RequestError(f"name={name!r} is taken by a deployment that is no gateway; choose another")
-    file = folder / "run" / FILE
-    before = Asked.loads(file.read_text()).settings
-    if (before.host, before.port) != (asked.settings.host, asked.settings.port):
-        raise RequestError(
-            f"{name} listens on {before.host} port {before.port}; --replace starts it anew on {asked.settings.host} "
-            f"port {asked.settings.port}"
-        )
-    changes = differences(before, asked.settings)
-    write_text(file, asked.dumps())
-    sys.stderr.write(f"{name} is already up{'; ' + ', '.join(changes) if changes else ''}\n")
+    try:
+        with connect(folder / "run", _HAND_OVER_S, SOCKET) as connection:
+            connection.sendall(asked.dumps().encode())
+            connection.shutdown(socket.SHUT_WR)
+            answer = json.loads(connection.makefile().read())
+    except (OSError, ValueError) as exc:
+        raise DeploymentError(f"{name} does not take its new settings ({exc}); --replace starts it anew") from exc
+    if "error" in answer:
+        raise RequestError(f"{name}: {answer['error']}")
+    said = ", ".join(answer["changes"])
+    sys.stderr.write(f"{name} is already up{f'; {said}' if said else ''}\n")
+    if answer["unsaved"]:
+        sys.stderr.write(f"it cannot write them down, and tries again: {answer['unsaved']}\n")
     sys.stdout.write(f"{name} {plan['endpoints']['http']}\n")
     return 0
 
