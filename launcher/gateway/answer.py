@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Callable
+from functools import partial
 
 from engines.base import InferenceError
 from engines.dialect import DONE, Call, renamed
 from launcher.gateway.routing import Upstream
+
+log = logging.getLogger(__name__)
 
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 #: bytes of the last events, in which the end of the text is looked for
 _TAIL = 4096
 #: bytes of one event
 _EVENT_LIMIT = 8 << 20
+#: bytes of the longest mark at the end of an event
+_LONGEST_MARK = 4
 
 
 def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
     """Raises `InferenceError` where the server has answered 200, and no answer."""
-    body = upstream.dialect.whole(call, body)
+    body = _understood(lambda: upstream.dialect.whole(call, body))
     return body if upstream.model is None else renamed(body, upstream.model, name)
 
 
@@ -30,33 +37,39 @@ class Stream:
         self._upstream = upstream
         self._name = name
         self._events = upstream.dialect.events(call)
-        self._rest = b""
+        self._rest = bytearray()  #: of an event that is not whole
         self._tail = b""
 
     def feed(self, data: bytes) -> bytes:
         """The events that `data` makes whole, for the client. Raises `InferenceError` where the server reports a
         failure."""
-        data = self._rest + data if self._rest else data
-        end = _end_of_events(data)
-        if not end:
-            self._rest = data
-            if len(data) > _EVENT_LIMIT:
-                raise InferenceError(f"an event has more than {_EVENT_LIMIT >> 20} MiB")
+        events = self._whole_events(data)
+        if not events:
             return b""
-        self._rest, events = data[end:], data[:end]
         if self._events is not None:
-            said = (self._events.event(line[5:].strip()) for line in events.splitlines() if line.startswith(b"data:"))
-            return b"".join(said)
+            lines = [line[5:].strip() for line in events.splitlines() if line.startswith(b"data:")]
+            return b"".join([_understood(partial(self._events.event, line)) for line in lines])
         if self._upstream.model is not None:
             events = renamed(events, self._upstream.model, self._name)
         self._tail = events if len(events) >= _TAIL else (self._tail + events)[-_TAIL:]
+        return events
+
+    def _whole_events(self, data: bytes) -> bytes:
+        """Return all up to the end of the last whole event, and keep the rest, of which no byte is looked at twice."""
+        looked = len(self._rest)
+        self._rest += data
+        end = _end_of_events(self._rest, max(0, looked - _LONGEST_MARK))
+        events = bytes(self._rest[:end])
+        del self._rest[:end]
+        if len(self._rest) > _EVENT_LIMIT:
+            raise InferenceError(f"an event has more than {_EVENT_LIMIT >> 20} MiB")
         return events
 
     def end(self) -> bytes:
         """What is still to be said. Raises `InferenceError` where the text has not come to its end: a connection that
         is closed in good order looks like it."""
         if self._events is not None:
-            return self._events.end()
+            return _understood(self._events.end)
         if DONE.strip() in self._tail:
             return b""
         if _FINISHED.search(self._tail):
@@ -64,9 +77,20 @@ class Stream:
         raise InferenceError("it ended the stream before the text did")
 
 
-def _end_of_events(data: bytes) -> int:
-    """Where the last whole event of `data` ends: after an empty line; 0 where none does."""
+def _end_of_events(data: bytearray, start: int) -> int:
+    """Where the last whole event of `data` ends, looked for from `start` on: after an empty line; 0 where none does."""
     for mark in (b"\n\n", b"\r\n\r\n"):
-        if (at := data.rfind(mark)) >= 0:
+        if (at := data.rfind(mark, start)) >= 0:
             return at + len(mark)
     return 0
+
+
+def _understood(translate: Callable[[], bytes]) -> bytes:
+    """Raises `InferenceError` for whatever a translator stumbles over: it is the server that has said it."""
+    try:
+        return translate()
+    except InferenceError:
+        raise
+    except Exception as exc:
+        log.warning("an answer that is not understood", exc_info=True)
+        raise InferenceError(f"its answer is not understood ({type(exc).__name__}: {str(exc)[:200]})") from exc

@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
-from launcher.gateway.connection import JSON, ClientConnection, Request
+from launcher.gateway.connection import JSON, ClientConnection
 from launcher.gateway.errors import BUG, Failure
+from launcher.gateway.reader import Request
 from launcher.paths import shipped
 
 if TYPE_CHECKING:

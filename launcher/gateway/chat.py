@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
-
-from engines.dialect import CHAT, COMPLETIONS, EMBEDDINGS, Call
-from launcher.gateway.connection import ClientConnection, Request
+from engines.dialect import CHAT, COMPLETIONS, EMBEDDINGS, Call, names_model_once
+from launcher.gateway import body as bodies
+from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import Failure
 from launcher.gateway.exchange import Exchange
+from launcher.gateway.reader import Request
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
@@ -32,29 +32,18 @@ def begin(server: Server, client: ClientConnection, request: Request, key: KeySt
     """Raises `Failure` for what no deployment needs to see."""
     if server.draining:
         raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
-    call = Call(CALLS[request.path], body, fields_of(body))
+    call = Call(CALLS[request.path], body, bodies.read(body), plain=names_model_once(body))
+    if not call.plain:
+        bodies.check_model_once(body)
     name = call.fields.get("model")
     if not isinstance(name, str) or len(name) > _NAME_LIMIT:
         raise Failure(400, f"model must be a name, not {reprlib.repr(name)}; {_names(server, key)}")
     route = server.table.find(name)
-    if route is None:
+    if route is None or not key.may_ask(route.name):  # to a key that may not ask it, it is not there
         near = difflib.get_close_matches(name, [*filter(key.may_ask, server.table.names())], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise Failure(404, f"model {name!r} not found; {hint}{_names(server, key)}", "model_not_found")
-    if not key.may_ask(route.name):
-        raise Failure(403, f"this key may not ask {name!r}", "model_not_allowed")
     Exchange(server, client, request, call, route, key).start()
-
-
-def fields_of(body: bytes) -> dict[str, Any]:
-    """The JSON object that a body is. Raises `Failure` (400)."""
-    try:
-        fields = orjson.loads(body)
-    except ValueError as exc:
-        raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
-    if not isinstance(fields, dict):
-        raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")
-    return fields
 
 
 def _names(server: Server, key: KeyState) -> str:

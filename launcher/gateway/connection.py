@@ -1,50 +1,29 @@
-"""A client's connection: requests read and bounded, answers written. HTTP/1.1, one request after the other."""
+"""A client's connection: requests in their order, and their answers. HTTP/1.1, one request after the other."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
-import httptools
-
+from launcher.gateway.body import hold, weight
 from launcher.gateway.errors import Failure
 from launcher.gateway.heads import Head
+from launcher.gateway.reader import UPGRADED, Reader, Request
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
-    from launcher.gateway.table import KeyState
 
-_HEAD_LIMIT = 1 << 16
-_HEADERS_LIMIT = 100
-#: headers that would mean two things
-_ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding"})
-#: headers that announce a body
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-#: further requests that a client sends before it has its answer, and the bytes of their bodies
-_AHEAD, _AHEAD_BYTES = 64, 1 << 16
+#: further requests that a client sends before it has its answer: more are not read on; and many more are refused
+_AHEAD, _MOST_AHEAD = 16, 128
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
 _LINGER_BYTES = 64 << 20
 
 _REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 JSON = "application/json"
-
-
-@dataclass(slots=True)
-class Request:
-    """All of it but the body. One that was let in is used again for the next with the same head."""
-
-    method: str
-    path: str  #: without its query, which nothing here has
-    headers: dict[bytes, bytes]  #: by their names in lower case
-    keep_alive: bool
-    chunks: bool  #: the client knows chunked answers, which came with HTTP/1.1
-    extra: bytes = b""  #: lines of headers that its answer has in any case
-    passed_on: bytes = b""  #: lines of headers that a server behind us gets
-    asker: KeyState | None = None  #: who has been let in with it
 
 
 class Handler(Protocol):
@@ -58,28 +37,27 @@ class Handler(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    __slots__ = ("_ahead", "_body", "_closing", "_head", "_head_read", "_headers", "_let_in", "_lingered", "_parser",
-                 "_refused", "_request", "_server", "_size", "_unread", "_url", "handler", "idle_since",
-                 "paused_since", "reading_since", "transport")  # fmt: skip
+    __slots__ = ("_ahead", "_closing", "_cost", "_held_heads", "_let_in", "_lingered", "_reader", "_refused",
+                 "_request", "_server", "_unread", "handler", "idle_since", "paused_since", "reading_since",
+                 "transport")  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._reader = Reader(server, self)
         self.transport: asyncio.Transport | None = None
         self.handler: Handler | None = None
         self._request: Request | None = None  #: the one that is being answered
-        self._ahead: deque[tuple[Request, bytes]] = deque()
+        self._cost = 0  #: bytes that are held for it
+        self._ahead: deque[tuple[Request, bytes, int]] = deque()
+        self._held_heads = 0  #: bytes of a head that has not come to its end, which everybody may send
         self._closing = False  #: after the answer
         self._refused = False  #: what comes now is not read any more
         self._lingered = 0
         self.idle_since: float | None = server.now
         self.reading_since: float | None = None
         self.paused_since: float | None = None
-        self._head = 0  #: bytes that have come since the last request, until the head of the next has been read
-        self._head_read = False
-        self._unread: Head | None = None  #: of what the parser gets now, where that is one whole request
+        self._unread: Head | None = None  #: of what the reader gets now, where that is one whole request
         self._let_in: tuple[Head, Request] | None = None  #: the last one that was
-        self._begin()
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -149,20 +127,28 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     @property
-    def busy(self) -> bool:
-        return self._request is not None
+    def can_be_missed(self) -> bool:
+        """It asks for nothing: it is idle, has begun a head alone, or was refused already."""
+        return self.idle_since is not None or self._refused or self._reader.unfinished > 0
 
     def _answered(self) -> None:
         request, self._request = self._request, None
         self.handler = None
         assert request is not None
         assert self.transport is not None
+        self._give_back(request, self._cost)
+        self._cost = 0
         if self._closing or not request.keep_alive:
             self._hang_up()
         elif self._ahead:
             self._server.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
         elif self.reading_since is None:
             self.idle_since = self._server.now
+
+    def _give_back(self, request: Request, cost: int) -> None:
+        if cost and request.asker is not None:
+            self._server.bodies.held -= cost
+            request.asker.bodies.held -= cost
 
     def _hang_up(self) -> None:
         """Close; a client that is still sending must first get to read the answer."""
@@ -175,21 +161,20 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _next(self) -> None:
-        if self._request is None and self._ahead and self.transport is not None:
+        """Serve the next of those that came ahead; not while its client reads no answers, which would pile up."""
+        if self._request is None and self._ahead and self.transport is not None and self.paused_since is None:
             self._serve(*self._ahead.popleft())
-            if not self._ahead:
-                self.transport.resume_reading()
+            self._read_on()
 
-    def _serve(self, request: Request, body: bytes) -> None:
+    def _read_on(self) -> None:
+        if self.transport is not None and self.paused_since is None and len(self._ahead) < _AHEAD:
+            self.transport.resume_reading()
+
+    def _serve(self, request: Request, body: bytes, cost: int) -> None:
         self._request = request
+        self._cost = cost
         self.idle_since = None
         self._server.serve(self, request, body)
-
-    def let_in(self, request: Request, asker: KeyState) -> None:
-        """What comes with the same head is let in, too, until settings change."""
-        request.asker = asker
-        if self._unread is not None:
-            self._let_in = self._unread, request
 
     def forget(self) -> None:
         """Settings have changed: who may ask is to be found out again."""
@@ -199,12 +184,16 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
-        self._server.connections.add(self)
+        self._server.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._server.connections.discard(self)
-        self._parser = self.transport = self._request = None
-        self._ahead.clear()
+        self._reader.close()
+        self._hold_heads(0)
+        if self._request is not None:
+            self._give_back(self._request, self._cost)
+        self._forget_ahead()
+        self.transport = self._request = None
         handler, self.handler = self.handler, None
         if handler is not None:
             handler.client_gone()
@@ -215,132 +204,107 @@ class ClientConnection(asyncio.Protocol):
             if self._lingered > _LINGER_BYTES:
                 self.close()
             return
-        if self._parser is None:
-            return
         self._unread = None
-        if self.idle_since is not None:
-            if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
-                self._serve(self._let_in[1], body)
-                return
-            self._unread = Head.of(data)
-        if not self._head_read:
-            self._head += len(data)
         try:
-            self._parser.feed_data(data)
-            if self._head > _HEAD_LIMIT and not self._head_read:
-                raise _HEAD_TOO_LONG
+            if self.idle_since is not None:
+                if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
+                    self._take_known(self._let_in[1], body)
+                    return
+                self._unread = Head.of(data)
+            self._reader.feed(data)
+            if self._held_heads != (unfinished := self._reader.unfinished):
+                self._hold_heads(unfinished)
         except Failure as failure:
             self._refuse(failure)
-        except httptools.HttpParserUpgrade:
-            # The request itself is answered as if it had not asked for it; in which protocol more comes is not known.
-            self._refused = True
-            self.close_when_done()
-        except httptools.HttpParserCallbackError as exc:
-            self._refuse(exc.__context__ if isinstance(exc.__context__, Failure) else _UNREADABLE)
-        except httptools.HttpParserError as exc:
-            self._refuse(Failure(400, f"this is not understood as HTTP: {exc}"))
 
     def eof_received(self) -> bool:
         return False  # close: nobody waits for the answer
 
     def pause_writing(self) -> None:
         self.paused_since = self._server.now
+        if self.transport is not None:
+            self.transport.pause_reading()  # who does not read what was asked for gets no more to ask for
         if self.handler is not None:
             self.handler.pause()
 
     def resume_writing(self) -> None:
         self.paused_since = None
+        self._read_on()
         if self.handler is not None:
             self.handler.resume()
+        self._next()
 
-    # ----------------------------------------------------------------------------------------- httptools' callbacks
+    # ------------------------------------------------------------------------------------------------ the reader's
 
-    def on_message_begin(self) -> None:
-        self._begin()
+    def begun(self) -> None:
         self.reading_since = self._server.now
         self.idle_since = None
 
-    def on_url(self, url: bytes) -> None:
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_read:  # after the body: nothing that is asked for may stand there
-            self.on_body(b"")
-            self._size += len(name) + len(value)
-            return
-        name = name.lower()
-        headers = self._headers
-        if name in headers and name in _ONCE:
-            raise Failure(400, f"the header {name.decode()} came twice")
-        headers[name] = value
-
-    def on_headers_complete(self) -> None:
-        self._head_read = True
-        headers = self._headers
-        if self._head > _HEAD_LIMIT and sum(map(len, headers)) + sum(map(len, headers.values())) > _HEAD_LIMIT:
-            raise _HEAD_TOO_LONG
-        if len(headers) > _HEADERS_LIMIT:
-            raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
-        if b"content-length" in headers and int(headers[b"content-length"]) > self._server.max_body_bytes:
-            raise self._too_large()
-        if self._parser is not None and self._parser.should_upgrade() and _FRAMING & headers.keys():
-            raise _NO_UPGRADE  # what follows would be in the other protocol, and no body
-        if (
-            b"expect" in headers
-            and headers[b"expect"].lower() == b"100-continue"
-            and self.transport is not None
-            and not self.busy
-        ):
+    def wait_for_body(self) -> None:
+        if self.transport is not None and self._request is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def on_body(self, body: bytes) -> None:
-        self._size += len(body)
-        if self._size > self._server.max_body_bytes:
-            raise self._too_large()
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
+    def taken(self, request: Request, body: bytes, cost: int) -> None:
         self.reading_since = None
-        self._head, self._head_read = 0, False
-        request = self._made()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if self._unread is not None and request.asker is not None:
+            self._let_in = self._unread, request
         if self._request is None and not self._ahead:
-            self._serve(request, body)
+            self._serve(request, body, cost)
             return
-        self._ahead.append((request, body))
+        self._ahead.append((request, body, cost))
         assert self.transport is not None
-        if len(self._ahead) > _AHEAD or sum(len(waiting) for _, waiting in self._ahead) > _AHEAD_BYTES:
+        if len(self._ahead) >= _MOST_AHEAD:
+            raise _TOO_MANY_AHEAD
+        if len(self._ahead) >= _AHEAD:
             self.transport.pause_reading()
 
-    def _begin(self) -> None:
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._size = 0
+    def _take_known(self, request: Request, body: bytes) -> None:
+        """Serve what came with the head of the last request that was let in."""
+        assert request.asker is not None
+        cost = 0
+        try:
+            cost = weight(body)
+            hold(cost, self._server.bodies, request.asker.bodies)
+        except Failure as failure:
+            request, cost = dataclasses.replace(request, refusal=failure), 0
+        self._serve(request, body, cost)
 
-    def _made(self) -> Request:
-        assert self._parser is not None
-        path = self._url.decode("latin-1").partition("?")[0]
-        keep_alive = self._parser.should_keep_alive()
-        chunks = self._parser.get_http_version() == "1.1"
-        return Request(self._parser.get_method().decode(), path, self._headers, keep_alive, chunks)
+    def _hold_heads(self, amount: int) -> None:
+        """Raises `Failure` where too many clients have begun a head that does not come to its end."""
+        more = amount - self._held_heads
+        if more > 0 and not self._server.heads.has(more):
+            raise _TOO_MANY_HEADS
+        self._server.heads.held += more
+        self._held_heads = amount
 
-    def _too_large(self) -> Failure:
-        limit = self._server.max_body_bytes
-        return Failure(413, f"a request's body has at most {limit >> 20} MiB (gateway.max_body_mib)")
+    def _forget_ahead(self) -> None:
+        for request, _, cost in self._ahead:
+            self._give_back(request, cost)
+        self._ahead.clear()
 
     def _refuse(self, failure: Failure) -> None:
-        """Answer what cannot be read, and hang up: where the next request begins is not known."""
-        self._refused = self._closing = True
-        if self._request is not None:  # a good one is being answered: it comes first, and is the last
-            self._ahead.clear()
-            self.reading_since = None
+        """Answer what cannot be read, after what came before it, and hang up: where the next begins is not known."""
+        refused = self._reader.request
+        self._reader.close()
+        self._hold_heads(0)
+        self._refused = True
+        self.reading_since = None
+        if failure is UPGRADED:
+            self._end_with_last()
             return
-        self._request = Request("", "", {}, keep_alive=False, chunks=True)
-        self._server.refused(failure.status)
-        self.fail(failure)
+        extra = refused.extra if refused else b""
+        last = Request("", "", {}, keep_alive=False, chunks=True, extra=extra, refusal=failure)
+        if self._request is None and not self._ahead:
+            self._serve(last, b"", 0)
+        else:
+            self._ahead.append((last, b"", 0))
+
+    def _end_with_last(self) -> None:
+        if self._ahead:
+            self._ahead[-1][0].keep_alive = False
+        else:
+            self.close_when_done()
 
 
-_HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
-_NO_UPGRADE = Failure(400, "only HTTP/1.1 is spoken here: ask without the header upgrade (curl --http1.1)")
-_UNREADABLE = Failure(400, "this request cannot be read")
+_TOO_MANY_AHEAD = Failure(400, f"at most {_MOST_AHEAD} requests may come before their answers")
+_TOO_MANY_HEADS = Failure(503, "too many requests have begun and do not come to their end", "busy")

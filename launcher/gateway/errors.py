@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import orjson
+
 GATEWAY, ENGINE = "gateway", "engine"
 
 _TYPES = {
@@ -57,7 +59,7 @@ def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
 
     code: str | None = None
     try:
-        answer = json.loads(body)
+        answer = orjson.loads(body)  # which has a limit for what is nested too deep
     except ValueError:
         answer = None
     if isinstance(answer, Mapping):

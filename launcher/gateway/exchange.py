@@ -7,15 +7,19 @@ nothing has been sent to the client, another replica may be tried; after that, a
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engines.base import InferenceError
 from engines.dialect import Call
 from launcher.gateway.admission import Full, Ticket
 from launcher.gateway.answer import Stream, whole
-from launcher.gateway.connection import ClientConnection, Request
+from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import BUG, ENGINE, Failure, of_engine
+from launcher.gateway.reader import Request
 from launcher.gateway.routing import Replica, Upstream
 from launcher.gateway.upstream import Connection
 
@@ -27,18 +31,27 @@ log = logging.getLogger(__name__)
 
 #: bytes of an answer, which is kept until it is whole
 _WHOLE_LIMIT = 64 << 20
-#: answers of a server that cannot answer
-_UNWELL = frozenset({502, 503, 504})
+#: bytes of a body from which on it is sent beside its head, and not copied behind it
+_LARGE = 1 << 16
+#: answers of a server that cannot answer anybody, and those that another may not give
+_UNWELL = frozenset({502, 503})
 _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
-#: after a refused connection: until the supervisor has told what became of the deployment
+#: after a refused or lost connection: until the supervisor has told what became of the deployment
 _NEWS_S = 1.0
+#: a connection that is closed so soon after a request was sent on it was closed before that came
+_STALE_S = 0.02
+#: seconds that what is no body of an answer may take
+_DRY_S = 10.0
+#: what the waiting may be for
+_QUEUE, _HOLD, _VERDICT = "queue", "hold", "verdict"
+#: of our own making
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Exchange(Ticket):
     __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_failure", "_first",
                  "_fresh", "_go_on_until", "_heard", "_key", "_passed_on", "_placed", "_progress", "_replica",
-                 "_route", "_server", "_size", "_spent", "_status", "_stream", "_tried", "_upstream",
-                 "_waits_for")  # fmt: skip
+                 "_route", "_server", "_spent", "_status", "_stream", "_tried", "_upstream", "_waits_for")  # fmt: skip
 
     def __init__(
         self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
@@ -56,7 +69,9 @@ class Exchange(Ticket):
         self._tried: tuple[Replica, ...] = ()
         self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
         self._failure: Failure | None = None  #: of the last attempt
-        self._waits_for = ""  #: queue, hold, or nothing
+        self._waits_for = (
+            ""  #: nothing, a place in the queue, a replica that is held for, or what became of the last one
+        )
         self._go_on_until = 0.0
         #: when it came, when it had its place, and when something was heard of it last
         self._began = self._placed = self._progress = server.clock()
@@ -68,8 +83,8 @@ class Exchange(Ticket):
         self._connecting: asyncio.Task[None] | None = None
         self._stream: Stream | None = None
         self._fresh = self._heard = False  #: its connection is a new one; something has come on it
-        self._status = self._size = 0
-        self._body: list[bytes]
+        self._status = 0
+        self._body = bytearray()  #: of an answer that is kept until it is whole
 
     def start(self) -> None:
         self._client.handler = self
@@ -78,13 +93,27 @@ class Exchange(Ticket):
             if self._server.admission.enter(self, self._route.settings.queue):
                 self._attempt(self._began)
             else:
-                self._waits_for = "queue"
+                self._waits_for = _QUEUE
         except Full:
             self._refuse(self._busy(f"{self._route.settings.queue} requests wait for {self._route.name!r} already"))
 
     # ------------------------------------------------------------------------------------------------ the attempts
 
     def go(self) -> None:
+        self._by_itself(self._go)
+
+    def give_way(self) -> None:
+        self._by_itself(lambda: self._refuse(self._busy(f"others wait for {self._route.name!r}, too")))
+
+    def _by_itself(self, turn: Callable[[], None]) -> None:
+        """Whatever goes wrong in its turn is its own: it came from another request's end, or from the clock."""
+        try:
+            turn()
+        except Exception:
+            log.exception("a bug: with a request that had waited")
+            self.crash()
+
+    def _go(self) -> None:
         self._waits_for = ""
         self._among = self._route.choice.candidates(self._call.fields)  # they may be others by now
         self._placed = now = self._server.clock()
@@ -97,7 +126,7 @@ class Exchange(Ticket):
         elif now - self._placed < self._route.settings.hold_s and (
             now < self._go_on_until or self._server.will_serve(self._route, self._among)
         ):
-            self._waits_for = "hold"
+            self._waits_for = _HOLD
         else:
             self._refuse(self._failure or self._none_ready(now))
 
@@ -117,7 +146,7 @@ class Exchange(Ticket):
         self._replica, self._upstream = replica, upstream
         self._stream = None
         self._heard = False
-        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (upstream.head(path), len(body), self._passed_on, body)
+        request = self._message(upstream.head(path), body)
         while replica.idle:
             connection = replica.idle.pop()
             if connection.upstream is upstream and connection.usable():
@@ -128,18 +157,25 @@ class Exchange(Ticket):
         self._fresh = True
         self._connecting = self._server.loop.create_task(self._connect(upstream, request))
 
-    def _use(self, connection: Connection, request: bytes) -> None:
+    def _message(self, head: bytes, body: bytes) -> tuple[bytes, ...]:
+        head = b"%bcontent-length: %d\r\n%b\r\n" % (head, len(body), self._passed_on)
+        return (head, body) if len(body) >= _LARGE else (head + body,)
+
+    def _use(self, connection: Connection, request: tuple[bytes, ...]) -> None:
         assert connection.transport is not None
         self._connection = connection
         connection.exchange = self
-        connection.transport.write(request)
+        for part in request:
+            connection.transport.write(part)
         if self._client.paused_since is not None:
             self.pause()
 
-    async def _connect(self, upstream: Upstream, request: bytes) -> None:
+    async def _connect(self, upstream: Upstream, request: tuple[bytes, ...]) -> None:
         limit = self._route.settings.connect_timeout_s
         where = f"{upstream.host}:{upstream.port}"
+        began = self._server.clock()
         try:
+            self._server.spare_descriptors()
             tls = self._server.tls() if upstream.tls else None
             connecting = self._server.loop.create_connection(
                 lambda: Connection(upstream), upstream.host, upstream.port, ssl=tls
@@ -149,16 +185,28 @@ class Exchange(Ticket):
                 raise ConnectionResetError("it was closed at once")
         except (OSError, asyncio.TimeoutError) as exc:
             self._connecting = None
-            reason = f"within {limit:g} s" if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
-            self._go_on_until = self._server.clock() + _NEWS_S
-            self._unwell(Failure(502, f"no connection to {where} {reason}", source=ENGINE), sent=False)
+            self._by_itself(partial(self._unreached, upstream, exc, where))
         except Exception:
             log.exception("a bug: connecting to %s", where)
             self._connecting = None
             self.crash()
         else:
             self._connecting = None
-            self._use(connection, request)
+            connection.far_s = self._server.clock() - began
+            self._by_itself(partial(self._use, connection, request))
+
+    def _unreached(self, upstream: Upstream, exc: Exception, where: str) -> None:
+        now = self._server.clock()
+        in_time = f"within {self._route.settings.connect_timeout_s:g} s"
+        reason = in_time if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
+        failure = Failure(502, f"no connection to {where} {reason}", source=ENGINE)
+        refused = isinstance(exc, ConnectionRefusedError)
+        if refused and upstream.start and self._replica is not None and self._replica.upstream is upstream:
+            # Its program has ended: nothing for the breaker, its supervisor starts it again and says so.
+            self._replica.lost_until = now + _NEWS_S
+        self._go_on_until = now + _NEWS_S
+        ours = isinstance(exc, OSError) and exc.errno in _OUT_OF_DESCRIPTORS
+        self._failed(failure, sent=False, blamed=not ours and not (refused and upstream.start))
 
     # --------------------------------------------------------------------------------- what comes from the connection
 
@@ -168,25 +216,28 @@ class Exchange(Ticket):
         assert self._connection is not None
         self._heard = True
         self._status = status
-        self._body, self._size = [], 0
         if status == 200 and self._connection.streams:
             self._stream = Stream(self._call, self._upstream, self._route.name)
 
     def came(self, body: bytes) -> None:
         """A piece of its body."""
         self._progress = self._server.clock()
-        if self._stream is not None:
-            try:
+        try:
+            if self._stream is not None:
                 self._say(self._stream.feed(body))
-            except InferenceError as exc:
-                self._drop_connection()
-                self._unwell(Failure(502, str(exc), source=ENGINE))
-            return
-        self._size += len(body)
-        self._body.append(body)
-        if self._size > _WHOLE_LIMIT:
+            else:
+                self._keep(body)
+        except InferenceError as exc:
             self._drop_connection()
-            self._unwell(Failure(502, f"its answer has more than {_WHOLE_LIMIT >> 20} MiB", source=ENGINE))
+            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
+
+    def _keep(self, body: bytes) -> None:
+        if len(self._body) + len(body) > _WHOLE_LIMIT:
+            raise InferenceError(f"its answer has more than {_WHOLE_LIMIT >> 20} MiB")
+        if not self._server.answers.has(len(body)):
+            raise InferenceError("answers that are on their way are larger than the gateway can keep")
+        self._server.answers.held += len(body)
+        self._body += body
 
     def answered(self, connection: Connection, body: bytes) -> None:
         """It has come at once, as good ones of this server do."""
@@ -200,10 +251,10 @@ class Exchange(Ticket):
         if self._stream is not None:
             self._end_stream(self._stream)
         elif self._status == 200:
-            self._end_whole(b"".join(self._body))
+            self._end_whole(bytes(self._body))
         else:
             headers = {"retry-after": retry_after.decode("latin-1")} if retry_after else {}
-            self._end_refused(of_engine(self._status, b"".join(self._body), headers))
+            self._end_refused(of_engine(self._status, bytes(self._body), headers))
 
     def _give_back(self, connection: Connection, *, reusable: bool) -> None:
         replica = self._replica
@@ -214,18 +265,55 @@ class Exchange(Ticket):
         else:
             connection.close()
 
-    def broken(self, reason: str) -> None:
+    def misspoken(self, reason: str) -> None:
+        """Nothing of it is to be understood, and the connection is closed."""
+        self._connection = None
+        self._failed(Failure(502, f"{reason} before its answer was whole", source=ENGINE))
+
+    def broken(self, connection: Connection, reason: str) -> None:
         """The connection ended before the answer did."""
         self._connection = None
-        replica = self._replica
+        replica, upstream = self._replica, self._upstream
         assert replica is not None
-        if not self._fresh and not self._heard and replica.upstream is self._upstream:
-            # It was closed while nobody used it, as we sent: nothing of the request was read.
-            self._let_go()
+        assert upstream is not None
+        now = self._server.clock()
+        failure = Failure(502, f"{reason} before its answer was whole", source=ENGINE)
+        stale = now - self._progress < max(_STALE_S, 2 * connection.far_s)
+        if stale and not self._fresh and not self._heard and replica.upstream is upstream:
+            # It was closed while nobody used it, as we sent. Nobody can be sure: it counts as an attempt.
+            self._spent += (replica,)
             forget(replica)
-            self._send_to(replica, self._server.clock())
+            if len(self._spent) <= self._route.settings.retries:
+                self._let_go()
+                self._send_to(replica, now)
+                return
+        if upstream.start:
+            self._failure, self._waits_for, self._go_on_until = failure, _VERDICT, now + _NEWS_S
+            self._hear_verdict(now)
         else:
-            self._unwell(Failure(502, f"{reason} before its answer was whole", source=ENGINE))
+            self._failed(failure)
+
+    def _hear_verdict(self, now: float) -> None:
+        """Whether its server has ended over this request, which is not to cost another one its life."""
+        replica, upstream, failure = self._replica, self._upstream, self._failure
+        assert replica is not None
+        assert upstream is not None
+        assert failure is not None
+        ending = replica.ending
+        if ending is not None and ending.start == upstream.start:
+            self._waits_for = ""
+            if ending.cause:
+                self._end_lost(ending.cause)
+            else:
+                self._failed(failure, blamed=False)
+        elif now > self._go_on_until:  # it goes on, or nobody is there to say
+            self._waits_for = ""
+            self._failed(failure)
+
+    def _end_lost(self, cause: str) -> None:
+        text = f"its program ended while this request was worked on, which is not given to another: {cause}"
+        headers = {"x-should-retry": "false"}  # OpenAI's clients would ask again by themselves
+        self._failed(Failure(502, text, "engine_ended", ENGINE, headers), blamed=False, again=False)
 
     # ------------------------------------------------------------------------------------------------- the answers
 
@@ -234,7 +322,7 @@ class Exchange(Ticket):
         try:
             answer = whole(self._call, self._upstream, self._route.name, body)
         except InferenceError as exc:
-            self._unwell(Failure(502, str(exc), source=ENGINE))
+            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
             return
         replica = self._well()
         self._finish(200)
@@ -244,7 +332,7 @@ class Exchange(Ticket):
         try:
             self._say(stream.end())
         except InferenceError as exc:
-            self._unwell(Failure(502, str(exc), source=ENGINE))
+            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
             return
         self._well()
         self._finish(200)
@@ -252,7 +340,7 @@ class Exchange(Ticket):
 
     def _end_refused(self, failure: Failure) -> None:
         if failure.status in _UNWELL:
-            self._unwell(failure)
+            self._failed(failure)
         elif failure.status in _TRY_ANOTHER:
             replica = self._well()
             self._spent += (replica,)
@@ -279,16 +367,21 @@ class Exchange(Ticket):
 
     # ---------------------------------------------------------------------------------------------------- failures
 
-    def _unwell(self, failure: Failure, *, sent: bool = True) -> None:
-        """The replica has failed this request, and may fail others."""
+    def _failed(self, failure: Failure, *, sent: bool = True, blamed: bool = True, again: bool = True) -> None:
+        """The replica has failed this request. `blamed`: it would fail others, too; `again`: another may have it."""
         replica = self._let_go()
         assert replica is not None
-        replica.breaker.failed(self._server.clock())
+        if blamed:
+            replica.breaker.failed(self._server.clock())
         if sent:
             self._spent += (replica,)
         failure = Failure(failure.status, f"{replica.name}: {failure.message}", failure.code, ENGINE, failure.headers)
-        if self._first is None:
+        if self._first is None and again:
             self._try_another(replica, failure)
+            return
+        if self._first is None:
+            replica.failures += 1
+            self._refuse(failure)
             return
         log.warning("%s, in the middle of a stream", failure.message)
         replica.failures += 1
@@ -351,20 +444,34 @@ class Exchange(Ticket):
         """Look whether something has taken too long; called a few times a second."""
         if self not in self._server.exchanges:  # it has ended in this very tick
             return
+        self._by_itself(partial(self._tick, now))
+
+    def _tick(self, now: float) -> None:
         settings = self._route.settings
-        if self._waits_for == "queue":
+        if self._waits_for == _QUEUE:
             if now - self._began > settings.queue_timeout_s:
                 self._refuse(self._busy(f"{self._route.name!r} had no place in {settings.queue_timeout_s:g} s"))
-        elif self._waits_for == "hold":
-            self.look_again()
+        elif self._waits_for:
+            self._look_again()
+        elif self._connection is not None and 0 < self._connection.dry_since < now - _DRY_S:
+            self._drop_connection()
+            self._failed(Failure(502, f"the head of its answer was not whole after {_DRY_S:g} s", source=ENGINE))
         elif self._client.paused_since is None and now - self._progress > settings.timeout_s:
             self._drop_connection()
             text = f"not a byte of its answer came for {settings.timeout_s:g} s"
-            self._unwell(Failure(504, text, "timeout", ENGINE))
+            # One request's trouble proves nothing: whoever asks for much waits for long.
+            self._failed(Failure(504, text, "timeout", ENGINE), blamed=False)
 
     def look_again(self) -> None:
-        """What is deployed may have changed: one that is held tries again, but for those that it has spent."""
-        if self._waits_for == "hold":
+        """What is deployed may have changed."""
+        if self._waits_for:
+            self._by_itself(self._look_again)
+
+    def _look_again(self) -> None:
+        """One that is held tries again, but for those that it has spent."""
+        if self._waits_for == _VERDICT:
+            self._hear_verdict(self._server.clock())
+        elif self._waits_for == _HOLD:
             self._waits_for = ""
             self._tried = self._spent
             self._attempt(self._server.clock())
@@ -382,6 +489,9 @@ class Exchange(Ticket):
         if replica is not None:
             replica.in_flight -= 1
             replica.used = self._server.now
+        if self._body:
+            self._server.answers.held -= len(self._body)
+            self._body = bytearray()
         return replica
 
     def _finish(self, status: int) -> None:

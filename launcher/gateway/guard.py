@@ -7,8 +7,8 @@ import re
 from functools import lru_cache
 
 from engines.base import LOOPBACK
-from launcher.gateway.connection import Request
 from launcher.gateway.errors import Failure
+from launcher.gateway.reader import Request
 from launcher.gateway.table import KeyState, Table
 
 _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")

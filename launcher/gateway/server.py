@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import ssl
 import time
 from collections import Counter
@@ -12,10 +13,12 @@ from email.utils import formatdate
 
 from launcher.gateway import api, chat
 from launcher.gateway.admission import Admission
-from launcher.gateway.connection import ClientConnection, Request
+from launcher.gateway.body import Budget
+from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import BUG, Failure
 from launcher.gateway.exchange import Exchange, forget
 from launcher.gateway.guard import Guard
+from launcher.gateway.reader import Request
 from launcher.gateway.settings import Settings
 from launcher.gateway.table import RouteState, Table
 from launcher.gateway.upstream import passed_on
@@ -24,6 +27,14 @@ log = logging.getLogger(__name__)
 
 #: between two looks at what takes too long
 TICK_S = 0.25
+#: descriptors that are for no client and no server behind us: files, logs, commands that start deployments
+_OWN_DESCRIPTORS = 48
+#: connections above the most that are answered, but for deployments: there is always room for a probe
+_STANDING = 16
+#: bytes of requests whose heads have not come to their end, of all clients
+_HEADS_BYTES = 16 << 20
+#: bytes of answers that are kept until they are whole, of all servers
+_ANSWERS_BYTES = 256 << 20
 
 
 class Server:
@@ -37,33 +48,59 @@ class Server:
         self.guard = Guard(self.table)
         self.admission = Admission()
         self.backend = backend
+        self.heads = Budget(_HEADS_BYTES)
+        self.answers = Budget(_ANSWERS_BYTES)
         self.connections: set[ClientConnection] = set()
         self.exchanges: set[Exchange] = set()
         self.refusals: Counter[int] = Counter()  #: requests that came to no route, by status
         self.tasks: set[asyncio.Future[None]] = set()
         self.since = self.now
+        self.bodies = Budget(settings.max_held_bytes)
         self.max_body_bytes = settings.max_body_bytes
+        self.most_connections = most_connections(settings)
         self.date = self.well = b""  #: lines of headers, as of the last tick
         self.draining = False
         self._tls: ssl.SSLContext | None = None
         self._date()
 
+    def connected(self, client: ClientConnection) -> None:
+        """Take a new connection; where there are too many, instead of those that have asked for nothing for longest."""
+        self.connections.add(client)
+        if len(self.connections) <= self.most_connections:
+            return
+        missed = [it for it in self.connections if it.can_be_missed and it is not client]
+        missed.sort(key=lambda it: it.idle_since or it.reading_since or 0.0)
+        for connection in missed[: len(missed) // 16 + 1]:  # some at once: looking for them takes a while
+            connection.close()
+        if not missed and len(self.connections) > self.most_connections + _STANDING:
+            client.close()
+
+    def judge(self, request: Request) -> None:
+        """Say in `request` who asks, or why it is refused: from its head alone, before anything of its body is kept."""
+        request.judged_by = self.table.settings
+        request.asker = None
+        try:
+            self.guard.check(request)
+            request.extra = self.guard.cors(request) if b"origin" in request.headers else b""
+            if request.path in chat.CALLS and not _is_preflight(request):
+                request.passed_on = passed_on(request.headers)
+                request.asker = chat.asker(self, request)
+                if len(self.connections) > self.most_connections:
+                    raise _TOO_MANY_CONNECTIONS
+        except Failure as failure:
+            request.refusal = failure
+
     def serve(self, client: ClientConnection, request: Request, body: bytes) -> None:
         """Answer `request`, now or later."""
         try:
+            if request.refusal is None and request.judged_by is not self.table.settings:
+                self.judge(request)  # they have changed since its head came
+            if request.refusal is not None:
+                raise request.refusal
             if request.asker is not None:
                 chat.begin(self, client, request, request.asker, body)
-                return
-            if request.path.startswith("/api/"):
-                request.path = request.path[4:]
-            self.guard.check(request)
-            request.extra = self.guard.cors(request) if b"origin" in request.headers else b""
-            if request.method == "OPTIONS" and request.extra:
+            elif _is_preflight(request):
                 api.preflight(client)
-            elif request.path in chat.CALLS:
-                request.passed_on = passed_on(request.headers)
-                client.let_in(request, asker := chat.asker(self, request))
-                chat.begin(self, client, request, asker, body)
             else:
                 api.answer(self, client, request)
         except Failure as failure:
@@ -88,10 +125,16 @@ class Server:
             self._tls = ssl.create_default_context()
         return self._tls
 
+    def spare_descriptors(self) -> None:
+        """Close idle connections to servers, where those and the ones in use come near to how many there may be."""
+        idle = sum(len(replica.idle) for replica in self.table.replicas.values())
+        if idle and idle + len(self.exchanges) >= self.most_connections:
+            forget(max(self.table.replicas.values(), key=lambda it: len(it.idle)))
+
     def will_serve(self, route: RouteState, among: Collection[str] | None) -> bool:
         """Whether one of its deployments is on its way; one that may be started is, from now on."""
         members = [it for it in route.choice.replicas if among is None or it.name in among]
-        if any(replica.on_its_way for replica in members):
+        if any(replica.comes(self.now) for replica in members):
             return True
         startable = [it for it in members if it.name in self.table.settings.startable and it.upstream is None]
         return bool(startable) and self.backend.start(startable[0].name)
@@ -103,6 +146,8 @@ class Server:
         for connection in self.connections:
             connection.forget()
         self.max_body_bytes = settings.max_body_bytes
+        self.bodies.limit = settings.max_held_bytes
+        self.most_connections = most_connections(settings)
         self.admission.admit()
         self.look_again()
 
@@ -113,21 +158,24 @@ class Server:
 
     def tick(self) -> None:
         self.now = now = self.clock()
-        settings = self.table.settings
         self._date()
         for exchange in list(self.exchanges):
-            try:
-                exchange.tick(now)
-            except Exception:  # noqa: PERF203  (the clock goes on for the others)
-                log.exception("a bug: with a request that waits")
-                exchange.crash()
+            exchange.tick(now)
         for connection in list(self.connections):
-            if connection.idle_since is not None and now - connection.idle_since > settings.keep_alive_s:
+            try:
+                self._hurry(connection, now)
+            except Exception:  # noqa: PERF203  (the clock goes on for the others)
+                log.exception("a bug: with a connection that waits")
                 connection.close()
-            elif connection.reading_since is not None and now - connection.reading_since > settings.request_timeout_s:
-                connection.too_slow()
-            elif connection.paused_since is not None and now - connection.paused_since > settings.client_timeout_s:
-                connection.close()
+
+    def _hurry(self, connection: ClientConnection, now: float) -> None:
+        settings = self.table.settings
+        if connection.idle_since is not None and now - connection.idle_since > settings.keep_alive_s:
+            connection.close()
+        elif connection.reading_since is not None and now - connection.reading_since > settings.request_timeout_s:
+            connection.too_slow()
+        elif connection.paused_since is not None and now - connection.paused_since > settings.client_timeout_s:
+            connection.close()
 
     def drain(self) -> None:
         """No new requests; connections end with the answers that are on their way."""
@@ -138,3 +186,18 @@ class Server:
     def _date(self) -> None:
         self.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
         self.well = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\n" % self.date
+
+
+def most_connections(settings: Settings) -> int:
+    """Return how many clients may be connected: each that asks takes two descriptors, its own and one of a server."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(_STANDING, min(settings.max_connections, (soft - _OWN_DESCRIPTORS - _STANDING) // 2))
+
+
+def _is_preflight(request: Request) -> bool:
+    """Whether a browser asks if a page of another origin, which is named, may ask."""
+    return request.method == "OPTIONS" and bool(request.extra)
+
+
+_TOO_MANY_CONNECTIONS = Failure(503, "too many clients are connected (gateway.max_connections)", "busy",
+                                headers={"retry-after": "1"})  # fmt: skip

@@ -19,6 +19,9 @@ from launcher.suggest import did_you_mean
 #: what the ledger calls the engine of a gateway's own deployment
 ENGINE = "gateway"
 STRATEGIES = ("priority", "round_robin", "least_busy")
+#: how often a body may be held: as it came, as what is read of it, and as it is sent on. A text with one letter beyond
+#: Latin's takes up to four bytes for each of its letters.
+MOST_TIMES = 6
 #: characters of a key; its hash is not salted, so that it must not be guessed
 SHORTEST_KEY = 16
 #: what a route, a deployment or a key may be called: it stands in URLs and in headers
@@ -98,6 +101,8 @@ class GatewayConf:
     cors_origins: list[str] = field(default_factory=list)
     allowed_hosts: list[str] = field(default_factory=list)
     max_body_mib: int = MISSING
+    max_held_mib: int = MISSING
+    max_connections: int = MISSING
     request_timeout_s: float = MISSING
     keep_alive_s: float = MISSING
     client_timeout_s: float = MISSING
@@ -144,6 +149,8 @@ class Settings:
     client_timeout_s: float
     drain_s: float
     of_deployments: Route  #: what is true of a deployment that is asked by its own name
+    max_held_bytes: int = 192 << 20  #: by the bodies of all requests at the same time, and what is made of them
+    max_connections: int = 2048
 
     @property
     def open(self) -> bool:
@@ -170,6 +177,8 @@ def settings(conf: GatewayConf) -> Settings:
         client_timeout_s=conf.client_timeout_s,
         drain_s=conf.drain_s,
         of_deployments=Route(**vars(conf.defaults_of_routes)),
+        max_held_bytes=conf.max_held_mib << 20,
+        max_connections=conf.max_connections,
     )
     check(made)
     return made
@@ -203,6 +212,14 @@ def check(made: Settings) -> None:
             )
     if len({key.sha256 for key in made.keys}) < len(made.keys):
         raise ConfigError("gateway.keys: two of them are the same key; give each user one of their own")
+    if made.max_body_bytes < 1 << 20 or made.max_connections < 1:
+        raise ConfigError("gateway.max_body_mib and gateway.max_connections must be at least 1")
+    if made.max_held_bytes < (least := MOST_TIMES * made.max_body_bytes):
+        raise ConfigError(
+            f"gateway.max_held_mib={made.max_held_bytes >> 20} is too little for a body of "
+            f"gateway.max_body_mib={made.max_body_bytes >> 20}, which may take {MOST_TIMES} times its size; use at "
+            f"least {least >> 20}"
+        )
     if not 0 < made.port < 1 << 16:
         raise ConfigError(f"gateway.port={made.port} is no port; give one from 1 to 65535")
 

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from engines.base import LOOPBACK
 from engines.dialect import OpenAI
 from launcher.gateway.admission import Gate
+from launcher.gateway.body import Budget
 from launcher.gateway.routing import Choice, Replica, Upstream
-from launcher.gateway.settings import Key, Member, Route, Settings
+from launcher.gateway.settings import MOST_TIMES, Key, Member, Route, Settings
 from launcher.lifecycle import Phase
 
 #: seconds; the upper bounds of Prometheus' buckets
@@ -72,11 +73,12 @@ class RouteState:
 class KeyState:
     """Somebody who may ask."""
 
-    __slots__ = ("digest", "gate", "name", "requests", "routes")
+    __slots__ = ("bodies", "digest", "gate", "name", "requests", "routes")
 
     def __init__(self, key: Key) -> None:
         self.name = key.name
         self.gate = Gate()
+        self.bodies = Budget(0)  #: that its requests hold
         self.requests = 0
         self.use(key)
 
@@ -128,6 +130,9 @@ class Table:
         self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
         keys = {key.name: self._key(key) for key in settings.keys}
         self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
+        for asker in (*keys.values(), self._anonymous):  # nobody takes all of it from others
+            half = max(settings.max_held_bytes // 2, MOST_TIMES * settings.max_body_bytes)
+            asker.bodies.limit = half if len(keys) > 1 else settings.max_held_bytes
         self._admin = bytes.fromhex(settings.admin_sha256) if settings.admin_sha256 else None
         return self.prune()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from launcher.gateway.exchange import Exchange
 
 _HEADERS_LIMIT = 1000
+#: bytes that are no body, in a row: of heads, of what stands between chunks, and after them
+_DRY_LIMIT = 1 << 16
+#: answers of 100 and the like before the one that counts
+_INFORMATION_LIMIT = 8
 #: of the client's headers, what a server behind us may want to know
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"x-request-id"})
 
@@ -32,8 +37,9 @@ def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
 class Connection(asyncio.Protocol):
     """What comes on it goes to the exchange that has it; on one that is idle nothing may come."""
 
-    __slots__ = ("_complete", "_framed", "_good", "_headers", "_kept", "_parser", "_resting", "_status", "_unread",
-                 "_whole", "exchange", "on_header", "streams", "transport", "upstream")  # fmt: skip
+    __slots__ = ("_complete", "_dry", "_framed", "_good", "_headers", "_informed", "_kept", "_parser", "_resting",
+                 "_status", "_unread", "_whole", "dry_since", "exchange", "far_s", "on_header", "streams", "transport",
+                 "upstream")  # fmt: skip
 
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
@@ -44,6 +50,9 @@ class Connection(asyncio.Protocol):
         self.on_header = self._headers.__setitem__  # without a frame of Python's for each
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0
+        self._dry = self._informed = 0
+        self.dry_since = 0.0  #: when what is no body began, and has not come to its end; 0 for never
+        self.far_s = 0.0  #: seconds that it took to be made
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
         self._whole = False  #: and the body
@@ -78,15 +87,25 @@ class Connection(asyncio.Protocol):
                     exchange.answered(self, body)
                     return
                 self._unread = Head.of(data)
+                self._dry = self._informed = 0
             self._resting = False
+            self._dry += len(data)
             self._parser.feed_data(data)
-            if len(self._headers) > _HEADERS_LIMIT:
+            too_much = self._dry > _DRY_LIMIT or self._informed > _INFORMATION_LIMIT
+            if too_much or len(self._headers) > _HEADERS_LIMIT:
                 self._break("it sends headers without an end")
             elif self._whole:  # not within the parser: whoever has it next must not meet the rest of this
                 self._whole = False
                 self._resting = True
+                self.dry_since = 0.0
                 self.exchange = None
                 exchange.ended(self, reusable=self._kept)
+            elif not self._dry:
+                self.dry_since = 0.0
+            elif not self.dry_since:
+                self.dry_since = time.monotonic()
+        except httptools.HttpParserUpgrade:
+            self._break("it changes to another protocol, for which nobody has asked")
         except httptools.HttpParserCallbackError as exc:
             self._crash(exchange, exc.__context__)
         except httptools.HttpParserError as exc:
@@ -103,7 +122,7 @@ class Connection(asyncio.Protocol):
             if self._complete and not self._framed and exc is None:
                 exchange.ended(self, reusable=False)  # the end of the connection is that of the body
             else:
-                exchange.broken(f"it closed the connection{': ' + str(exc) if exc else ''}")
+                exchange.broken(self, f"it closed the connection{': ' + str(exc) if exc else ''}")
         except Exception as bug:  # noqa: BLE001  (as above)
             self._crash(exchange, bug)
 
@@ -130,7 +149,9 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
-        if status >= 200 and not self._whole:
+        if status < 200:
+            self._informed += 1
+        elif not self._whole:
             self._complete = True
             self._status = status
             self._framed = bool(self.header(b"Content-Length") or self.header(b"Transfer-Encoding"))
@@ -139,6 +160,7 @@ class Connection(asyncio.Protocol):
                 self.exchange.begun(status)
 
     def on_body(self, body: bytes) -> None:
+        self._dry = 0
         if self.exchange is not None and not self._whole:
             self.exchange.came(body)
 
@@ -160,4 +182,4 @@ class Connection(asyncio.Protocol):
         exchange = self.exchange
         self.close()
         if exchange is not None:
-            exchange.broken(reason)
+            exchange.misspoken(reason)

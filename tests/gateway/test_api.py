@@ -146,7 +146,7 @@ def test_a_wrong_key_opens_nothing(guarded: Running, given: str) -> None:
 
 def test_a_key_asks_its_own_routes_and_sees_no_others(guarded: Running) -> None:
     assert guarded.ask("hi", headers=bearer(ALICE)).status_code == 200
-    assert guarded.ask("hi", model="n", headers=bearer(ALICE)).json()["error"]["code"] == "model_not_allowed"
+    assert guarded.ask("hi", model="n", headers=bearer(ALICE)).json()["error"]["code"] == "model_not_found"
     assert guarded.ask("hi", model="n", headers=bearer(BOB)).status_code == 200
     seen = {
         key: requests.get(f"{guarded.url}/v1/models", headers=bearer(key), timeout=5).json() for key in (ALICE, BOB)

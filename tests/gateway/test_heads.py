@@ -244,8 +244,10 @@ def test_the_next_of_a_client_that_does_not_wait_is_no_answer_to_the_first(a: Fa
         until(lambda: len(it.server.exchanges) == 1)
         client.sendall(post(b"no"))
 
-        assert status(client.recv(65536)) == 200
-        assert status(client.recv(65536)) == 400
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < 2:  # the second may come right behind the first
+            answers += client.recv(65536)
+        assert [status(answer) for answer in answers.split(b"HTTP/1.1")[1:]] == [200, 400]
 
 
 def test_a_body_that_looks_like_a_request_is_a_body(a: Fake) -> None:

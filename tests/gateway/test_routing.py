@@ -201,6 +201,9 @@ class Waits(Ticket):
     def go(self) -> None:
         self._went.append(self._name)
 
+    def give_way(self) -> None:
+        self._went.append(f"sent away: {self._name}")
+
 
 def test_requests_wait_for_a_place_in_their_order() -> None:
     admission, gate, went = Admission(), Gate(1), list[object]()
@@ -231,3 +234,52 @@ def test_nobody_waits_for_somebody_elses_limit() -> None:
     admission.leave(first)
 
     assert went == ["waits"]
+
+
+def test_keys_take_turns_however_many_wait_of_one() -> None:
+    admission, route, went = Admission(), Gate(1), list[object]()
+    alice, bob = Gate(), Gate()
+    first = Waits(route, alice, went)
+    admission.enter(first, 9)
+    many = [Waits(route, alice, went, f"alice {number}") for number in range(3)]
+    few = [Waits(route, bob, went, f"bob {number}") for number in range(2)]
+    for ticket in (*many, *few):
+        admission.enter(ticket, 9)
+
+    for ticket in (first, many[0], few[0], many[1], few[1]):
+        admission.leave(ticket)
+
+    assert went == ["alice 0", "bob 0", "alice 1", "bob 1", "alice 2"]
+
+
+def test_a_key_that_fills_the_queue_gives_way_to_others() -> None:
+    admission, route, went = Admission(), Gate(1), list[object]()
+    alice, bob = Gate(), Gate()
+    admission.enter(Waits(route, alice, went), 4)
+    for number in range(4):
+        admission.enter(Waits(route, alice, went, number), 4)
+
+    for number in range(2):
+        assert not admission.enter(Waits(route, bob, went, f"bob {number}"), 4)
+    for key in (bob, alice):
+        with pytest.raises(Full):
+            admission.enter(Waits(route, key, went), 4)
+
+    assert went == ["sent away: 3", "sent away: 2"]
+
+
+def test_one_place_in_the_queue_goes_to_whose_turn_was_longer_ago() -> None:
+    admission, route, went = Admission(), Gate(1), list[object]()
+    alice, bob = Gate(), Gate()
+    first = Waits(route, alice, went)
+    admission.enter(first, 1)
+    second = Waits(route, alice, went, "alice")
+    admission.enter(second, 1)
+    admission.leave(first)
+    admission.enter(Waits(route, alice, went, "alice again"), 1)
+
+    assert not admission.enter(Waits(route, bob, went, "bob"), 1)
+    with pytest.raises(Full):
+        admission.enter(Waits(route, alice, went), 1)
+
+    assert went == ["alice", "sent away: alice again"]

@@ -1,0 +1,202 @@
+"""The bodies of requests: bounded as they come, before anything is made of them, and read. No I/O.
+
+A body costs more than its bytes: what is made of `[[],[],…` takes twenty times as many. So a body is refused for how
+much is in it while it comes, and what all of them hold together is counted.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from engines.dialect import members
+from launcher.gateway.errors import Failure
+from launcher.gateway.settings import MOST_TIMES
+
+#: numbers, texts, lists and objects in one body; of these, the lists and objects; and how deep those are in each other
+MOST_VALUES, MOST_NESTS, DEEPEST = 500_000, 100_000, 100
+#: bytes that a value takes once it is read
+_VALUE_BYTES = 96
+#: how often a body is held: as it came, as what is read of it, and as it is sent on
+_TIMES = 3
+#: stand before the values of a list or an object; within texts they mean nothing
+_NESTS, _MARKS = b"[{", b"[{,"
+#: of these in a small body it makes no difference whether they stand in texts
+_FEW = 4096
+
+#: fields of which no server makes a grammar, a pattern or a schema; any other may be one
+_PLAIN = frozenset(
+    ["best_of", "dimensions", "echo", "encoding_format", "frequency_penalty", "input", "logit_bias", "logprobs",
+     "max_completion_tokens", "max_tokens", "messages", "metadata", "min_p", "model", "n", "parallel_tool_calls",
+     "presence_penalty", "prompt", "repetition_penalty", "seed", "service_tier", "stop", "store", "stream",
+     "stream_options", "suffix", "temperature", "top_k", "top_logprobs", "top_p", "user"]
+)  # fmt: skip
+_BRACKETS = re.compile(r"[(\[{]|([)\]}])")
+#: rules and references of a grammar or a schema, which servers follow from one to the next, in calls within calls
+_LINKS, _MOST_LINKS = ("::=", "$ref"), 1000
+#: values of a schema, and brackets of a text in it
+_MOST_OF_SCHEMA = 20_000
+
+
+@dataclass(eq=False, slots=True)
+class Budget:
+    """Bytes that may be held at the same time."""
+
+    limit: int
+    held: int = 0
+
+    def has(self, amount: int) -> bool:
+        return self.held + amount <= self.limit
+
+
+def hold(amount: int, of_all: Budget, of_key: Budget) -> None:
+    """Take bytes for a body. Raises `Failure` (503, or 429 where it is the key's own limit) where there are too few."""
+    if not of_all.has(amount):
+        raise _ALL_HELD
+    if not of_key.has(amount):
+        raise _ITS_HELD
+    of_all.held += amount
+    of_key.held += amount
+
+
+_LATER = {"retry-after": "1"}
+_ALL_HELD = Failure(503, "bodies hold as many bytes as they may (gateway.max_held_mib); ask again later", "busy",
+                    headers=_LATER)  # fmt: skip
+_ITS_HELD = Failure(429, "the bodies of this key hold as many bytes as they may; ask again later",
+                    "too_many_requests", headers=_LATER)  # fmt: skip
+
+
+class Body:
+    """The pieces of one body."""
+
+    __slots__ = ("_escape", "_first", "_in_text", "_nests", "_rest", "_times", "_values", "cost")
+
+    def __init__(self) -> None:
+        self.cost = 0  #: bytes that its pieces hold, and that what is made of them will
+        self._first = b""
+        self._rest = bytearray()  # one object for many small pieces
+        self._values = self._nests = 0
+        self._times = _TIMES
+        self._in_text = False  #: the last piece ended within a text
+        self._escape = b""  #: the backslash that the last piece ended with
+
+    def weigh(self, piece: bytes) -> int:
+        """Return what the next piece will cost in bytes. Raises `Failure` (400) where there is too much in the body."""
+        before, more = self._values, 0
+        data = self._escape + piece
+        outside = self._outside_of_texts(data)
+        if self._times == _TIMES and (not data.isascii() or b"\\u" in data):
+            more = (MOST_TIMES - _TIMES) * (len(self._first) + len(self._rest))
+            self._times = MOST_TIMES
+        self._nests += len(outside) - len(outside.translate(None, _NESTS))
+        self._values += len(outside) - len(outside.translate(None, _MARKS))
+        if self._values > MOST_VALUES or self._nests > MOST_NESTS:
+            raise _TOO_MUCH
+        return more + self._times * len(piece) + _VALUE_BYTES * (self._values - before)
+
+    def add(self, piece: bytes, cost: int) -> None:
+        self.cost += cost
+        if self._first:
+            self._rest += piece
+        else:
+            self._first = piece
+
+    def whole(self) -> bytes:
+        return b"".join((self._first, self._rest)) if self._rest else self._first
+
+    def _outside_of_texts(self, data: bytes) -> bytes:
+        open_escape = (len(data) - len(data.rstrip(b"\\"))) % 2
+        self._escape = b"\\" * open_escape
+        data = data[: len(data) - open_escape].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = data.split(b'"')
+        outside = parts[self._in_text :: 2]
+        self._in_text ^= len(parts) % 2 == 0
+        return b"".join(outside)
+
+
+def weight(body: bytes) -> int:
+    """Return what a body that came in one piece costs in bytes. Raises `Failure` (400) as `Body.weigh`."""
+    marks = len(body) - len(body.translate(None, _MARKS))
+    return MOST_TIMES * len(body) + _VALUE_BYTES * marks if marks <= _FEW else Body().weigh(body)
+
+
+def read(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that `body` is. Raises `Failure` (400) for anything else, and where it is too deep."""
+    try:
+        fields = orjson.loads(body)
+    except ValueError as exc:
+        raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
+    if not isinstance(fields, dict):
+        raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")
+    if body.count(b"[") + body.count(b"{") > DEEPEST:
+        _check_depth(fields)
+    if not fields.keys() <= _PLAIN:
+        _check_grammars(fields)
+    return fields
+
+
+def check_model_once(body: bytes) -> None:
+    """Raises `Failure` (400) where the object `body` has two models: one of its readers may take the other one."""
+    if sum(key == "model" for key, _, _ in members(body.decode())) > 1:
+        raise Failure(400, "model stands in the body twice; leave one of them out", "invalid_json")
+
+
+def _check_depth(fields: Mapping[str, Any]) -> None:
+    level: list[Any] = [fields]
+    for _ in range(DEEPEST):
+        inner = [item for nest in level for item in (nest.values() if type(nest) is dict else nest)]
+        level = [item for item in inner if type(item) in (dict, list)]
+        if not level:
+            return
+    raise Failure(400, f"lists and objects of the body are more than {DEEPEST} deep in each other", "invalid_json")
+
+
+def _check_grammars(fields: Mapping[str, Any]) -> None:
+    """Servers read these in calls within calls, and some end where there are too many: llama.cpp does."""
+    for name in fields.keys() - _PLAIN:
+        links = 0
+        for number, text in enumerate(_texts(fields[name])):
+            links += sum(map(text.count, _LINKS))
+            if number > _MOST_OF_SCHEMA or links > _MOST_LINKS or _depth(text) > DEEPEST:
+                raise Failure(
+                    400,
+                    f"{name} is more than a server is asked to read: it has brackets more than {DEEPEST} deep in each "
+                    f"other, more than {_MOST_LINKS:,} rules or references, or more than {_MOST_OF_SCHEMA:,} values",
+                    "too_complex",
+                )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield all that is in `value`, keys too: texts as they are, and anything else as an empty one."""
+    left = [value]
+    while left:
+        item = left.pop()
+        yield item if isinstance(item, str) else ""
+        if isinstance(item, list):
+            left += item
+        elif isinstance(item, dict):
+            left += item
+            left += item.values()
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets are within each other, or a number above `DEEPEST` where there are too many to tell."""
+    brackets = sum(map(text.count, "([{"))
+    if not DEEPEST < brackets <= _MOST_OF_SCHEMA:
+        return brackets
+    depth = deepest = 0
+    for bracket in _BRACKETS.finditer(text):
+        depth = max(0, depth - 1) if bracket[1] else depth + 1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+_TOO_MUCH = Failure(
+    400, f"there is too much in the body: at most {MOST_VALUES:,} values, {MOST_NESTS:,} of them lists and objects",
+    "too_complex",
+)  # fmt: skip

@@ -1,0 +1,210 @@
+"""Requests out of the bytes of a connection: strictly, bounded, and judged as soon as their head is there. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import httptools
+
+from launcher.gateway.body import Body, Budget, hold
+from launcher.gateway.errors import Failure
+
+if TYPE_CHECKING:
+    from launcher.gateway.settings import Settings
+    from launcher.gateway.table import KeyState
+
+_HEAD_LIMIT = 1 << 16
+_HEADERS_LIMIT = 100
+#: bytes of a refused request's body that are read over, so that its connection can be used again
+_PASSED_OVER = 1 << 16
+_ENDLESS = 1 << 62  #: no length is told
+#: headers that would mean two things
+_ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding"})
+#: headers that announce a body
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+@dataclass(slots=True)
+class Request:
+    """All of it but the body. One that was let in is used again for the next with the same head."""
+
+    method: str
+    path: str  #: without its query, which nothing here has
+    headers: dict[bytes, bytes]  #: by their names in lower case
+    keep_alive: bool
+    chunks: bool  #: the client knows chunked answers, which came with HTTP/1.1
+    extra: bytes = b""  #: lines of headers that its answer has in any case
+    passed_on: bytes = b""  #: lines of headers that a server behind us gets
+    asker: KeyState | None = None  #: who asks a deployment; None for all else, whose bodies nobody reads
+    refusal: Failure | None = None  #: what is wrong with its head
+    judged_by: Settings | None = None  #: `asker` and `refusal` are what these made of it
+
+
+class Judge(Protocol):
+    """Who knows what is let in."""
+
+    max_body_bytes: int
+    bodies: Budget  #: of everybody
+
+    def judge(self, request: Request) -> None:
+        """Say in `request` who asks, or why it is refused: from its head alone."""
+
+
+class Sink(Protocol):
+    """Who takes the requests."""
+
+    def begun(self) -> None:
+        """The first byte of a request has come."""
+
+    def wait_for_body(self) -> None:
+        """The client waits for a word before it sends the body, which is welcome."""
+
+    def taken(self, request: Request, body: bytes, cost: int) -> None:
+        """A request is whole. `cost` bytes are held for it, of its asker's and everybody's: to be given back. Raises
+        `Failure` where nothing after it is to be read."""
+
+
+class Reader:
+    """Once it has raised a `Failure`, where the next request begins is not known: it is not to be fed again."""
+
+    __slots__ = ("_body", "_head", "_head_fed", "_headers", "_judge", "_parser", "_sink", "_size", "_url", "request")
+
+    def __init__(self, judge: Judge, sink: Sink) -> None:
+        self._judge = judge
+        self._sink = sink
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._head_fed = 0  #: bytes that have come since the last request, until the head of the next has been read
+        self.request: Request | None = None  #: whose body is coming
+        self._start()
+
+    def feed(self, data: bytes) -> None:
+        """Raises `Failure` for what cannot be read, or is not to be."""
+        if self._parser is None:
+            return
+        if self.request is None:
+            self._head_fed += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The request itself is answered as if it had not asked for it; in which protocol more comes is not known.
+            raise UPGRADED from None
+        except httptools.HttpParserCallbackError as exc:
+            raise exc.__context__ if isinstance(exc.__context__, Failure) else _UNREADABLE from None
+        except httptools.HttpParserError as exc:
+            raise Failure(400, f"this is not understood as HTTP: {exc}") from None
+        if self._head_fed > _HEAD_LIMIT and self.request is None:
+            raise _HEAD_TOO_LONG
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a head that is not whole."""
+        return 0 if self.request is not None else self._head_fed
+
+    def close(self) -> None:
+        """Let go of a body that has not come to its end."""
+        self._parser = None  # they hold each other
+        if self.request is not None and self.request.asker is not None:
+            self._judge.bodies.held -= self._body.cost
+            self.request.asker.bodies.held -= self._body.cost
+        self._start()
+
+    def _start(self) -> None:
+        self.request = None
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._head = 0  #: bytes of the URL, and of names and values of headers
+        self._size = 0  #: bytes of the body, and of what stands after it
+        self._body = Body()
+
+    # ----------------------------------------------------------------------------------------- httptools' callbacks
+
+    def on_message_begin(self) -> None:
+        self._start()
+        self._sink.begun()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._add_to_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.request is not None:  # after the body: nothing that is asked for may stand there
+            self._grow(len(name) + len(value))
+            return
+        name = name.lower()
+        headers = self._headers
+        if name in headers and name in _ONCE:
+            raise Failure(400, f"the header {name.decode()} came twice")
+        headers[name] = value
+        self._add_to_head(len(name) + len(value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        headers = self._headers
+        if len(headers) > _HEADERS_LIMIT:
+            raise Failure(431, f"a request has at most {_HEADERS_LIMIT} headers")
+        version = self._parser.get_http_version()
+        if version not in ("1.0", "1.1"):
+            raise _OTHER_VERSION
+        if b"host" not in headers and version == "1.1":
+            raise _NO_HOST
+        path = self._url.decode("latin-1").partition("?")[0]
+        if path.startswith("/api/"):
+            path = path[4:]
+        keep_alive = self._parser.should_keep_alive()
+        method = self._parser.get_method().decode()
+        self.request = request = Request(method, path, headers, keep_alive, version == "1.1")
+        self._judge.judge(request)
+        if not _FRAMING.isdisjoint(headers):
+            self._check_body(request, headers)
+
+    def on_body(self, piece: bytes) -> None:
+        request = self.request
+        assert request is not None
+        self._grow(len(piece))
+        if request.asker is not None:  # nobody else's is read
+            cost = self._body.weigh(piece)
+            hold(cost, self._judge.bodies, request.asker.bodies)
+            self._body.add(piece, cost)
+
+    def on_message_complete(self) -> None:
+        request, body = self.request, self._body
+        assert request is not None
+        self._head_fed = 0
+        self._start()
+        self._sink.taken(request, body.whole(), body.cost)
+
+    def _check_body(self, request: Request, headers: dict[bytes, bytes]) -> None:
+        assert self._parser is not None
+        length = int(headers.get(b"content-length", _ENDLESS))
+        if request.refusal is not None and (length > _PASSED_OVER or b"expect" in headers):
+            raise request.refusal
+        if self._judge.max_body_bytes < length < _ENDLESS:
+            raise self._too_large()
+        if self._parser.should_upgrade():
+            raise _NO_UPGRADE  # what follows would be in the other protocol, and no body
+        if headers.get(b"expect", b"").lower() == b"100-continue":
+            self._sink.wait_for_body()
+
+    def _add_to_head(self, amount: int) -> None:
+        self._head += amount
+        if self._head > _HEAD_LIMIT:
+            raise _HEAD_TOO_LONG
+
+    def _grow(self, amount: int) -> None:
+        self._size += amount
+        if self._size > self._judge.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> Failure:
+        limit = self._judge.max_body_bytes
+        return Failure(413, f"a request's body has at most {limit >> 20} MiB (gateway.max_body_mib)")
+
+
+#: not an answer: the request before it has its own
+UPGRADED = Failure(400, "only HTTP/1.1 is spoken here")
+_HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
+_NO_HOST = Failure(400, "a request of HTTP/1.1 needs the header host")
+_NO_UPGRADE = Failure(400, "only HTTP/1.1 is spoken here: ask without the header upgrade (curl --http1.1)")
+_OTHER_VERSION = Failure(400, "only HTTP/1.1 and HTTP/1.0 are spoken here")
+_UNREADABLE = Failure(400, "this request cannot be read")
