@@ -36,6 +36,7 @@ class News:
     killed: bool = False  #: its last crash was a signal that somebody else sent, and nothing of its own
     returns: bool = False  #: it is being stopped to be started again
     crashes: int = 0
+    served: bool = False  #: it has been READY at least once
     starts: int = 0
     pid: int | None = None  #: of the engine's program
     handle: Mapping[str, Any] | None = None  #: the same, as `Handle` has it

@@ -121,7 +121,8 @@ class Deployments:
             reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
-        orders = dataclasses.replace(Orders.loads(legacy), adopt=Handle(**news.handle), starts=news.starts)
+        orders = Orders.loads(legacy)
+        orders = dataclasses.replace(orders, adopt=Handle(**news.handle), starts=news.starts, served=news.served)
         return [Supervised(Spawned(), orders, claim)]
 
     def _end(self, claim: Claim, last: News) -> None:

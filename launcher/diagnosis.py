@@ -20,6 +20,7 @@ class Signature:
     cause: str
     remedy: str
     permanent: bool = True  #: starting it again cannot help
+    shortage: bool = False  #: of what others take as well: for one that has served here, starting it again can help
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ SIGNATURES = (
               "NVIDIA's driver is older than the packages in its environment need",
               "update the driver, or pin older packages in engine.environments.<device>.requirements"),
     Signature(r"Found no NVIDIA driver|No CUDA GPUs are available|sees no GPU|libcuda\.so\S*: cannot open shared",
-              "it finds no usable GPU", "see that `nvidia-smi` lists it, check device.ids, or use device=cpu"),
+              "it finds no usable GPU", "see that `nvidia-smi` lists it, check device.ids, or use device=cpu",
+              shortage=True),  # a driver that is being reset shows none for a while
     Signature(r"no kernel image is available for execution on the device",
               "its packages are not built for this GPU",
               "choose others in engine.environments.<device>.requirements"),
@@ -53,19 +55,20 @@ SIGNATURES = (
               "others hold memory of the GPU that it wants", "free the GPU, or lower engine.gpu_memory_utilization",
               permanent=False),  # it may be another engine that is about to end
     Signature(r"CUDA out of memory|CUDA error: out of memory|cudaMalloc failed: out of memory",
-              "the GPU's memory is full", "free the GPU, lower model.context_length, or take more with device.count"),
+              "the GPU's memory is full", "free the GPU, lower model.context_length, or take more with device.count",
+              shortage=True),
     Signature(r"KV cache is needed, which is larger|No available memory for the cache blocks",
               "the memory for its KV cache does not hold one context of that length",
               "lower model.context_length, or raise engine.gpu_memory_utilization (with device=cpu: "
-              "engine.args.kv_cache_memory_bytes)"),
+              "engine.args.kv_cache_memory_bytes)", shortage=True),
     Signature(r"kv cache allocation is less than requested|less than desired CPU memory utilization",
               "its KV cache is to be larger than the memory that is free",
-              "lower engine.args.kv_cache_memory_bytes or engine.gpu_memory_utilization"),
+              "lower engine.args.kv_cache_memory_bytes or engine.gpu_memory_utilization", shortage=True),
     Signature(r"Unable to initialize shared memory key|unable to open shared memory object",
               "there is too little shared memory",
-              "make /dev/shm larger (mount -o remount,size=8g /dev/shm; of a container, --shm-size)"),
+              "make /dev/shm larger (mount -o remount,size=8g /dev/shm; of a container, --shm-size)", shortage=True),
     Signature(r"No space left on device", "a disk is full",
-              "free space where the state and cache folders and TMPDIR are"),
+              "free space where the state and cache folders and TMPDIR are", shortage=True),
     Signature(r"OutOfMemoryError: Java heap space|Too small (?:initial|maximum) heap",
               "Java's heap is too small", "raise engine.heap_mb"),
     # vLLM takes the first bytes of a file that is something else for the length of what follows.
@@ -74,7 +77,7 @@ SIGNATURES = (
               "the model's file cannot be read", "check model.source and model.format; fetch it again"),
     Signature(r"std::bad_alloc|Cannot allocate memory|^MemoryError\b|DefaultCPUAllocator: can't allocate memory|"
               r"insufficient memory|Could not allocate compressed class space",
-              "the machine's memory is full", "use a smaller model or a shorter model.context_length"),
+              "the machine's memory is full", "use a smaller model or a shorter model.context_length", shortage=True),
     Signature(r"can't start new thread|unable to create native thread",
               "it may not start another thread", "raise the limit of processes (ulimit -u; of a container, pids)",
               permanent=False),  # others under the same limit may end
@@ -184,10 +187,13 @@ _SIGNALS = {
 }
 
 
-def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_memory: bool = False) -> Diagnosis:
+def explain(
+    exit_code: int, log: Sequence[str], starting: bool = True, out_of_memory: bool = False, served: bool = False
+) -> Diagnosis:
     """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines).
 
-    `out_of_memory` says that the kernel has killed somebody for memory since the program was started.
+    `out_of_memory` says that the kernel has killed somebody for memory since the program was started, and `served` that
+    an earlier start of it has served here.
 
     A cause is permanent only where it was found while `starting`: an engine that has served once can serve again, and
     what it logs meanwhile may be a client's words. Nor does its log say why somebody else's signal ended it.
@@ -199,8 +205,9 @@ def explain(exit_code: int, log: Sequence[str], starting: bool = True, out_of_me
         sentence, permanent = _SIGNALS[signal.Signals(-exit_code)]
         return Diagnosis(sentence, permanent and starting)
     text = _plain(log if starting else log[-_RECENT:])
-    if known := _known(text):
-        return Diagnosis(f"{ended}: {known[0]}", known[1] and starting)
+    if found := _known(text):
+        known, words = found
+        return Diagnosis(f"{ended}: {words}", starting and known.permanent and not (served and known.shortage))
     if out_of_memory:  # of its workers perhaps, whose end it did not survive
         return Diagnosis(f"{ended}, after {_OUT_OF_MEMORY.format(whom='a process')}", permanent=False)
     if quote := _last(_ERROR, text):
@@ -220,15 +227,15 @@ def evidence(log: Path) -> list[str]:
 
 def hint(log: Sequence[str]) -> str:
     """Cause and remedy of a program that still runs, but does not get anywhere; empty where none is known."""
-    known = _known(_plain(log))
-    return known[0] if known else ""
+    found = _known(_plain(log))
+    return found[1] if found else ""
 
 
-def _known(text: str) -> tuple[str, bool] | None:
-    """Cause, quoted line and remedy, and whether a restart cannot help."""
+def _known(text: str) -> tuple[Signature, str] | None:
+    """The first signature that is in `text`, and its cause, quoted line and remedy in words."""
     for known in SIGNATURES:
         if quote := _last(known.pattern, text):
-            return f"{known.cause} ({quote}); {known.remedy}", known.permanent
+            return known, f"{known.cause} ({quote}); {known.remedy}"
     return None
 
 

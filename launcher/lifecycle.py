@@ -5,7 +5,8 @@ machine.
 
     PENDING → STARTING → READY ⇄ DEGRADED
                  ↑  ↘      ↓ crash
-                 └── BACKOFF          crash number `max_crashes`, or one that a restart cannot mend → FAILED
+                 └── BACKOFF          before it has served, crash number `max_crashes`, or one too late → FAILED
+                                      at any time, a crash that a restart cannot mend → FAILED
     any of these, when asked to stop → STOPPING → STOPPED; when asked to restart → STOPPING → STARTING
 """
 
@@ -43,11 +44,12 @@ class State:
     reason: str = ""  #: of the last crash, or of the verdict
     timed_out: bool = False  #: the verdict is that it never became ready, not that it ended
     restarting: bool = False  #: it is being stopped to be started again
+    served: bool = False  #: it has proved itself at least once: what it is asked to serve can be served here
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    max_crashes: int
+    max_crashes: int  #: in a row, before it has served; afterwards it is started again and again
     backoff_s: float
     backoff_max_s: float
 
@@ -164,9 +166,11 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
         case Phase.PENDING, Begin():
             return replace(state, phase=Phase.STARTING), (StartEngine(),)
         case Phase.STARTING, Proved():
-            return replace(state, phase=Phase.READY), (WatchLiveness(),)
-        case Phase.STARTING, TimedOut(reason):
+            return replace(state, phase=Phase.READY, served=True), (WatchLiveness(),)
+        case Phase.STARTING, TimedOut(reason) if not state.served:
             return State(Phase.FAILED, state.crashes, reason, timed_out=True), (Sweep(),)
+        case Phase.STARTING, TimedOut(reason):
+            return _after_crash(replace(state, crashes=state.crashes + 1, reason=reason), False, policy)
         case Phase.READY, Missed(reason):
             return replace(state, phase=Phase.DEGRADED, reason=reason), ()
         case Phase.DEGRADED, Recovered():
@@ -174,15 +178,15 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
         case ((Phase.READY | Phase.DEGRADED), Stable()):
             return replace(state, crashes=0), ()
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), Crashed(reason, permanent)):
-            return _after_crash(State(state.phase, state.crashes + 1, reason), permanent, policy)
+            return _after_crash(replace(state, crashes=state.crashes + 1, reason=reason), permanent, policy)
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), RestartAsked()):
-            return State(Phase.STOPPING, restarting=True), (Terminate(),)
+            return State(Phase.STOPPING, restarting=True, served=state.served), (Terminate(),)
         case Phase.BACKOFF, RestartAsked():
-            return State(Phase.STARTING), (StartEngine(),)
+            return State(Phase.STARTING, served=state.served), (StartEngine(),)
         case Phase.STOPPING, StopAsked() if state.restarting:
             return replace(state, restarting=False), ()
         case Phase.STOPPING, GraceOver() | Ended() | Crashed() if state.restarting:
-            return State(Phase.STARTING), (Sweep(), StartEngine())
+            return State(Phase.STARTING, served=state.served), (Sweep(), StartEngine())
         case Phase.BACKOFF, BackoffOver():
             return replace(state, phase=Phase.STARTING), (StartEngine(),)
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), StopAsked()):
@@ -196,7 +200,8 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
 
 
 def _after_crash(state: State, permanent: bool, policy: Policy) -> tuple[State, tuple[Action, ...]]:
-    if permanent or state.crashes >= policy.max_crashes:
+    # One that has served is never given up: a few bad requests in a row must not end a service for good.
+    if permanent or (state.crashes >= policy.max_crashes and not state.served):
         return replace(state, phase=Phase.FAILED), (Sweep(),)
     if state.crashes == 1:
         return replace(state, phase=Phase.STARTING), (Sweep(), StartEngine())

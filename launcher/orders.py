@@ -40,6 +40,7 @@ class Orders:
     adopt: Handle | None = None  #: the program that serves already; its last supervisor was killed
     metrics_port: int | None = None  #: on loopback, for Prometheus
     starts: int = 0  #: how many times it had been started by then
+    served: bool = False  #: whether it had served by then
     memory_before: Mapping[str, int] | None = None  #: bytes in use on its devices, before the first start
 
     @property

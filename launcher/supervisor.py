@@ -76,7 +76,7 @@ class Supervisor:
 
     def __init__(self, orders: Orders, runtime: Runtime, owner: socket.socket, owner_end: int | None = None) -> None:
         """`owner_end` is a descriptor that becomes readable when the owner's process ends."""
-        self.state = State()
+        self.state = State(served=orders.served)
         self._orders = orders
         self._runtime = runtime
         self._events: queue.SimpleQueue[tuple[int | None, Event]] = queue.SimpleQueue()
@@ -208,6 +208,7 @@ class Supervisor:
             evidence(self._log_file),
             starting=self.state.phase is Phase.STARTING,
             out_of_memory=ended.out_of_memory,
+            served=self.state.served,
         )
         self._feed(
             Crashed(verdict.sentence, verdict.permanent),
@@ -280,8 +281,8 @@ class Supervisor:
                 self._log_file = logs.next_file(self._orders.home / "logs")
                 legacy = self._orders.dumps() if self._orders.detached else None
                 self._handle = self._runtime.start(self._orders.plan, self._log_file, legacy)
-        except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone
-            self._post(Crashed(str(exc), permanent=True), self._start)
+        except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone, which may come back
+            self._post(Crashed(str(exc), permanent=not self.state.served), self._start)
             return
         if (end := self._runtime.end_of(self._handle)) is not None:
             self._selector.register(end, selectors.EVENT_READ, self._forget_end)
@@ -340,6 +341,7 @@ class Supervisor:
             "killed": self._killed,
             "returns": self.state.restarting,
             "crashes": self.state.crashes,
+            "served": self.state.served,
             "starts": self._start,
             "pid": self._handle.pid if self._handle else None,
             "handle": dataclasses.asdict(self._handle) if self._handle else None,

@@ -232,7 +232,8 @@ def _restart(asked: argparse.Namespace) -> int:
     news = _after(
         item,
         ["restart"],
-        lambda news: (news.phase is Phase.READY and news.starts > starts) or news.phase.final,
+        # BACKOFF: it will be tried again for as long as that takes, and the user has the cause now.
+        lambda news: (news.phase in (Phase.READY, Phase.BACKOFF) and news.starts > starts) or news.phase.final,
         limit,
     )
     if news.phase is not Phase.READY:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
+from launcher import verbs
 from launcher.control import Connection, News
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
@@ -38,6 +43,15 @@ def kill(pid: int) -> None:
 def stop(folder: Path) -> News:
     with Connection(folder) as connection:
         return list(connection.follow(time.monotonic() + 10, "stop"))[-1]
+
+
+def said(folder: Path) -> dict[str, Any]:
+    """By its supervisor, whoever that is by now; nothing where there is none."""
+    try:
+        with Connection(folder) as connection:
+            return connection.ask("status")
+    except OSError:
+        return {}
 
 
 def forget(state: Path) -> None:
@@ -136,6 +150,22 @@ def test_an_adopted_program_that_ends_is_started_again(tmp_path: Path) -> None:
         news = Deployments(tmp_path).find("fake").news
         assert (news.pid != program, news.crashes) == (True, 1)
         assert news.reason == "it ended, and nobody saw its exit code"
+
+
+def test_an_adopter_knows_that_it_has_served(tmp_path: Path) -> None:
+    """Its program may be in the middle of a restart when its supervisor is killed."""
+    plan = fake_plan(tmp_path, "--ready-after", "3")
+    with detached(plan, tmp_path) as folder:
+        supervisor, program = pids(tmp_path)
+        kill(program)
+        wait_for(lambda: Deployments(tmp_path).find("fake").news.starts == 2)
+        kill(supervisor)
+
+        with ThreadPoolExecutor() as pool:
+            adopted = pool.submit(Deployments(tmp_path).find, "fake")  # it waits until it serves
+            wait_for(lambda: said(folder) != {})
+            assert (said(folder)["state"], said(folder)["served"]) == ("STARTING", True)
+            assert adopted.result().news.phase is Phase.READY
 
 
 def test_what_nobody_can_adopt_is_ended_and_said(tmp_path: Path) -> None:
@@ -321,3 +351,18 @@ def test_what_an_adopted_program_leaves_is_ended_before_it_is_started_again(tmp_
 
         wait_for(lambda: Deployments(tmp_path).find("fake").news.starts == 2)
         assert not is_alive(grandchild)
+
+
+def test_restart_does_not_wait_for_what_keeps_crashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RMLAUNCH_STATE", str(tmp_path))
+    program = tmp_path / "python"
+    program.symlink_to(sys.executable)
+    plan = fake_plan(tmp_path)
+    with detached(dataclasses.replace(plan, argv=(str(program), *plan.argv[1:])), tmp_path) as folder:
+        program.unlink()
+
+        with pytest.raises(DeploymentError, match="fake is BACKOFF after the restart: fake: could not start"):
+            verbs.run("restart", ["fake"])
+
+        program.symlink_to(sys.executable)
+        wait_for(lambda: said(folder)["state"] == "READY")

@@ -156,6 +156,16 @@ def test_a_known_line_is_a_cause_with_its_remedy(line: str, cause: str, permanen
     )
 
 
+def test_what_others_have_taken_may_come_back_to_one_that_has_served() -> None:
+    for line, cause, permanent in LINES:
+        known = next(signature for signature in SIGNATURES if signature.cause == cause)
+        assert explain(1, [line], served=True).permanent is (permanent and not known.shortage), line
+
+    assert explain(1, ["OSError: [Errno 28] No space left on device"]).permanent
+    assert not explain(1, ["OSError: [Errno 28] No space left on device"], served=True).permanent
+    assert explain(1, ["ModuleNotFoundError: No module named 'torch'"], served=True).permanent
+
+
 def test_every_signature_has_a_line_here() -> None:
     assert {signature.cause for signature in SIGNATURES} == {cause for _, cause, _ in LINES}
 

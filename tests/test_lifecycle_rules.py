@@ -48,10 +48,12 @@ class Lifecycle(RuleBasedStateMachine):
         self.program = False  #: runs, or may have left something
         self.stopping = False
         self.deadline = True  #: of the wait that the state is
+        self.permanent = False  #: a crash was one that a restart cannot mend
 
     @rule(event=EVENTS)
     def happens(self, event: Event) -> None:
         before = self.state.phase
+        self.permanent = self.permanent or (isinstance(event, Crashed) and event.permanent)
         self.state, actions = step(self.state, event, self.policy)
         for action in actions:
             match action:
@@ -86,7 +88,11 @@ class Lifecycle(RuleBasedStateMachine):
 
     @invariant()
     def crashes_are_counted_up_to_the_verdict(self) -> None:
-        assert self.state.crashes <= self.policy.max_crashes
+        assert self.state.served or self.state.crashes <= self.policy.max_crashes
+
+    @invariant()
+    def one_that_has_served_fails_of_what_a_restart_cannot_mend_alone(self) -> None:
+        assert not (self.state.served and self.state.phase is Phase.FAILED) or self.permanent
 
     @invariant()
     def a_second_stop_ends_it(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,6 @@ def test_a_cause_that_a_restart_cannot_mend_is_not_tried_again(tmp_path: Path) -
 
 
 def test_a_program_that_does_not_exist_is_told_by_name(tmp_path: Path) -> None:
-    import dataclasses
-
     plan = dataclasses.replace(fake_plan(tmp_path), argv=("/nowhere/tritonserver",))
 
     with supervised(plan, tmp_path) as owner, pytest.raises(ExitedBeforeReady, match="/nowhere/tritonserver"):
@@ -95,13 +95,47 @@ def test_a_killed_engine_is_started_again_and_serves(tmp_path: Path) -> None:
 
 
 def test_a_crash_loop_ends_in_a_verdict(tmp_path: Path) -> None:
-    plan = fake_plan(tmp_path, "--exit-after", "0.3", "--exit-code", "9")
+    plan = fake_plan(tmp_path, "--exit-at-start", "9")
 
     with supervised(plan, tmp_path, max_crashes=3) as owner:
         news = owner.wait_final(20)
 
-    assert (news.phase, news.crashes, news.starts) == (Phase.FAILED, 3, 3)
+    assert (news.phase, news.crashes, news.starts, news.served) == (Phase.FAILED, 3, 3, False)
     assert "exited 9" in news.reason
+
+
+def test_one_that_has_served_is_started_again_after_every_crash(tmp_path: Path) -> None:
+    """A request that ends its server may come again and again, and must not end the service for good."""
+    plan = fake_plan(tmp_path)
+
+    with supervised(plan, tmp_path, max_crashes=2) as owner:
+        for crashes in range(5):
+            wait_for(lambda: owner.news.phase is Phase.READY and owner.news.crashes == crashes)  # noqa: B023
+            assert owner.news.pid is not None
+            os.kill(owner.news.pid, signal.SIGKILL)
+        wait_for(lambda: owner.news.phase is Phase.READY and owner.news.crashes == 5)
+        owner.stop()
+        stopped = owner.wait_final(10)
+
+    assert (stopped.phase, stopped.starts, stopped.leftovers) == (Phase.STOPPED, 6, ())
+
+
+def test_one_that_has_served_is_tried_until_its_program_is_back(tmp_path: Path) -> None:
+    """Its first start said that it can run here: what cannot be started now was taken away, and may come back."""
+    program = tmp_path / "python"
+    program.symlink_to(sys.executable)
+    plan = fake_plan(tmp_path)
+    plan = dataclasses.replace(plan, argv=(str(program), *plan.argv[1:]))
+
+    with supervised(plan, tmp_path) as owner:
+        pid = owner.wait_ready().pid
+        assert pid is not None
+        program.unlink()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: owner.news.phase is Phase.BACKOFF and owner.news.crashes > 3)
+        assert "could not start" in owner.news.reason
+        program.symlink_to(sys.executable)
+        wait_for(lambda: owner.news.phase is Phase.READY)
 
 
 def test_a_hung_engine_is_found_and_replaced(tmp_path: Path) -> None:

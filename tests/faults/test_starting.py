@@ -20,7 +20,7 @@ _VERDICT_S = 60.0
 _LOOP = 3
 
 
-@fault("crash loop", must="FAILED after max_crashes (3), one sentence of cause, exit 1")
+@fault("crash loop", must="one that never served: FAILED after max_crashes (3), one sentence of cause, exit 1")
 def test_a_crash_loop_ends_in_a_verdict(here: Here, cell: Cell, commands: list[Started]) -> None:
     looping = here.deployment("looping")
 
