@@ -168,6 +168,7 @@ class ServeSpec:
     options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's own config keys
     args: Mapping[str, Any] = field(default_factory=dict)  #: flags handed to the engine's program
     env: Mapping[str, str] = field(default_factory=dict)  #: set by the user for the engine's program
+    inherit: tuple[str, ...] = ()  #: variables of the user's own that it gets besides: names, or beginnings with a *
     templates: Mapping[str, str] = field(default_factory=dict)  #: file name → text: templates/<engine>/ and models/
     builds: tuple[BuildStep, ...] = ()
     #: the C library that runs the model, as templates/models/native.py reads it; empty where the engine runs it itself
@@ -261,6 +262,7 @@ class LaunchPlan:
     probes: Probes
     run_dir: str
     env: Mapping[str, str] = field(default_factory=dict)
+    inherit: tuple[str, ...] = ()  #: as in `ServeSpec`; the runtime reads their values
     files: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → text
     links: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → what it points to
     leftovers: tuple[str, ...] = ()  #: glob patterns of files outside `run_dir` that a killed engine leaves behind
@@ -313,6 +315,7 @@ class LaunchPlan:
             probes=probes,
             run_dir=spec.run_dir,
             env={**spec.device.env, **(env or {}), **spec.env},
+            inherit=spec.inherit,
             files=files or {},
             links=links or {},
             leftovers=_outside(container, leftovers),

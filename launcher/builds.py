@@ -16,6 +16,7 @@ from engines.rbln_sdk import chip
 from launcher import artifacts, commands
 from launcher.atomic import made_once
 from launcher.environments import ensure
+from launcher.inheritance import inherited
 from launcher.progress import Progress
 
 if TYPE_CHECKING:
@@ -90,8 +91,11 @@ def reachable(source_format: str, compiled_from: Sequence[str] = ()) -> frozense
     return frozenset(reached)
 
 
-def run(step: BuildStep, progress: Progress) -> None:
-    """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines."""
+def run(step: BuildStep, progress: Progress, inherit: Sequence[str] = ()) -> None:
+    """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines.
+
+    The command gets the variables that an engine does, and those that `inherit` names.
+    """
     output = Path(step.output)
     if output.exists():
         return
@@ -110,7 +114,11 @@ def run(step: BuildStep, progress: Progress) -> None:
             given = Path(temporary, "files")
             _write_files(step, given)
             placed = partial(_placed, output=str(folder), files=str(given))
-            env = {**os.environ, "PATH": commands.search_path(step.environment), "TMPDIR": temporary}
+            env = {
+                **inherited(os.environ, inherit),
+                "PATH": commands.search_path(step.environment),
+                "TMPDIR": temporary,
+            }
             env |= {key: placed(value) for key, value in step.env.items()}
             try:
                 code, tail = commands.run([placed(word) for word in step.argv], env, progress.detail, log=stream)

@@ -25,6 +25,7 @@ from launcher import environments, inventory, models, prepare
 from launcher.devices import declared
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
+from launcher.inheritance import of_engine
 from launcher.ledger import Ledger
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
@@ -281,7 +282,7 @@ def _libraries(plan: LaunchPlan, engine: Engine) -> Iterator[Check]:
         library = pattern.format(python=plan.environment.python)
         # As the engine will: in a process of its own, with its variables.
         code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
-        said = ask([sys.executable, "-c", code, library], _LIBRARY_LIMIT_S, {**os.environ, **plan.env})
+        said = ask([sys.executable, "-c", code, library], _LIBRARY_LIMIT_S, {**of_engine(plan, os.environ), **plan.env})
         if said.code == 0:
             yield Check("library", OK, library)
         else:
@@ -317,7 +318,9 @@ def _room(wanted: Sequence[Environment]) -> Iterator[Check]:
 
 
 def _mismatches(plan: LaunchPlan, plugin: DevicePlugin, survey: Survey) -> Iterator[Check]:
-    around = Surroundings({**os.environ, **plan.env}, inventory.packages(plan.environment), survey.versions)
+    around = Surroundings(
+        {**of_engine(plan, os.environ), **plan.env}, inventory.packages(plan.environment), survey.versions
+    )
     yield from (_of_problem("versions", problem) for problem in plugin.mismatches(around))
 
 

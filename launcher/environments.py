@@ -15,6 +15,7 @@ from pathlib import Path
 from engines.base import ConfigError, Environment, PrepareError
 from launcher.atomic import made_once
 from launcher.commands import run
+from launcher.inheritance import PACKAGES, inherited
 from launcher.masking import mask_url
 from launcher.progress import Progress
 from launcher.schema import EnvironmentConf
@@ -150,7 +151,7 @@ def _interpreter(version: str) -> str:
 
 
 def _uv_env(indexes: Sequence[str]) -> Mapping[str, str]:
-    env = dict(os.environ)
+    env = inherited(os.environ, PACKAGES)  # a package that comes as source runs code of its own
     for pip, name in _PIP_TO_UV.items():
         if pip in env and name not in env:
             separator = "," if name == "UV_FIND_LINKS" else " "

@@ -34,6 +34,7 @@ def public(plan: LaunchPlan) -> dict[str, Any]:
         "links": dict(plan.links),
         "argv": list(mask_argv(plan.argv)),
         "env": mask_env(plan.env),
+        "inherit": list(plan.inherit),
         "endpoints": {
             "http": ends.http.url,
             "grpc": str(ends.grpc) if ends.grpc else None,
@@ -68,6 +69,8 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
         yield f"             {shlex.join(step['argv'])}"
     for name, value in data["env"].items():
         yield f"env          {name}={value}"
+    if plan.inherit:
+        yield f"inherit      {', '.join(plan.inherit)}"
     yield f"argv         {shlex.join(data['argv'])}"
     for name, url in data["endpoints"].items():
         if url:

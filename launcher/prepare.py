@@ -42,9 +42,9 @@ def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
     if not Path(plan.model.path).exists():
         models.fetch(models.parse(plan.model.source), cache_root(), progress)
         for step in conversions:
-            builds.run(step, progress)
+            builds.run(step, progress, plan.inherit)
     for step in others:
-        builds.run(step, progress)
+        builds.run(step, progress, plan.inherit)
 
 
 def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path) -> None:

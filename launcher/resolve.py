@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     kind = config.device.kind
     _check_device(config, engine)
     _check_bind(config, engine)
+    _check_inherit(config)
     if isinstance(config.runtime, ContainerConf):
         from launcher import containers  # not at the top: a launch without one would wait for it
 
@@ -88,6 +90,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         options=place.options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},
+        inherit=tuple(config.engine.inherit),
         templates={**_texts(sources / engine.name), **_texts(sources / "models"), **_handler(options.get("handler"))},
         builds=steps,
         library=library,
@@ -99,8 +102,22 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         stop_grace_s=config.supervise.stop_grace_s,
         probes=_probes(config.supervise),
         memory=fit.memory if fit else None,
-        notes=notes,
+        notes=(*notes, *_unset(config)),
     )
+
+
+def _check_inherit(config: LaunchConfig) -> None:
+    if config.engine.inherit and (isinstance(config.runtime, ContainerConf) or config.runtime.name == "none"):
+        raise PlanError(
+            f"engine.inherit={config.engine.inherit}: with runtime={config.runtime.name} no program inherits from this "
+            "machine's shell; give a container's variables as engine.env.NAME='${oc.env:NAME}'"
+        )
+
+
+def _unset(config: LaunchConfig) -> Iterator[str]:
+    for name in config.engine.inherit:
+        if not name.endswith("*") and name not in os.environ:
+            yield f"engine.inherit={name}: that variable is not set here"
 
 
 def _environment(config: LaunchConfig, engine: Engine, options: Mapping[str, Any]) -> tuple[str, Environment]:

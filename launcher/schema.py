@@ -48,6 +48,7 @@ class EngineConf:
     program: str | None = None  #: the user's own server binary
     args: dict[str, Any] = field(default_factory=dict)  #: flags of the engine's program
     env: dict[str, str] = field(default_factory=dict)  #: variables of the engine's program
+    inherit: list[str] = field(default_factory=list)  #: variables of yours that it gets besides launcher/inheritance.py
     api_key_env: str | None = None  #: the variable that holds api_key where that is not given
 
 

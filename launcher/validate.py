@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 
 from engines.base import ConfigError
+from launcher.inheritance import OWN
 from launcher.schema import GOALS, LaunchConfig
 
 #: becomes a folder, a file and part of a URL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
 
 
 def check(config: LaunchConfig) -> None:
@@ -25,12 +27,21 @@ def _problems(config: LaunchConfig) -> Iterator[str]:
     yield from _ports(config)
     yield from _devices(config)
     yield from _numbers(config)
+    yield from _inherited(config)
 
 
 def _names(config: LaunchConfig) -> Iterator[str]:
     for key, name in (("model.id", config.model.id), ("name", config.name)):
         if name is not None and not _NAME.fullmatch(name):
             yield f"{key}={name!r} cannot be used: up to 60 of A-Z a-z 0-9 . _ -, the first a letter or digit"
+
+
+def _inherited(config: LaunchConfig) -> Iterator[str]:
+    for name in config.engine.inherit:
+        if name in OWN:
+            yield f"engine.inherit={name} is rmlaunch's own, which tells whose a process is; leave it out"
+        if not _VARIABLE.fullmatch(name):
+            yield f"engine.inherit={name!r} is no variable; give names, or beginnings that end in *, such as AWS_*"
 
 
 def _ports(config: LaunchConfig) -> Iterator[str]:

@@ -16,7 +16,7 @@ from launcher.settle import settle
 from tests.supervision import free_port
 
 KEYS = {
-    "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env",
+    "name", "engine", "device", "model", "runtime", "environment", "builds", "files", "links", "argv", "env", "inherit",
     "endpoints", "probes", "container", "memory",
 }  # fmt: skip
 

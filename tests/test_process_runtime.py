@@ -19,28 +19,36 @@ from tests.supervision import fake_plan, wait_for
 
 
 def variables(plan: LaunchPlan, log: Path) -> set[str]:
-    """The names of the variables that a program started with `plan` sees."""
-    script = "import os; print(*os.environ, 'END')"
-    plan = dataclasses.replace(plan, argv=(sys.executable, "-c", script))
+    """The names of the variables that a program started with `plan` has, as the kernel tells them."""
+    plan = dataclasses.replace(plan, argv=(sys.executable, "-c", "print('END', flush=True); input()"))
     Path(plan.run_dir).mkdir(parents=True, exist_ok=True)
     runtime = ProcessRuntime()
-    runtime.start(plan, log)
-    wait_for(lambda: "END" in log.read_text())
+    handle = runtime.start(plan, log)
+    found = Path(f"/proc/{handle.pid}/environ").read_bytes()
     runtime.sweep(plan)
-    return set(log.read_text().split())
+    return {pair.partition(b"=")[0].decode() for pair in found.split(b"\0") if pair}
 
 
 @pytest.fixture(autouse=True)
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PYTHONPATH", "RBLN_DEVICES", "PYTHONDONTWRITEBYTECODE", "MINE"):
+    for name in ("PYTHONPATH", "RBLN_DEVICES", "RBLN_LOG", "PYTHONDONTWRITEBYTECODE", "MINE", "MY_SECRET_KEY"):
         monkeypatch.setenv(name, "1")
 
 
-def test_what_is_ours_or_another_engines_is_not_inherited(tmp_path: Path) -> None:
+def test_an_engine_has_what_engines_need_and_nothing_else_of_ours(tmp_path: Path) -> None:
     seen = variables(fake_plan(tmp_path), tmp_path / "log")
 
-    assert {"MINE", "TMPDIR", "RMLAUNCH_DEPLOYMENT"} <= seen
-    assert not {"PYTHONPATH", "RBLN_DEVICES"} & seen
+    assert {"PATH", "RBLN_LOG", "TMPDIR", "RMLAUNCH_DEPLOYMENT"} <= seen
+    assert not {"PYTHONPATH", "RBLN_DEVICES", "MINE", "MY_SECRET_KEY"} & seen
+
+
+def test_an_engine_has_what_its_plan_names(tmp_path: Path) -> None:
+    plan = dataclasses.replace(fake_plan(tmp_path), inherit=("MY_*",), env={"SET": "1"})
+
+    seen = variables(plan, tmp_path / "log")
+
+    assert {"MY_SECRET_KEY", "SET"} <= seen
+    assert "MINE" not in seen
 
 
 @pytest.mark.parametrize(("managed", "inherited"), [(True, False), (False, True)])

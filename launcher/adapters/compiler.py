@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, ConfigError, Environment, PrepareError
 from launcher.adapters.conf import SdkConf
 from launcher.commands import search_path
+from launcher.inheritance import inherited
 
 if TYPE_CHECKING:
     from launcher.builds import Workshop
@@ -119,7 +120,7 @@ class BinaryCompilerAdapter:
         import os
 
         argv = self._conf.version_argv
-        env = {**os.environ, **self._env, **self._conf.env, "PATH": path}
+        env = {**inherited(os.environ), **self._env, **self._conf.env, "PATH": path}
         program = shutil.which(argv[0], path=path) or argv[0]
         try:
             done = subprocess.run(

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from launcher.inheritance import inherited
+
 T = TypeVar("T")
 
 #: of a file in /sys or /proc, and of what a tool says
@@ -153,11 +155,11 @@ def find_tool(root: Path, folders: Sequence[str], name: str) -> Path | None:
 
 
 def ask(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None) -> Said:
-    """Run a program that only reports, with `env` for ours. Its whole process group is ended after `limit_s`."""
+    """Run a program that only reports, with `env`, or what engines inherit. Its process group ends after `limit_s`."""
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**(os.environ if env is None else env), "LC_ALL": "C"},
+            env={**(inherited(os.environ) if env is None else env), "LC_ALL": "C"},
         )  # fmt: skip
     except OSError as exc:
         return Said(failed=exc.strerror or str(exc))

@@ -189,7 +189,7 @@ def _two_selections(env: Mapping[str, str]) -> Iterator[Problem]:
     if old in env and new in env and env[old] != env[new]:
         yield Problem(
             f"{old}={env[old]} and {new}={env[new]} choose different NPUs, and the runtime prefers {old}",
-            f"unset {old}",
+            f"take {old} out of engine.env and engine.inherit",
         )
 
 

@@ -7,6 +7,7 @@ import sys
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher.gateway.reload import FILE, Asked
 from launcher.gateway.settings import ENGINE, Settings
+from launcher.inheritance import ALL
 from launcher.schema import SuperviseConf
 
 #: not `-m`: that would import from whatever folder it stands in
@@ -33,6 +34,8 @@ def plan(name: str, asked: Asked, run_dir: str) -> LaunchPlan:
             settings=ProbeSettings(startup_timeout_s=60.0, liveness_period_s=5.0, liveness_timeout_s=5.0),
         ),
         run_dir=run_dir,
+        # It is rmlaunch itself: it composes configs and starts deployments, and either may read any variable.
+        inherit=ALL,
         files={FILE: asked.dumps()},
     )
 

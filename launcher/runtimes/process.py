@@ -23,24 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
+from launcher import inheritance
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 
 if TYPE_CHECKING:
     import psutil
-
-#: what would leak our own Python, or another engine's choices, into the engine's
-_NOT_INHERITED = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "VIRTUAL_ENV",
-    "RBLN_DEVICES",
-    "_VLLM_RBLN_RESOLVED_MODEL_IMPL",
-    SUPERVISOR,
-)
-
-#: without byte-code every start compiles all of torch again; the folder is ours, so nobody minds the files
-_NOT_IN_OUR_ENVIRONMENTS = ("PYTHONDONTWRITEBYTECODE",)
 
 _START_WINDOW_S = 60.0
 
@@ -70,8 +58,7 @@ class ProcessRuntime(Runtime):
             # PR_SET_PDEATHSIG fires when the *thread* that forked ends.
             raise RuntimeError("the process runtime starts programs from the main thread only")
         self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        dropped = _NOT_INHERITED + (_NOT_IN_OUR_ENVIRONMENTS if plan.environment.managed else ())
-        env = {name: value for name, value in os.environ.items() if name not in dropped}
+        env = inheritance.of_engine(plan, os.environ)
         self._since = time.time()
         temporary = _make_temporary(plan.run_dir)
         self._exits.clear()  # a pid of the last start may come again
