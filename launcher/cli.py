@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from engines.base import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
+from launcher import terminal
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
@@ -32,7 +33,7 @@ rmlaunch: plan, start, prove and stop model servers
 
   rmlaunch up -d … [name=NAME] [--replace] [--json]         launch, and return when it serves; it goes on without you
   rmlaunch ps [--all] [--watch] [--json], status NAME [--json]   what is deployed
-  rmlaunch logs NAME [-f] [-n LINES], metrics NAME          what its engine says; what its supervisor counts
+  rmlaunch logs NAME [-f] [-n LINES] [--raw], metrics NAME  what its engine says; what its supervisor counts
   rmlaunch stop NAME … | --all [--now], restart NAME        drain and stop; --now kills
   rmlaunch infer NAME TEXT [max_tokens=20 …], chat NAME     ask it
 
@@ -60,6 +61,7 @@ _HYDRA_FLAGS = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--she
 
 def main() -> None:
     """The console script `rmlaunch`."""
+    terminal.guard()
     try:
         code = run(sys.argv[1:])
     except RmLaunchError as exc:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from launcher import terminal
+
 
 class Progress:
     """The stages of one launch; `seconds` has how long each took, in order."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._stream = stream or sys.stderr
+        self._stream = terminal.guarded(stream or sys.stderr)
         self._quiet = quiet
         self.live = not quiet and self._stream.isatty()  #: one line, written over
         self._stage = ""
@@ -49,6 +51,7 @@ class Progress:
             return
         line = f"{self._stage:<12} {text}"
         if self.live:  # a line that wraps could not be cleared
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
+            terminal.command(self._stream, "\r\x1b[K")
+            line = terminal.shown(line)[: shutil.get_terminal_size().columns - 1]
         self._stream.write(f"{line}{end}")
         self._stream.flush()

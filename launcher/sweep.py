@@ -117,5 +117,5 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
         text = str(row["answer"] if row["ok"] else f"FAILED: {row['error']}")
         names = [str(row[key] or "–") for key in COLUMNS[:3]]
         table.add_row(*names, *numbers, " ".join(text.split())[:200])
-    console = Console()
-    Console(width=max(console.width, 120)).print(table)
+    # Neither colours nor markup: a model's answer would be read as the latter, and `terminal` shows the former.
+    Console(width=max(Console().width, 120), color_system=None, markup=False, emoji=False).print(table)

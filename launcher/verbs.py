@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from engines.base import ConfigError, DeploymentError, RequestError
+from launcher import terminal
 from launcher.client import Message
 from launcher.control import News
 from launcher.deployments import Attached, Deployment, Deployments
@@ -48,7 +49,8 @@ def _ps(asked: argparse.Namespace) -> int:
         if asked.json:
             print_json([_summary(item) for item in found])
             return 0
-        sys.stdout.write(_CLEAR if asked.watch else "")
+        if asked.watch:
+            terminal.command(sys.stdout, _CLEAR)
         _print_table(found)
         if not asked.watch:
             return 0
@@ -108,11 +110,12 @@ def _logs(asked: argparse.Namespace) -> int:
     log = Path(item.news.log)
     if not log.is_file():
         raise RequestError(f"{item.name} has no log yet")
+    write = terminal.byte_writer(asked.raw)
     lines = log.read_bytes().splitlines(keepends=True)
-    _write(b"".join(lines[-asked.lines :]))
+    write(b"".join(lines[-asked.lines :]))
     if asked.follow and item.live:
         for piece in _grown(deployments, item, log, log.stat().st_size):
-            _write(piece)
+            write(piece)
     return 0
 
 
@@ -329,11 +332,6 @@ def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
-
-
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -364,7 +362,12 @@ _VERBS: dict[str, tuple[list[_Argument], Callable[[argparse.Namespace], int]]] =
     ),
     "status": ([_NAME, _JSON], _status),
     "logs": (
-        [_NAME, (("-f", "--follow"), {"action": "store_true"}), (("-n", "--lines"), {"type": int, "default": 100})],
+        [
+            _NAME,
+            (("-f", "--follow"), {"action": "store_true"}),
+            (("-n", "--lines"), {"type": int, "default": 100}),
+            (("--raw",), {"action": "store_true"}),
+        ],
         _logs,
     ),
     "stop": (
