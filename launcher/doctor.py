@@ -303,9 +303,20 @@ def _model(plan: LaunchPlan) -> Iterator[Check]:
         gated = source.kind == "hf" and not os.environ.get("HF_TOKEN")
         token = "; HF_TOKEN is not set, which a gated model needs" if gated else ""
         yield Check("model", NOTE, f"{plan.model.source} would be fetched from {place}; not tried{token}")
+    yield from _pin(source)
     for step in plan.builds:
         state, said = (OK, "is made") if Path(step.output).exists() else (NOTE, "would run, and can take long")
         yield Check("build", state, f"{step.name} {said}: {step.output}")
+
+
+def _pin(source: models.Source) -> Iterator[Check]:
+    if source.kind != "hf" or source.pinned:
+        return
+    commit = source.commit(cache_root())
+    here = f"here it was {commit} when it was fetched" if commit else "it is whatever it is when it is fetched first"
+    file = f"!{source.file}" if source.file else ""
+    pin = f"model.source=hf:{source.name}@{commit or '<the 40 digits of a commit>'}{file}"
+    yield Check("pin", NOTE, f"revision {source.version!r} of {source.name} may change; {here}", f"to pin it, {pin}")
 
 
 def _room(wanted: Sequence[Environment]) -> Iterator[Check]:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
@@ -102,18 +103,60 @@ def _fill(folder: Path, environment: Environment, progress: Progress) -> None:
     # Relocatable, because the folder is renamed when it is whole.
     uv(["venv", "--quiet", "--relocatable", "--clear", "--python", _interpreter(environment.python), str(folder)],
        wanted, progress)  # fmt: skip
+    python = ["--python", str(folder / "bin/python")]
     overrides = []
     if environment.overrides:
         file = folder / "overrides.txt"
         file.write_text("\n".join(environment.overrides) + "\n")
         overrides = ["--overrides", str(file)]
-    uv(
-        ["pip", "install", "--python", str(folder / "bin/python"), *overrides, "-r", "-"],
+    install(
+        environment.requirements,
+        Path(environment.path),
+        folder,
         wanted,
         progress,
-        stdin="\n".join(environment.requirements) + "\n",
+        choosing=[*python, *overrides],
+        installing=python,
         indexes=environment.indexes,
     )
+
+
+def install(
+    requirements: Sequence[str],
+    target: Path,
+    folder: Path,
+    wanted: str,
+    progress: Progress,
+    *,
+    choosing: Sequence[str],
+    installing: Sequence[str],
+    indexes: Sequence[str] = (),
+) -> None:
+    """Install `requirements` into `folder`, which becomes `target`: exactly the files that its lock names.
+
+    The lock is written beside `target` the first time: each package that was chosen, with the digests of its files. It
+    outlives `target`, so that what is made again is the same or is refused. `choosing` and `installing` are uv's
+    options for the two. Raises `PrepareError` that begins with `wanted`.
+    """
+    lock, chosen = lock_of(target), folder / "lock.txt"
+    if lock.exists():
+        shutil.copyfile(lock, chosen)
+        wanted += (
+            f" as {lock} has it from the first time; where its index has other files now, remove that to choose anew"
+        )
+    else:
+        words = ["pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", "-o", str(chosen)]
+        uv([*words, *choosing, "-"], wanted, progress, stdin="\n".join(requirements) + "\n", indexes=indexes)
+    uv(["pip", "install", "--no-deps", *installing, "-r", str(chosen)], wanted, progress, indexes=indexes)
+    if mask_url(text := chosen.read_text()) == text:
+        chosen.replace(lock)
+    else:
+        chosen.unlink()  # a password in a requirement stays on no disk
+
+
+def lock_of(target: Path) -> Path:
+    """Where the digests of what was installed in `target` are kept."""
+    return target.with_name(f"{target.name}.lock.txt")
 
 
 def _wanted(environment: Environment) -> str:

