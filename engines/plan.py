@@ -284,6 +284,7 @@ class LaunchPlan:
         endpoints: Endpoints,
         probes: Probes,
         env: Mapping[str, str] | None = None,
+        inherit: Sequence[str] = (),
         files: Mapping[str, str] | None = None,
         links: Mapping[str, str] | None = None,
         leftovers: Sequence[str] = (),
@@ -297,8 +298,9 @@ class LaunchPlan:
     ) -> LaunchPlan:
         """The plan of `spec`: what the engine decided, and the rest as the spec has it.
 
-        The user's variables win over the engine's, which win over the device's. `reads` are files and folders of the
-        user's, besides the model, that the program opens.
+        The user's variables win over the engine's, which win over the device's. `inherit` names those of their shell
+        that the engine needs as it is configured; a container has none. `reads` are files and folders of the user's,
+        besides the model, that the program opens.
         """
         steps = spec.builds if builds is None else tuple(builds)
         inside = [f"{spec.run_dir}/{model_repository}"] if model_repository else []
@@ -315,7 +317,7 @@ class LaunchPlan:
             probes=probes,
             run_dir=spec.run_dir,
             env={**spec.device.env, **(env or {}), **spec.env},
-            inherit=spec.inherit,
+            inherit=() if spec.container else (*inherit, *spec.inherit),
             files=files or {},
             links=links or {},
             leftovers=_outside(container, leftovers),

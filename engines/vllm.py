@@ -25,6 +25,9 @@ from engines.base import (
 )
 from engines.openai_http import OpenAIClient, probes
 
+#: where a Ray cluster is and how it is joined, and this machine's address in it
+_CLUSTER = ("RAY_*", "VLLM_HOST_IP")
+
 
 @dataclass
 class VllmOptions:
@@ -83,6 +86,7 @@ class Vllm(Engine):
             endpoints=Endpoints(http, metrics=f"{http.url}/metrics"),
             probes=probes(spec, ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")),
             env=_environment(spec),
+            inherit=_CLUSTER if spec.options["nodes"] > 1 else (),
             files={f"server/{name}": spec.templates[name] for name in _files(spec)},
             reads=_read(spec),
             shm_size="8g",  # NCCL and the ranks' queues; Docker's own 64 MB end at the first of them

@@ -139,6 +139,8 @@ def test_several_machines_are_a_ray_cluster_with_an_environment_of_its_own() -> 
     assert flags("gpu", 2, nodes=2, data_parallel_size=2) == (
         *LENGTH, "--tensor-parallel-size", "2", *ray, "--data-parallel-backend", "ray", "--data-parallel-size", "2"
     )  # fmt: skip
+    assert Vllm().plan(spec("gpu", 2, nodes=2)).inherit == ("RAY_*", "VLLM_HOST_IP")
+    assert Vllm().plan(spec("gpu", 2)).inherit == ()
     assert Vllm().environment_key("gpu", {**DEFAULTS, "nodes": 2}) == "gpu-ray"
     assert Vllm().environment_key("gpu", DEFAULTS) == "gpu"
 
