@@ -146,9 +146,9 @@ class ClientConnection(asyncio.Protocol):
             self.idle_since = self._server.now
 
     def _give_back(self, request: Request, cost: int) -> None:
-        if cost and request.asker is not None:
+        if cost and request.payer is not None:
             self._server.bodies.held -= cost
-            request.asker.bodies.held -= cost
+            request.payer.bodies.held -= cost
 
     def _hang_up(self) -> None:
         """Close; a client that is still sending must first get to read the answer."""
@@ -248,7 +248,7 @@ class ClientConnection(asyncio.Protocol):
         self.reading_since = None
         if self._unread is not None and request.asker is not None:
             self._let_in = self._unread, request
-        if self._request is None and not self._ahead:
+        if self._request is None and not self._ahead and self.paused_since is None:
             self._serve(request, body, cost)
             return
         self._ahead.append((request, body, cost))

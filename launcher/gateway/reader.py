@@ -37,6 +37,7 @@ class Request:
     extra: bytes = b""  #: lines of headers that its answer has in any case
     passed_on: bytes = b""  #: lines of headers that a server behind us gets
     asker: KeyState | None = None  #: who asks a deployment; None for all else, whose bodies nobody reads
+    payer: KeyState | None = None  #: of whose bytes its body's are: who asked when its head came
     refusal: Failure | None = None  #: what is wrong with its head
     judged_by: Settings | None = None  #: `asker` and `refusal` are what these made of it
 
@@ -104,9 +105,9 @@ class Reader:
     def close(self) -> None:
         """Let go of a body that has not come to its end."""
         self._parser = None  # they hold each other
-        if self.request is not None and self.request.asker is not None:
+        if self.request is not None and self.request.payer is not None:
             self._judge.bodies.held -= self._body.cost
-            self.request.asker.bodies.held -= self._body.cost
+            self.request.payer.bodies.held -= self._body.cost
         self._start()
 
     def _start(self) -> None:
@@ -155,6 +156,7 @@ class Reader:
         method = self._parser.get_method().decode()
         self.request = request = Request(method, path, headers, keep_alive, version == "1.1")
         self._judge.judge(request)
+        request.payer = request.asker
         if not _FRAMING.isdisjoint(headers):
             self._check_body(request, headers)
 
@@ -162,9 +164,9 @@ class Reader:
         request = self.request
         assert request is not None
         self._grow(len(piece))
-        if request.asker is not None:  # nobody else's is read
+        if request.payer is not None:  # nobody else's is read
             cost = self._body.weigh(piece)
-            hold(cost, self._judge.bodies, request.asker.bodies)
+            hold(cost, self._judge.bodies, request.payer.bodies)
             self._body.add(piece, cost)
 
     def on_message_complete(self) -> None:

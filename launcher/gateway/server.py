@@ -71,6 +71,7 @@ class Server:
         missed = [it for it in self.connections if it.can_be_missed and it is not client]
         missed.sort(key=lambda it: it.idle_since or it.reading_since or 0.0)
         for connection in missed[: len(missed) // 16 + 1]:  # some at once: looking for them takes a while
+            self.connections.discard(connection)  # now: more may come before the loop tells that it is lost
             connection.close()
         if not missed and len(self.connections) > self.most_connections + _STANDING:
             client.close()

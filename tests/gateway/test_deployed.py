@@ -9,8 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,109 @@ def test_an_engine_that_is_killed_is_waited_for_while_it_is_started_again(it: Ga
 
         assert it.ask("a").status_code == 200
         until(lambda: json.loads((folder / "state.json").read_text())["starts"] == 2)
+
+
+def hammer(it: Gateway, name: str, ended: threading.Event) -> Counter[int]:
+    """How often `name` was answered what, by one client that asks until `ended`."""
+    found: Counter[int] = Counter()
+    while not ended.is_set():
+        found[it.ask(name).status_code] += 1
+    return found
+
+
+@contextlib.contextmanager
+def hammered(it: Gateway, name: str) -> Iterator[list[Counter[int]]]:
+    """Four clients ask while the block runs; their counts are there when it has ended."""
+    ended, found = threading.Event(), list[Counter[int]]()
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(hammer, it, name, ended) for _ in range(4)]
+        try:
+            yield found
+        finally:
+            ended.set()
+            found += [one.result() for one in asking]
+
+
+def test_requests_wait_for_the_only_engine_while_it_is_started_again(it: Gateway) -> None:
+    with deployed(it, "a") as folder:
+        it.up()
+        with hammered(it, "a") as found:
+            for starts in (2, 3):
+                os.kill(json.loads((folder / "state.json").read_text())["pid"], signal.SIGKILL)
+                until(lambda starts=starts: _ready(folder, starts), 20)  # type: ignore[misc]
+
+        # What it worked on is lost with it, at most one of each client for each kill; nobody else is sent away.
+        counts = sum(found, Counter())
+        assert counts[200] > 0
+        assert counts.keys() <= {200, 502}
+        assert counts[502] <= 8
+
+
+def test_requests_wait_while_a_deployment_is_restarted(it: Gateway) -> None:
+    with deployed(it, "a") as folder:
+        it.up()
+        with hammered(it, "a") as found:
+            with Connection(folder) as connection:
+                connection.tell("restart")
+            until(lambda: _ready(folder, 2), 20)
+
+        counts = sum(found, Counter())
+        assert counts.keys() <= {200, 502}
+        assert counts[502] <= 4  # the fake ends with what it works on, one of each client
+
+
+def test_a_request_that_ends_an_engine_is_given_to_no_other_and_told_so(it: Gateway) -> None:
+    with deployed(it, "a") as first, deployed(it, "b") as second:
+        it.up("gateway.routes.m=[a,b]")
+        for number in range(3):
+            answer = it.ask("m", "die")
+
+            assert answer.status_code == 502
+            error = answer.json()["error"]
+            assert (error["code"], error["source"]) == ("engine_ended", "engine")
+            assert error["message"].endswith("exited 1")
+            assert answer.headers["x-should-retry"] == "false"
+            assert sum(_starts(folder) - 1 for folder in (first, second)) <= number + 1
+
+        until(lambda: _phase(first) == _phase(second) == "READY", 20)
+        assert {it.ask(name).status_code for name in ("a", "b", "m")} == {200}
+
+
+def test_a_stream_that_ends_an_engine_is_told_so(it: Gateway) -> None:
+    with deployed(it, "a"):
+        it.up()
+
+        said = events(it.ask("a", "die mid-stream", stream=True))
+
+        assert said[-1]["error"]["code"] == "engine_ended"
+
+
+def test_a_request_that_an_engine_was_killed_under_goes_to_another(it: Gateway) -> None:
+    with deployed(it, "a") as folder, deployed(it, "b"), ThreadPoolExecutor(1) as pool:
+        it.up("gateway.routes.m=[a,b]")
+        answer = pool.submit(it.ask, "m", "slow 1")
+        until(lambda: it.replica("a")["in_flight"] == 1)
+
+        os.kill(json.loads((folder / "state.json").read_text())["pid"], signal.SIGKILL)
+
+        assert answer.result().json()["served_by"] == "b"
+
+
+def _said(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return found
+
+
+def _ready(folder: Path, starts: int) -> bool:
+    return (_phase(folder), _starts(folder)) == ("READY", starts)
+
+
+def _phase(folder: Path) -> str:
+    return str(_said(folder)["state"])
+
+
+def _starts(folder: Path) -> int:
+    return int(_said(folder)["starts"])
 
 
 def test_a_deployment_whose_supervisor_is_killed_serves_on_and_gets_another(it: Gateway) -> None:

@@ -474,3 +474,73 @@ def test_an_upload_may_take_longer_than_an_idle_connection_is_kept(a: Fake) -> N
         client.settimeout(5)
 
         assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+class Silent:
+    """A server that answers the first request on each connection, and closes it after the second, without a byte, when
+    `after_s` have passed; it counts what it was asked."""
+
+    def __init__(self, after_s: float) -> None:
+        self.asked = 0
+        self._after_s = after_s
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.member = Member(
+            name="silent", url=f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1", model="theirs"
+        )
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            for number in range(2):
+                if not connection.recv(1 << 16):
+                    return
+                self.asked += 1
+                if number:
+                    time.sleep(self._after_s)
+                    return
+                body = b'{"model": "theirs", "choices": []}'
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+@pytest.mark.parametrize(
+    ("after_s", "retries", "status", "asked"),
+    [(0.3, 2, 502, 2), (0.3, 0, 502, 2), (0.0, 2, 200, 3), (0.0, 0, 502, 2)],
+)
+def test_a_request_on_a_kept_connection_is_sent_again_only_where_that_was_closed_at_once(
+    after_s: float, retries: int, status: int, asked: int
+) -> None:
+    with (
+        contextlib.closing(Silent(after_s)) as silent,
+        gateway(settings({"m": [silent.member]}, {"retries": retries, "hold_s": 0})) as it,
+    ):
+        assert it.ask("hi").status_code == 200
+
+        answer = it.ask("hi")
+
+        assert (answer.status_code, silent.asked) == (status, asked)
+
+
+def test_one_clients_long_requests_close_a_server_to_nobody(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]}, {"timeout_s": 0.3})) as it, ThreadPoolExecutor(3) as pool:
+        long = [pool.submit(it.ask, "hang") for _ in range(3)]
+
+        assert [answer.result().status_code for answer in long] == [504] * 3
+        assert it.ask("hi").status_code == 200
+
+
+@pytest.mark.parametrize("fault", ["no done", "hang mid-stream"])
+def test_what_a_client_has_made_of_a_stream_closes_a_server_to_nobody(fault: str, a: Fake) -> None:
+    with gateway(settings({"m": [a.member]}, {"timeout_s": 0.2})) as it:
+        for _ in range(3):
+            events(it.ask(fault, stream=True))
+
+        assert it.ask("hi").status_code == 200
