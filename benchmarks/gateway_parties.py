@@ -136,6 +136,10 @@ def gateways(folder: Path) -> Iterator[list[Party]]:
         for name, kept in ((NGINX, 64), ("nginx proxy, keepalive 16 as in its documentation", 16)):
             parties.append(Party(name, stack.enter_context(nginx_proxy(folder, first, second, kept))))
         parties.append(Party("rmlaunch", ours, (pid,)))
+        if python := earlier():
+            port = free_port()
+            stack.enter_context(our_gateway(folder / "before", port, [first, second], key=True, python=python))
+            parties.append(Party("rmlaunch before", port))
         for name, start in (("vllm-router", vllm_router), ("LiteLLM", _litellm)):
             port = free_port()
             stack.enter_context(process(start(folder, port, first, second), quiet=True))
@@ -154,15 +158,37 @@ def nginx(folder: Path, servers: str) -> Iterator[None]:
         yield
 
 
+def earlier() -> str | None:
+    """Return the Python of another checkout, with an environment of its own, to be measured beside this one. The variable
+    BEFORE names its folder; None without it."""
+    folder = os.environ.get("BEFORE")
+    return f"{folder}/.venv/bin/python" if folder else None
+
+
 @contextlib.contextmanager
-def our_gateway(folder: Path, port: int, upstreams: Sequence[int], *, key: bool) -> Iterator[int]:
-    """As a user starts it; its process."""
+def our_gateway(
+    folder: Path,
+    port: int,
+    upstreams: Sequence[int],
+    *,
+    key: bool,
+    python: str = sys.executable,
+    more: Sequence[str] = (),
+    limits: Sequence[str] = (),
+) -> Iterator[int]:
+    """As a user starts it, with `more` words, under the `limits` of a prlimit command; yields its process.
+
+    With `python` it is another checkout's.
+    """  # fmt: skip
+    folder.mkdir(exist_ok=True)
     members = ",".join(f"{{url: 'http://127.0.0.1:{number}/v1', model: theirs}}" for number in upstreams)
+    keys = [f"gateway.keys.bench={KEY}"] if key else []
     words = ["gateway", "up", f"gateway.port={port}", f"gateway.routes.m.deployments=[{members}]",
-             "gateway.routes.m.strategy=round_robin", *([f"gateway.keys.bench={KEY}"] if key else [])]  # fmt: skip
+             "gateway.routes.m.strategy=round_robin", *keys, *more]  # fmt: skip
     state = folder / "state"
     environment = {**os.environ, "RMLAUNCH_STATE": str(state)}
-    with process([sys.executable, "-m", "launcher.cli", *words], environment, quiet=True):
+    program = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+    with process([*limits, python, "-c", program, *words], environment, quiet=True):
         until_open(port)
         record = state / "deployments" / "gateway" / "state.json"
         wait_for(lambda: record.exists() and json.loads(record.read_text())["state"] == "READY")

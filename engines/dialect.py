@@ -113,7 +113,7 @@ class OpenAI(Dialect):
 def names_model_once(body: bytes) -> bool:
     """Whether `"model"` stands in the JSON text `body` once, in its usual spelling: where the object has a model, that
     is its key. Within a string its quotes would be escaped."""
-    return body.count(b'"model"') == 1 and _ESCAPED not in body
+    return body.count(b'"model"') == 1 and (b"\\" not in body or _ESCAPED not in body)
 
 
 def members(text: str) -> Iterator[tuple[str, int, int]]:

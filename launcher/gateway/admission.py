@@ -50,8 +50,7 @@ class Admission:
     def enter(self, ticket: Ticket, queue: int) -> bool:
         """Whether it may go on at once; if not it waits. Raises `Full` where `queue` wait for its route already, and no
         other key has more of these than its own."""
-        if _has_room(ticket):
-            _let_in(ticket)
+        if self._lets_in(ticket):
             return True
         of_route = [other for other in self.waiting if other.route_gate is ticket.route_gate]
         if len(of_route) >= queue:
@@ -87,11 +86,8 @@ class Admission:
     def _next(self) -> Ticket | None:
         """Return whose turn it is, and give it its place: where there is room, the first of the key that had its
         last turn longest ago."""
-        able = (ticket for ticket in self.waiting if _has_room(ticket))
-        ticket = min(able, key=lambda it: it.key_gate.turn, default=None)
-        if ticket is not None:
-            _let_in(ticket)
-        return ticket
+        in_turn = sorted(self.waiting, key=lambda it: it.key_gate.turn)
+        return next((ticket for ticket in in_turn if self._lets_in(ticket)), None)
 
     def _make_room(self, ticket: Ticket, of_route: Sequence[Ticket]) -> None:
         """Send away the newest of the key that has most in the queue: two more than this one's, or one more and a later
@@ -105,13 +101,12 @@ class Admission:
         self.waiting.remove(newest)
         newest.give_way()
 
-
-def _has_room(ticket: Ticket) -> bool:
-    route, key = ticket.route_gate, ticket.key_gate
-    return (route.limit is None or route.active < route.limit) and (key.limit is None or key.active < key.limit)
-
-
-def _let_in(ticket: Ticket) -> None:
-    ticket.route_gate.active += 1
-    ticket.key_gate.active += 1
-    ticket.inside = True
+    @staticmethod
+    def _lets_in(ticket: Ticket) -> bool:
+        """Whether there is room for it, which it has then."""
+        route, key = ticket.route_gate, ticket.key_gate
+        if (route.limit is None or route.active < route.limit) and (key.limit is None or key.active < key.limit):
+            route.active += 1
+            key.active += 1
+            ticket.inside = True
+        return ticket.inside

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
-from functools import partial
 
 from engines.base import InferenceError
 from engines.dialect import DONE, Call, renamed
@@ -24,7 +22,12 @@ _LONGEST_MARK = 4
 
 def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
     """Raises `InferenceError` where the server has answered 200, and no answer."""
-    body = _understood(lambda: upstream.dialect.whole(call, body))
+    try:
+        body = upstream.dialect.whole(call, body)
+    except InferenceError:
+        raise
+    except Exception as exc:
+        raise _not_understood(exc) from exc
     return body if upstream.model is None else renamed(body, upstream.model, name)
 
 
@@ -48,7 +51,12 @@ class Stream:
             return b""
         if self._events is not None:
             lines = [line[5:].strip() for line in events.splitlines() if line.startswith(b"data:")]
-            return b"".join([_understood(partial(self._events.event, line)) for line in lines])
+            try:
+                return b"".join([self._events.event(line) for line in lines])
+            except InferenceError:
+                raise
+            except Exception as exc:
+                raise _not_understood(exc) from exc
         if self._upstream.model is not None:
             events = renamed(events, self._upstream.model, self._name)
         self._tail = events if len(events) >= _TAIL else (self._tail + events)[-_TAIL:]
@@ -69,7 +77,7 @@ class Stream:
         """What is still to be said. Raises `InferenceError` where the text has not come to its end: a connection that
         is closed in good order looks like it."""
         if self._events is not None:
-            return _understood(self._events.end)
+            return self._events.end()
         if DONE.strip() in self._tail:
             return b""
         if _FINISHED.search(self._tail):
@@ -85,12 +93,7 @@ def _end_of_events(data: bytearray, start: int) -> int:
     return 0
 
 
-def _understood(translate: Callable[[], bytes]) -> bytes:
-    """Raises `InferenceError` for whatever a translator stumbles over: it is the server that has said it."""
-    try:
-        return translate()
-    except InferenceError:
-        raise
-    except Exception as exc:
-        log.warning("an answer that is not understood", exc_info=True)
-        raise InferenceError(f"its answer is not understood ({type(exc).__name__}: {str(exc)[:200]})") from exc
+def _not_understood(exc: Exception) -> InferenceError:
+    """Whatever a translator stumbles over, the server has said it."""
+    log.warning("an answer that is not understood", exc_info=exc)
+    return InferenceError(f"its answer is not understood ({type(exc).__name__}: {str(exc)[:200]})")

@@ -32,7 +32,7 @@ def begin(server: Server, client: ClientConnection, request: Request, key: KeySt
     """Raises `Failure` for what no deployment needs to see."""
     if server.draining:
         raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
-    call = Call(CALLS[request.path], body, bodies.read(body), plain=names_model_once(body))
+    call = Call(CALLS[request.path], body, bodies.read(body), names_model_once(body))
     if not call.plain:
         bodies.check_model_once(body)
     name = call.fields.get("model")

@@ -8,7 +8,7 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
-from launcher.gateway.body import hold, weight
+from launcher.gateway.body import SMALL, hold, weight
 from launcher.gateway.errors import Failure
 from launcher.gateway.heads import Head
 from launcher.gateway.reader import UPGRADED, Reader, Request
@@ -136,8 +136,9 @@ class ClientConnection(asyncio.Protocol):
         self.handler = None
         assert request is not None
         assert self.transport is not None
-        self._give_back(request, self._cost)
-        self._cost = 0
+        if self._cost:
+            self._give_back(request, self._cost)
+            self._cost = 0
         if self._closing or not request.keep_alive:
             self._hang_up()
         elif self._ahead:
@@ -208,7 +209,10 @@ class ClientConnection(asyncio.Protocol):
         try:
             if self.idle_since is not None:
                 if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
-                    self._take_known(self._let_in[1], body)
+                    if len(body) <= SMALL:
+                        self._serve(self._let_in[1], body, 0)
+                    else:
+                        self._take_known(self._let_in[1], body)
                     return
                 self._unread = Head.of(data)
             self._reader.feed(data)

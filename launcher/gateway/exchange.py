@@ -44,6 +44,8 @@ _STALE_S = 0.02
 _DRY_S = 10.0
 #: what the waiting may be for
 _QUEUE, _HOLD, _VERDICT = "queue", "hold", "verdict"
+#: an answer of which nothing has come, shared and never added to
+_NOTHING = bytearray()
 #: of our own making
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
@@ -65,7 +67,8 @@ class Exchange(Ticket):
         self._call = call
         self._route = route
         self._key = key
-        self._among = route.choice.candidates(call.fields)  #: the members that the route's rules leave
+        #: the members that the route's rules leave, None for all
+        self._among = route.choice.candidates(call.fields) if route.settings.rules else None
         self._tried: tuple[Replica, ...] = ()
         self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
         self._failure: Failure | None = None  #: of the last attempt
@@ -84,7 +87,7 @@ class Exchange(Ticket):
         self._stream: Stream | None = None
         self._fresh = self._heard = False  #: its connection is a new one; something has come on it
         self._status = 0
-        self._body = bytearray()  #: of an answer that is kept until it is whole
+        self._body = _NOTHING  #: of an answer that is kept until it is whole
 
     def start(self) -> None:
         self._client.handler = self
@@ -146,31 +149,31 @@ class Exchange(Ticket):
         self._replica, self._upstream = replica, upstream
         self._stream = None
         self._heard = False
-        request = self._message(upstream.head(path), body)
+        beside = body if len(body) >= _LARGE else b""
+        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (
+            upstream.head(path), len(body), self._passed_on, b"" if beside else body
+        )  # fmt: skip
         while replica.idle:
             connection = replica.idle.pop()
             if connection.upstream is upstream and connection.usable():
                 self._fresh = False
-                self._use(connection, request)
+                self._use(connection, request, beside)
                 return
             connection.close()
         self._fresh = True
-        self._connecting = self._server.loop.create_task(self._connect(upstream, request))
+        self._connecting = self._server.loop.create_task(self._connect(upstream, request, beside))
 
-    def _message(self, head: bytes, body: bytes) -> tuple[bytes, ...]:
-        head = b"%bcontent-length: %d\r\n%b\r\n" % (head, len(body), self._passed_on)
-        return (head, body) if len(body) >= _LARGE else (head + body,)
-
-    def _use(self, connection: Connection, request: tuple[bytes, ...]) -> None:
+    def _use(self, connection: Connection, request: bytes, beside: bytes) -> None:
         assert connection.transport is not None
         self._connection = connection
         connection.exchange = self
-        for part in request:
-            connection.transport.write(part)
+        connection.transport.write(request)
+        if beside:
+            connection.transport.write(beside)
         if self._client.paused_since is not None:
             self.pause()
 
-    async def _connect(self, upstream: Upstream, request: tuple[bytes, ...]) -> None:
+    async def _connect(self, upstream: Upstream, request: bytes, beside: bytes) -> None:
         limit = self._route.settings.connect_timeout_s
         where = f"{upstream.host}:{upstream.port}"
         began = self._server.clock()
@@ -193,7 +196,7 @@ class Exchange(Ticket):
         else:
             self._connecting = None
             connection.far_s = self._server.clock() - began
-            self._by_itself(partial(self._use, connection, request))
+            self._by_itself(partial(self._use, connection, request, beside))
 
     def _unreached(self, upstream: Upstream, exc: Exception, where: str) -> None:
         now = self._server.clock()
@@ -216,6 +219,7 @@ class Exchange(Ticket):
         assert self._connection is not None
         self._heard = True
         self._status = status
+        self._body = bytearray()
         if status == 200 and self._connection.streams:
             self._stream = Stream(self._call, self._upstream, self._route.name)
 
@@ -491,7 +495,7 @@ class Exchange(Ticket):
             replica.used = self._server.now
         if self._body:
             self._server.answers.held -= len(self._body)
-            self._body = bytearray()
+            self._body = _NOTHING
         return replica
 
     def _finish(self, status: int) -> None:

@@ -117,11 +117,9 @@ class Replica:
             self.lost_until = 0.0
 
     def usable(self, now: float) -> bool:
-        return (
-            self.upstream is not None
-            and now >= self.lost_until
-            and (not self.breaker.failures or self.breaker.lets(now))
-        )
+        if self.upstream is None or self.lost_until > now:
+            return False
+        return not self.breaker.failures or self.breaker.lets(now)
 
     def comes(self, now: float) -> bool:
         """Whether it will serve soon, as far as anybody knows."""

@@ -98,8 +98,8 @@ class Server:
                 self.judge(request)  # they have changed since its head came
             if request.refusal is not None:
                 raise request.refusal
-            if request.asker is not None:
-                chat.begin(self, client, request, request.asker, body)
+            if (asker := request.asker) is not None:
+                chat.begin(self, client, request, asker, body)
             elif _is_preflight(request):
                 api.preflight(client)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -153,6 +154,30 @@ def test_loading_and_unloading_are_the_admins(url: str) -> None:
     assert do("load").json() == {"name": "lazy", "state": "READY"}
     assert do("unload").json() == {"name": "lazy", "state": "STOPPED"}
     assert do("unload").status_code == 404
+
+
+@pytest.mark.usefixtures("_same_state")
+def test_a_grammar_that_ends_llama_cpp_does_not_reach_it(client: openai.OpenAI) -> None:
+    death = {"grammar": "root ::= " + "(" * 200_000}
+    before = json.loads(rmlaunch("status", "llamacpp", "--json"))
+
+    for _ in range(3):
+        with pytest.raises(openai.BadRequestError, match="brackets more than 100 deep"):
+            client.chat.completions.create(model="main", messages=QUESTION, extra_body=death)
+
+    assert json.loads(rmlaunch("status", "llamacpp", "--json"))["starts"] == before["starts"]
+    # Past the gateway it does what it did, three times, and the deployment is there again all the same.
+    for crashes in range(1, 4):
+        with pytest.raises(requests.ConnectionError):
+            requests.post(f"{before['endpoint']}/v1/chat/completions", json={"messages": QUESTION, **death}, timeout=60)
+        assert client.chat.completions.create(model="main", messages=QUESTION, max_tokens=2).choices
+        until(lambda crashes=crashes: _is_ready("llamacpp", before["starts"] + crashes), 30)  # type: ignore[misc]
+    assert client.chat.completions.create(model="llamacpp", messages=QUESTION, max_tokens=2).choices
+
+
+def _is_ready(name: str, starts: int) -> bool:
+    said = json.loads(rmlaunch("status", name, "--json"))
+    return (said["state"], said["starts"]) == ("READY", starts)
 
 
 @pytest.mark.usefixtures("_same_state")
