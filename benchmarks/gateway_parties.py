@@ -159,8 +159,9 @@ def nginx(folder: Path, servers: str) -> Iterator[None]:
 
 
 def earlier() -> str | None:
-    """Return the Python of another checkout, with an environment of its own, to be measured beside this one. The variable
-    BEFORE names its folder; None without it."""
+    """Return the Python of another checkout, with an environment of its own, to be measured beside this one.
+
+    The variable BEFORE names its folder; None without it."""
     folder = os.environ.get("BEFORE")
     return f"{folder}/.venv/bin/python" if folder else None
 
