@@ -93,11 +93,18 @@ class Deployments:
                 news = _said(folder)
                 if news is None and (folder / "plan.json").exists():
                     self._end_unknown(folder)
-                if news and not news.phase.final and not (news.supervisor and is_alive(news.supervisor)):
+                if news and not news.phase.final and self._is_orphan(folder.name, news):
                     adopted += self._adopt(folder, news)
         for supervised in adopted:
             supervised.wait_settled(_ADOPT_TIMEOUT_S)
             supervised.leave()
+
+    def _is_orphan(self, name: str, news: News) -> bool:
+        """Whether its supervisor is gone: the lock says so, for a number is given to another process in time.
+
+        One that was killed a moment ago may hold the lock still; `take_over` waits for that.
+        """
+        return not self._ledger.is_live(name) or not is_alive(news.supervisor or 0)
 
     def _end_unknown(self, folder: Path) -> None:
         """End what nobody could ever find again: its record cannot be read, and its supervisor is gone."""

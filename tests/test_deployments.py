@@ -119,6 +119,21 @@ def test_a_killed_supervisor_leaves_it_serving_and_the_next_command_adopts_it(tm
         assert marked_processes(plan.run_dir) == []
 
 
+def test_a_number_that_another_process_has_by_now_is_no_supervisor(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        supervisor, program = pids(tmp_path)
+        kill(supervisor)
+        wait_for(lambda: not Ledger(tmp_path).is_live("fake"))
+        said = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps(said | {"supervisor": os.getpid()}))
+
+        found = Deployments(tmp_path).find("fake")
+
+        assert (found.live, found.news.phase, found.news.pid) == (True, Phase.READY, program)
+        assert stop(folder).phase is Phase.STOPPED
+        assert not is_alive(program)
+
+
 def test_device_memory_that_is_not_given_back_is_told_by_an_adopter_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
