@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from engines.base import ConfigError
-from launcher import artifacts, logs
+from engines.base import ConfigError, DeploymentError
+from launcher import artifacts, logs, records
 from launcher.artifacts import BuildArtifact
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
@@ -89,7 +89,13 @@ def _prune(asked: argparse.Namespace) -> int:
     store, ledger = _store(), Ledger(state_root())
     Deployments(state_root()).all()  # adopts those that serve without a supervisor
     with ledger.exclusive():  # no launch begins meanwhile
-        used = artifacts.users(store, _records(ledger))
+        plans, unreadable = _plans(ledger)
+        if unreadable and (asked.unused or asked.older_than is not None):
+            raise DeploymentError(
+                f"the plan.json of {', '.join(unreadable)} cannot be read, so it cannot be told which artifacts are in "
+                f"use; stop {unreadable[0]} first"
+            )
+        used = artifacts.users(store, plans)
         removed = list(
             artifacts.prune(
                 store,
@@ -109,13 +115,19 @@ def _prune(asked: argparse.Namespace) -> int:
 
 def _used() -> Mapping[str, tuple[str, ...]]:
     Deployments(state_root()).all()
-    return artifacts.users(_store(), _records(Ledger(state_root())))
+    return artifacts.users(_store(), _plans(Ledger(state_root()))[0])
 
 
-def _records(ledger: Ledger) -> Mapping[str, Path]:
-    """The plan of each deployment that is live, or is being prepared."""
-    records = {path.parent.name: path for path in ledger.deployments.glob("*/plan.json")}
-    return {name: path for name, path in sorted(records.items()) if ledger.is_live(name)}
+def _plans(ledger: Ledger) -> tuple[dict[str, str], list[str]]:
+    """The plan.json of each deployment that may run, as it stands, by name; and the names of those that have none."""
+    plans: dict[str, str] = {}
+    unreadable: list[str] = []
+    for name in ledger.running():
+        try:
+            plans[name] = records.read_bytes(ledger.deployments / name / "plan.json").decode(errors="replace")
+        except (OSError, ValueError):  # noqa: PERF203  (one's trouble is not the others')
+            unreadable.append(name)
+    return plans, unreadable
 
 
 def _store() -> Path:

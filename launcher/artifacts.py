@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -120,15 +119,13 @@ def find(store: Path, name: str) -> BuildArtifact:
     return known[meant[0]]
 
 
-def users(store: Path, records: Mapping[str, Path]) -> Mapping[str, tuple[str, ...]]:
-    """Artifact id → the deployments that use it; `records` has the plan.json of each live one."""
+def users(store: Path, plans: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
+    """Artifact id → the deployments that use it; `plans` has the plan.json of each that may run, as it stands."""
     held: dict[str, list[str]] = {}
-    for deployment, record in records.items():
-        with contextlib.suppress(OSError):
-            text = record.read_text()
-            # Wherever it stands in the plan: the model's path, a step's output, an argument, a rendered file.
-            for name in set(re.findall(re.escape(f"{store}/") + r"([A-Za-z0-9._-]+)", text)):
-                held.setdefault(name, []).append(deployment)
+    for deployment, text in plans.items():
+        # Wherever it stands in the plan: the model's path, a step's output, an argument, a rendered file.
+        for name in set(re.findall(re.escape(f"{store}/") + r"([A-Za-z0-9._-]+)", text)):
+            held.setdefault(name, []).append(deployment)
     return {name: tuple(deployments) for name, deployments in held.items()}
 
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -59,10 +60,16 @@ def version(path: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_ino
 
 
+def open_lock(path: Path, *, create: bool = True) -> TextIO:
+    """Open `path` to lock it. A link is not followed, and a FIFO keeps nobody waiting. Raises `OSError`."""
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+")
+
+
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """Nobody else has `path` while the block runs; calls `on_wait` before it waits for one who has."""
-    with path.open("w") as lock:
+    with open_lock(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -80,8 +80,7 @@ def _load(data: Any) -> LaunchConfig:
     kind = engine_conf(data["engine"]) if data["engine"] else EngineConf
     engine = structs.load(kind, data["config"]["engine"])
     runtime = structs.load(ContainerConf if data["container"] else RuntimeConf, data["config"]["runtime"])
-    plain = structs.load(LaunchConfig, {**data["config"], "engine": None, "runtime": None})
-    return dataclasses.replace(plain, engine=engine, runtime=runtime)
+    return structs.load(LaunchConfig, {**data["config"], "engine": engine, "runtime": runtime})
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
+import os
+import signal
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, LaunchPlan, RequestError, Target
-from launcher import registry, structs
+from launcher import logs, records, registry, structs
+from launcher.at_once import at_once
 from launcher.atomic import write_text
 from launcher.client import Client, Connected
-from launcher.control import Connection, News, Supervised
+from launcher.control import Connection, News, NoAnswerError, Supervised
 from launcher.gateway.settings import ENGINE as GATEWAY
+from launcher.holders import Holder, described, holders
 from launcher.ledger import Claim, Ledger
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
@@ -26,9 +29,10 @@ from launcher.runtimes.process import is_alive
 from launcher.spawn import Spawned
 from launcher.suggest import unknown
 
-log = logging.getLogger(__name__)
-
+_ASK_TIMEOUT_S = 2.0
 _ADOPT_TIMEOUT_S = 30.0
+_END_S = 8.0  #: for a launcher, to leave what it prepares
+_KILLED_S = 10.0  #: for the kernel, to end a process and let go of its locks; and for its owner, to sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,39 @@ class Deployment:
     news: News  #: the last that was said
     plan: Mapping[str, Any]  #: as `rmlaunch plan --json` prints it
 
+    @property
+    def there(self) -> bool:
+        """Something of it may run: it is being prepared, it serves, or it could neither be adopted nor ended."""
+        return not self.news.phase.final
+
+    @property
+    def log(self) -> Path:
+        """The log of its last start."""
+        return Path(self.news.log) if self.news.log else logs.newest(self.folder / "logs")
+
+    def find(self, *keys: str) -> object:
+        """Look up in its plan what is below `keys`; None where the record, which may be damaged, does not have it."""
+        found: object = self.plan
+        for key in keys:
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+    def told(self, *keys: str) -> str:
+        """Look up a text; a dash where there is none."""
+        found = self.find(*keys)
+        return found if isinstance(found, str) else "–"
+
     def connect(self) -> Connection:
-        """Raises `RequestError` where it has ended."""
+        """Raises `RequestError` where nobody could be asked, and `NoAnswerError` where nobody answers."""
         if self.live:
             with contextlib.suppress(OSError):
                 return Connection(self.folder)
-        raise RequestError(f"{self.name} is {self.news.phase.value}, not running; start it with `rmlaunch up -d`")
+        if self.there:
+            raise RequestError(f"{self.name} is {self.news.phase.value} and cannot be asked now; see `rmlaunch ps`")
+        raise self.not_running()
+
+    def not_running(self) -> RequestError:
+        return RequestError(f"{self.name} is {self.news.phase.value}, not running; start it with `rmlaunch up -d`")
 
 
 class Deployments:
@@ -56,10 +87,11 @@ class Deployments:
         self._ledger = Ledger(state)
 
     def all(self) -> list[Deployment]:
-        """By name, ended ones too."""
-        self._adopt_orphans()
-        folders = sorted(path.parent for path in self._ledger.deployments.glob("*/plan.json"))
-        return [self._read(folder) for folder in folders]
+        """List them by name, ended ones too; their supervisors are asked at once, and one that is silent is UNKNOWN."""
+        found = self._found()
+        asked = [item for item in found if item.live]
+        news = {item.name: news for item, news in zip(asked, at_once(_asked, asked), strict=True)}
+        return [dataclasses.replace(item, news=news.get(item.name, item.news)) for item in found]
 
     def find(self, name: str) -> Deployment:
         """Raises `RequestError` with the names that there are."""
@@ -73,31 +105,49 @@ class Deployments:
 
         Raises `DeploymentError` where it is not after `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
-        while self._ledger.is_live(name):
-            if time.monotonic() > deadline:
-                raise DeploymentError(f"{name} has stopped, but its supervisor has not ended within {timeout_s:g} s")
-            time.sleep(0.005)
+        if not self._is_free(name, timeout_s):
+            holder = described(self._ledger.deployments / name / "lock")
+            raise DeploymentError(f"{name} has stopped, but its name is still held after {timeout_s:g} s by {holder}")
 
-    def _read(self, folder: Path) -> Deployment:
-        live = self._ledger.is_live(folder.name)
-        plan = _json(folder / "plan.json").get("plan", {})
-        return Deployment(folder.name, folder, live, _news(folder, live), plan)
-
-    def _adopt_orphans(self) -> None:
+    def _found(self) -> list[Deployment]:
+        """Adopt those without a supervisor, and read what is on disk by then."""
         if not self._ledger.deployments.exists():
-            return
+            return []
         adopted: list[Supervised] = []
+        troubles: dict[str, str] = {}
         with self._ledger.exclusive():
-            for folder in sorted(self._ledger.deployments.iterdir()):
-                news = _said(folder)
-                if news is None and (folder / "plan.json").exists():
-                    self._end_unknown(folder)
-                if news and not news.phase.final and self._is_orphan(folder.name, news):
-                    adopted += self._adopt(folder, news)
+            for folder in self._folders():
+                try:
+                    adopted += self._adopt_or_end(folder)
+                except (OSError, DeploymentError) as exc:  # noqa: PERF203  (one's trouble is not the others')
+                    troubles[folder.name] = f"{folder.name}: {exc}; `rmlaunch stop {folder.name}` ends it"
+        deadline = time.monotonic() + _ADOPT_TIMEOUT_S
         for supervised in adopted:
-            supervised.wait_settled(_ADOPT_TIMEOUT_S)
+            supervised.wait_settled(deadline - time.monotonic())
             supervised.leave()
+        with self._ledger.exclusive():  # whoever claims a name writes its plan before it lets go
+            return [self._read(folder, troubles.get(folder.name, "")) for folder in self._folders()]
+
+    def _folders(self) -> list[Path]:
+        folders = sorted(self._ledger.deployments.iterdir())
+        return [path for path in folders if os.path.lexists(path / "plan.json") or self._ledger.is_live(path.name)]
+
+    def _read(self, folder: Path, trouble: str) -> Deployment:
+        live, plan = self._ledger.is_live(folder.name), None
+        with contextlib.suppress(OSError, ValueError):
+            plan = records.read(folder / "plan.json").get("plan")
+        news = _said(folder) or (News(Phase.PREPARING) if live else News(Phase.FAILED, "its state.json cannot be read"))
+        if trouble and not live:
+            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=trouble)
+        return Deployment(folder.name, folder, live, news, plan if isinstance(plan, dict) else {})
+
+    def _adopt_or_end(self, folder: Path) -> list[Supervised]:
+        news = _said(folder)
+        if news is None:
+            if os.path.lexists(folder / "plan.json"):
+                self._end_unknown(folder)
+            return []
+        return self._adopt(folder, news) if not news.phase.final and self._is_orphan(folder.name, news) else []
 
     def _is_orphan(self, name: str, news: News) -> bool:
         """Whether its supervisor is gone: the lock says so, for a number is given to another process in time.
@@ -121,22 +171,62 @@ class Deployments:
         try:
             legacy = self._ledger.legacy(folder.name)
         except DeploymentError as exc:
-            log.warning("%s has no supervisor, and it cannot be told whether it serves: %s", folder.name, exc)
             claim.lock.close()
-            return []
+            raise DeploymentError(f"it has no supervisor, and it cannot be told whether it serves: {exc}") from exc
         if legacy is None or news.handle is None:
             reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
-        orders = Orders.loads(legacy)
-        orders = dataclasses.replace(orders, adopt=Handle(**news.handle), starts=news.starts, served=news.served)
+        try:
+            kept = Orders.loads(legacy)
+        except ValueError as exc:
+            claim.lock.close()
+            raise DeploymentError(f"it serves without a supervisor, and its orders are not understood: {exc}") from exc
+        handle = structs.load(Handle, news.handle)
+        orders = dataclasses.replace(kept, adopt=handle, starts=news.starts, served=news.served)
         return [Supervised(Spawned(), orders, claim)]
 
-    def _end(self, claim: Claim, last: News) -> None:
+    def put_down(self, name: str, *, now: bool) -> News:
+        """End what no supervisor answers for: whoever holds its name, then all that is left; returns its last word.
+
+        The holder is asked to end, by a TERM; with `now` it is killed. Raises `NoAnswerError` where it stays.
+        """
+        folder = self._ledger.deployments / name
+        lock, said = folder / "lock", _said(folder)
+        if not self._is_free(name, 0.3) and not now:  # not at once: it may be about to end
+            _send(signal.SIGTERM, holders(lock))
+            self._is_free(name, _END_S)
+        with self._ledger.exclusive():  # nobody adopts it meanwhile
+            if now:
+                found = holders(lock)
+                # An owner that is still there sweeps, and lets go, when the supervisor is gone.
+                _send(signal.SIGKILL, [holder for holder in found if said and holder.pid == said.supervisor] or found)
+            claim = self._ledger.take_over(name, _KILLED_S if now else 0.5)
+            if claim is None:
+                raise NoAnswerError(
+                    f"{name} is held by {described(lock)}, which does not end; `rmlaunch stop {name} --now` kills it"
+                )
+            said = _said(folder)
+            if said and said.phase.final:
+                claim.lock.close()
+                return said
+            why = "killed" if now else "ended"
+            return self._end(claim, News(Phase.STOPPED, f"no supervisor answered for it, so it was {why}"))
+
+    def _is_free(self, name: str, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while live := self._ledger.is_live(name):
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.005)
+        return not live
+
+    def _end(self, claim: Claim, last: News) -> News:
         """Leave nothing of a deployment that nobody can adopt, and write its last word."""
-        left = self._ledger.sweep(claim.folder.name)
-        write_text(claim.folder / "state.json", json.dumps(_record(dataclasses.replace(last, leftovers=left))))
-        claim.lock.close()
+        with claim.lock:
+            last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name))
+            write_text(claim.folder / "state.json", json.dumps(_record(last)))
+        return last
 
 
 class Attached(Client):
@@ -144,13 +234,13 @@ class Attached(Client):
 
     def __init__(self, deployment: Deployment) -> None:
         with deployment.connect() as connection:
-            given = connection.ask("target")
-        plan = structs.load(LaunchPlan, given["plan"])
+            given = connection.learn("target", _Given)
+        plan = given.plan
         if plan.engine == GATEWAY:
             raise RequestError(
                 f"{plan.name} is the gateway; ask it as OpenAI's server, at {plan.endpoints.http.url}/v1"
             )
-        target = Target(plan.endpoints, plan.model.id, given["options"], given["api_key"], key=plan.key)
+        target = Target(plan.endpoints, plan.model.id, given.options, given.api_key, key=plan.key)
         self._asked = Connected(registry.engine(plan.engine), plan, target)
 
     @property
@@ -164,30 +254,39 @@ class Attached(Client):
         return self._asked
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What a supervisor tells of how its engine is reached."""
+
+    plan: LaunchPlan
+    options: Mapping[str, Any] = field(default_factory=dict)
+    api_key: str | None = None
+
+
 def _said(folder: Path) -> News | None:
     """The state on disk; None where nothing, or nothing that can be read, is there."""
     try:
-        return News.read((folder / "state.json").read_bytes())
-    except (OSError, ValueError, KeyError, TypeError):
+        return News.of(records.read(folder / "state.json"))
+    except (OSError, ValueError):
         return None
 
 
-def _news(folder: Path, live: bool) -> News:
-    if live:
-        with contextlib.suppress(OSError), Connection(folder) as connection:
-            return News.read(json.dumps(connection.ask("status")).encode())
-        return _said(folder) or News(Phase.PREPARING)
-    return _said(folder) or News(Phase.FAILED, "its state.json cannot be read")
+def _asked(item: Deployment) -> News:
+    """What its supervisor says; the state on disk where there is none, or none any more."""
+    try:
+        with Connection(item.folder, _ASK_TIMEOUT_S) as connection:
+            return News.of(connection.ask("status"))
+    except NoAnswerError as exc:
+        return dataclasses.replace(item.news, phase=Phase.UNKNOWN, reason=str(exc))
+    except (OSError, DeploymentError):
+        return item.news
+
+
+def _send(number: signal.Signals, to: Sequence[Holder]) -> None:
+    for holder in to:
+        holder.send(number)
 
 
 def _record(news: News) -> dict[str, Any]:
     data = dataclasses.asdict(news)
     return {"state": data.pop("phase"), **data}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

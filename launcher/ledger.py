@@ -14,21 +14,23 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
-import shlex
 import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError
-from launcher.atomic import write_text
-from launcher.masking import mask_argv
+from launcher import holders, records, structs
+from launcher.atomic import open_lock, write_text
 from launcher.runtimes.base import Handle, Runtime
+
+log = logging.getLogger(__name__)
 
 _FIRST_PORT = 8001  #: 8000 is the gateway's, which may come last
 _LAST_PORT = 65535
@@ -60,6 +62,25 @@ class _Held:
     devices: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Devices:
+    kind: str = ""
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    device: _Devices = field(default_factory=_Devices)
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What others must know of a plan.json: the rest of it may be of another version, or damaged."""
+
+    ports: tuple[int, ...] = ()
+    plan: _Planned = field(default_factory=_Planned)
+
+
 class Ledger:
     """`replacing` is a live deployment whose name and ports count as free: what would be in its place?"""
 
@@ -72,7 +93,7 @@ class Ledger:
     def exclusive(self) -> Iterator[None]:
         """Nobody else chooses names or ports while the block runs."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._state / "ledger.lock").open("w") as lock:
+        with open_lock(self._state / "ledger.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -90,19 +111,19 @@ class Ledger:
 
     def is_live(self, name: str) -> bool:
         try:
-            with (self.deployments / name / "lock").open("r+") as lock:
+            with open_lock(self.deployments / name / "lock", create=False) as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
         except BlockingIOError:
             return True
+        except OSError:  # no lock, or something in its place that nobody can have
+            return False
         return False
 
     def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:
         """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
+        lock = open_lock(folder / "lock")
         # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         self._sweep_dead()
@@ -116,7 +137,7 @@ class Ledger:
 
         A supervisor that was killed holds it until the last of its threads has ended. None where somebody else has it.
         """
-        lock = (self.deployments / name / "lock").open("w")
+        lock = open_lock(self.deployments / name / "lock")
         deadline = time.monotonic() + timeout_s
         while not _try_lock(lock):
             if time.monotonic() > deadline:
@@ -129,7 +150,10 @@ class Ledger:
         """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""
         for run in self.deployments.glob("*/run"):
             if not self.is_live(run.parent.name) and not self._may_serve(run.parent.name):
-                self.sweep(run.parent.name)
+                try:
+                    self.sweep(run.parent.name)
+                except DeploymentError as exc:  # its trouble is no reason to refuse another
+                    log.warning("what is left of %s cannot be ended: %s", run.parent.name, exc)
 
     def sweep(self, name: str) -> tuple[str, ...]:
         """End everything that is left of `name`, and remove its folder; returns what is still there, in words."""
@@ -147,10 +171,13 @@ class Ledger:
         Raises `DeploymentError` where that cannot be told now.
         """
         try:
-            handle = json.loads((self.deployments / name / "state.json").read_text())["handle"]
-            return self._runtime(name).legacy(Handle(**handle)) if handle else None
-        except (OSError, ValueError, KeyError, TypeError):
+            handle = records.read(self.deployments / name / "state.json").get("handle")
+        except (OSError, ValueError):
             return None
+        try:
+            return self._runtime(name).legacy(structs.load(Handle, handle)) if handle else None
+        except ValueError as exc:  # of another version: it may serve all the same
+            raise DeploymentError(f"the handle of its program is not understood: {exc}") from exc
 
     def _may_serve(self, name: str) -> bool:
         try:
@@ -162,15 +189,15 @@ class Ledger:
         from launcher import registry
 
         try:
-            return registry.runtime(self._plan(name).get("runtime", "process"))
+            return registry.runtime(str(self._plan(name).get("runtime", "process")))
         except ConfigError as exc:  # a plugin that is not installed any more
             raise DeploymentError(f"{name}: {exc}") from exc
 
     def _plan(self, name: str) -> Mapping[str, Any]:
         """As it was written down; empty where it cannot be read."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            plan: Mapping[str, Any] = json.loads((self.deployments / name / "plan.json").read_text())["plan"]
-            return plan
+        with contextlib.suppress(OSError, ValueError):
+            plan = records.read(self.deployments / name / "plan.json").get("plan")
+            return plan if isinstance(plan, dict) else {}
         return {}
 
     def held_ports(self) -> dict[int, str]:
@@ -195,20 +222,20 @@ class Ledger:
         return belongs(pid, str(self.deployments / self._replacing / "run"))
 
     def _held(self) -> Iterator[_Held]:
-        """What deployments that run have, those included that an adopter has yet to find."""
-        for file in self.deployments.glob("*/plan.json"):
-            name = file.parent.name
-            runs = name != self._replacing and (self.is_live(name) or self._may_serve(name))
-            if runs and (held := self._record(name)):
+        for name in self.running():
+            if name != self._replacing and (held := self._record(name)):
                 yield held
+
+    def running(self) -> list[str]:
+        """The names of those that are being prepared or that run, with a supervisor or without."""
+        names = sorted(folder.name for folder in self.deployments.glob("*"))
+        return [name for name in names if self.is_live(name) or self._may_serve(name)]
 
     def _record(self, name: str) -> _Held | None:
         """None where it cannot be read."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads((self.deployments / name / "plan.json").read_text())
-            device = record["plan"].get("device", {"kind": "", "ids": ()})
-            ports, devices = tuple(map(int, record["ports"])), tuple(map(int, device["ids"]))
-            return _Held(name, ports, device["kind"], devices)
+        with contextlib.suppress(OSError, ValueError):
+            record = structs.load(_Record, records.read(self.deployments / name / "plan.json"))
+            return _Held(name, record.ports, record.plan.device.kind, record.plan.device.ids)
         return None
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
@@ -238,8 +265,8 @@ class Ledger:
 
     def _ports_of(self, name: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         """Those that `name` has, where `wanted` leaves them open."""
-        has = json.loads((self.deployments / name / "plan.json").read_text())["ports"]
-        have = dict(zip(wanted, has, strict=False))
+        held = self._record(name)
+        have = dict(zip(wanted, held.ports if held else (), strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
 
 
@@ -282,8 +309,7 @@ def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-                command = shlex.join(mask_argv(tuple(psutil.Process(connection.pid).cmdline())))
-                return f"pid {connection.pid} ({command[:80] or 'unknown command'})"
+                return holders.process(connection.pid)
     except psutil.Error:
         pass
     return "a process that this user may not see"

@@ -26,6 +26,7 @@ class Phase(str, Enum):
     STOPPING = "STOPPING"
     STOPPED = "STOPPED"
     FAILED = "FAILED"
+    UNKNOWN = "UNKNOWN"  #: no decision leads here: a command shows it where a supervisor cannot be understood
 
     @property
     def final(self) -> bool:

@@ -13,6 +13,8 @@ _SECRET = re.compile(
 )
 #: what ends like a secret and is none
 _HARMLESS = re.compile(r"_(FILE|PATH|DIR|NAME)$")
+#: of our own command line: engine.env.HF_TOKEN=…
+_KEY = re.compile(r"[\w.+]+")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^&\s]+")
 
@@ -34,12 +36,13 @@ def mask_url(text: str) -> str:
 
 
 def mask_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """`argv` without the values of flags that are named like secrets (`--api-key x` and `--api-key=x`)."""
+    """`argv` without the values of flags and keys that are named like secrets (`--api-key x` and `api_key=x`)."""
     masked: list[str] = []
     hide_next = False
     for word in argv:
         flag, equals, _ = word.partition("=")
-        secret = flag.startswith("-") and is_secret(flag)
+        named = flag.startswith("-") or (equals and _KEY.fullmatch(flag))
+        secret = bool(named) and is_secret(flag.rpartition(".")[2])
         if hide_next:
             masked.append(MASK)
         elif secret and equals:

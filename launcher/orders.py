@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import LaunchPlan
-from launcher import structs
+from launcher import records, structs
 from launcher.lifecycle import Policy
 from launcher.runtimes.base import Handle
 
@@ -52,4 +52,5 @@ class Orders:
 
     @classmethod
     def loads(cls, text: bytes) -> Orders:
-        return structs.load(cls, json.loads(text))
+        """Raises `ValueError` where they are not understood."""
+        return structs.load(cls, records.parse(text))

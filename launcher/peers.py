@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher import records
+
 SOCKET = "control.sock"  #: in the deployment's folder, which is its user's alone
 _REQUEST_LIMIT = 1 << 16
 
@@ -40,10 +42,9 @@ class Peer:
         if not data or len(self._incoming) > _REQUEST_LIMIT:
             return None
         try:
-            requests = [json.loads(line) for line in lines]
+            return [records.parse(line) for line in lines]
         except ValueError:
             return None
-        return requests if all(isinstance(request, dict) for request in requests) else None
 
     def answer(self, words: dict[str, Any]) -> None:
         self._sending += json.dumps(words).encode() + b"\n"

@@ -1,31 +1,103 @@
-"""Dataclasses to JSON and back: for plans on their way to a supervisor, and for composed configs that are kept."""
+"""Dataclasses to JSON and back: plans on their way to a supervisor, its news, and composed configs that are kept.
+
+Who wrote the JSON may have been another version of us: a key that a dataclass does not have is passed over, and one
+that is missing gets its default.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+import math
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+_PLAIN = (bool, int, float, str)
 
-def load(kind: type[T], data: Mapping[str, Any]) -> T:
-    """The `kind` that `dataclasses.asdict` took apart. Raises `TypeError` or `KeyError` for anything else."""
-    hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], item) for name, item in data.items()})
+
+def load(kind: type[T], data: object) -> T:
+    """Make the `kind` that `dataclasses.asdict` took apart. Raises `ValueError` that names what is not understood."""
+    given, strange = understood(kind, data)
+    required = [
+        field.name
+        for field in dataclasses.fields(cast(Any, kind))
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    strange += [f"{name} is missing" for name in required if name not in given]
+    if strange:
+        raise ValueError(strange[0])
+    return kind(**given)
+
+
+def understood(kind: type, data: object) -> tuple[dict[str, Any], list[str]]:
+    """Give the fields of `kind` that `data` has, and a sentence for each that is not of its type."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{_short(data)} is no object")
+    given: dict[str, Any] = {}
+    strange: list[str] = []
+    for name, hint in get_type_hints(kind).items():
+        if name in data:
+            try:
+                given[name] = _value(hint, data[name])
+            except ValueError as exc:
+                strange.append(f"{name}: {exc}")
+    return given, strange
 
 
 def _value(kind: Any, value: Any) -> Any:
-    """`value` from JSON as the type `kind`: dataclasses, tuples, lists and mappings of them, and optionals."""
-    if value is None:
-        return None
-    if get_origin(kind) in (Union, type(int | None)):
-        kind = next(part for part in get_args(kind) if part is not type(None))
+    """Turn `value` from JSON into the type `kind`: dataclasses, tuples, lists and mappings of them, and optionals."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, type(int | None)):
+        return _one_of(parts, value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return _member(kind, value)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return load(kind, value)
-    if get_origin(kind) in (tuple, list):
-        return get_origin(kind)(_value(get_args(kind)[0], item) for item in value)
-    if get_origin(kind) is dict:
-        key_kind, item_kind = get_args(kind)
-        return {int(key) if key_kind is int else key: _value(item_kind, item) for key, item in value.items()}
+        return value if isinstance(value, kind) else load(kind, value)
+    if origin in (tuple, list):
+        return origin(_value(parts[0], item) for item in _checked(value, isinstance(value, (list, tuple)), "no list"))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        pairs = _checked(value, isinstance(value, Mapping), "no object").items()
+        return {_key(parts[0], key): _value(parts[1], item) for key, item in pairs}
+    if kind is float and type(value) is int:
+        return value
+    return _checked(value, kind not in _PLAIN or _is(kind, value), f"no {getattr(kind, '__name__', kind)}")
+
+
+def _one_of(kinds: Sequence[Any], value: Any) -> Any:
+    if value is None:
+        return _checked(value, type(None) in kinds, "no value")
+    first, *others = [kind for kind in kinds if kind is not type(None)]
+    try:
+        return _value(first, value)
+    except ValueError:
+        if not others:
+            raise
+        return _one_of(others, value)
+
+
+def _member(kind: type[Enum], value: Any) -> Enum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{_short(value)} is not known") from None
+
+
+def _key(kind: Any, key: Any) -> Any:
+    return int(key) if kind is int else key
+
+
+def _is(kind: type, value: object) -> bool:
+    return type(value) is kind and (kind is not float or math.isfinite(value))  # type: ignore[arg-type]
+
+
+def _checked(value: Any, right: bool, wrong: str) -> Any:
+    if not right:
+        raise ValueError(f"{_short(value)} is {wrong}")
     return value
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

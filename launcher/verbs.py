@@ -8,20 +8,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engines.base import ConfigError, DeploymentError, RequestError
+from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
 from launcher import terminal
+from launcher.at_once import at_once
 from launcher.client import Message
-from launcher.control import News
+from launcher.control import Connection, News, NoAnswerError
 from launcher.deployments import Attached, Deployment, Deployments
 from launcher.lifecycle import Phase
 from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import state_root
+from launcher.suggest import unknown
 
-#: beyond the deployment's own grace: for a sweep, and for a supervisor that is busy
+#: of a restart, beyond its start
 _STOP_TIMEOUT_S = 60.0
+_STARTUP_S = 600.0  #: where the record does not tell
 _LOG_PERIOD_S = 0.1
 _WATCH_PERIOD_S = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
@@ -45,7 +49,7 @@ def run(verb: str, words: Sequence[str]) -> int:
 
 def _ps(asked: argparse.Namespace) -> int:
     while True:
-        found = [item for item in Deployments(state_root()).all() if item.live or asked.all]
+        found = [item for item in Deployments(state_root()).all() if item.there or asked.all]
         if asked.json:
             print_json([_summary(item) for item in found])
             return 0
@@ -60,6 +64,9 @@ def _ps(asked: argparse.Namespace) -> int:
 def _print_table(found: Sequence[Deployment]) -> None:
     head = ("NAME", "STATE", "ENGINE", "DEVICE", "MODEL", "ENDPOINT", "UP", "RESTARTS", "PID")
     print_table([head, *(_row(item) for item in found)])
+    for item in found:
+        if item.news.phase is Phase.UNKNOWN:
+            _note(item.news.reason)
 
 
 def _row(item: Deployment) -> tuple[str, ...]:
@@ -72,16 +79,15 @@ def _row(item: Deployment) -> tuple[str, ...]:
 
 
 def _summary(item: Deployment) -> dict[str, Any]:
-    plan, news = item.plan, item.news
-    device = plan.get("device", {})
+    news, simulated = item.news, item.find("device", "simulated") is True
     return {
         "name": item.name,
         "state": news.phase.value,
         "reason": news.reason,
-        "engine": plan.get("engine", "–"),
-        "device": device.get("kind", "–") + (" (simulated)" if device.get("simulated") else ""),
-        "model": plan.get("model", {}).get("id", "–"),
-        "endpoint": plan.get("endpoints", {}).get("http", "–"),
+        "engine": item.told("engine"),
+        "device": item.told("device", "kind") + (" (simulated)" if simulated else ""),
+        "model": item.told("model", "id"),
+        "endpoint": item.told("endpoints", "http"),
         "detached": news.detached,
         "up_s": round(time.time() - news.since, 1) if item.live and news.since else 0.0,
         "starts": news.starts,
@@ -107,7 +113,7 @@ def _status(asked: argparse.Namespace) -> int:
 def _logs(asked: argparse.Namespace) -> int:
     deployments = Deployments(state_root())
     item = deployments.find(asked.name)
-    log = Path(item.news.log)
+    log = item.log
     if not log.is_file():
         raise RequestError(f"{item.name} has no log yet")
     write = terminal.byte_writer(asked.raw)
@@ -129,7 +135,7 @@ def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -
             stream.seek(offset)
             yield (piece := stream.read())
             offset += len(piece)
-        newest = Path(item.news.log)
+        newest = item.log
         if newest != log and newest.is_file():
             log, offset = newest, 0
         elif not item.live:
@@ -137,9 +143,14 @@ def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -
         time.sleep(_LOG_PERIOD_S)
 
 
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    text: str  #: as Prometheus reads it
+
+
 def _metrics(asked: argparse.Namespace) -> int:
     with Deployments(state_root()).find(asked.name).connect() as connection:
-        sys.stdout.write(connection.ask("metrics")["text"])
+        sys.stdout.write(connection.learn("metrics", _Numbers).text)
     return 0
 
 
@@ -163,7 +174,7 @@ def _up(asked: argparse.Namespace) -> int:
         name = settled.config.name
         live = {item.name: item for item in Deployments(state_root()).all() if item.live}
         if name in live and _is_up(live[name], settled.config, replace=asked.replace):
-            return _say_endpoint(live[name].name, live[name].plan["endpoints"]["http"], asked.json)
+            return _say_endpoint(name, live[name].told("endpoints", "http"), asked.json)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with_us = ServingEngine(settled, Progress(), spawned, detached=True)
         try:
@@ -211,16 +222,31 @@ def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
 def _stop(asked: argparse.Namespace) -> int:
     if bool(asked.names) == asked.all:
         raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
-    deployments = Deployments(state_root())
-    items = [item for item in deployments.all() if item.live] if asked.all else map(deployments.find, asked.names)
-    for item in list(items):
-        end(item, asked.now)
-    return 0
+    found = {item.name: item for item in Deployments(state_root()).all()}
+    names = [name for name, item in found.items() if item.there] if asked.all else list(dict.fromkeys(asked.names))
+
+    def stop(name: str) -> RmLaunchError | OSError | None:
+        try:
+            if name not in found:
+                raise RequestError(unknown("deployment", name, sorted(found)))
+            end(found[name], asked.now)
+        except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
+            return exc
+        return None
+
+    failed = [exc for exc in at_once(stop, names) if exc is not None]
+    if len(failed) == 1:
+        raise failed[0]
+    for exc in failed:
+        _note(f"error: {exc}")
+    return min((getattr(exc, "exit_code", 1) for exc in failed), default=0)
 
 
 def end(item: Deployment, now: bool) -> None:
-    """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or it takes too long."""
-    news = _after(item, ["stop", "stop"] if now else ["stop"], lambda news: news.phase.final, _STOP_TIMEOUT_S)
+    """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or nobody answers."""
+    if not item.there:
+        raise item.not_running()
+    news = _drained(item, now) or Deployments(state_root()).put_down(item.name, now=now)
     if news.phase is not Phase.STOPPED or news.leftovers:
         left = ", ".join(news.leftovers) or news.reason or news.phase.value
         raise DeploymentError(f"{item.name} did not stop cleanly: {left}")
@@ -228,30 +254,34 @@ def end(item: Deployment, now: bool) -> None:
     _note(f"stopped: {item.name}; nothing is left of it")
 
 
+def _drained(item: Deployment, now: bool) -> News | None:
+    """The last word of its supervisor; None where that is for others to find: nobody listens, or it is to be killed."""
+    try:
+        with Connection(item.folder) as connection:
+            return connection.until(lambda news: news.phase.final, *(["stop", "stop"] if now else ["stop"]))
+    except OSError:
+        return None
+    except NoAnswerError:
+        if not now:
+            raise
+        return None
+
+
 def _restart(asked: argparse.Namespace) -> int:
     item = Deployments(state_root()).find(asked.name)
-    starts = item.news.starts
-    limit = item.plan.get("probes", {}).get("startup", {}).get("timeout_s", 600.0) + _STOP_TIMEOUT_S
-    news = _after(
-        item,
-        ["restart"],
-        # BACKOFF: it will be tried again for as long as that takes, and the user has the cause now.
-        lambda news: (news.phase in (Phase.READY, Phase.BACKOFF) and news.starts > starts) or news.phase.final,
-        limit,
-    )
-    if news.phase is not Phase.READY:
-        raise DeploymentError(f"{item.name} is {news.phase.value} after the restart: {news.reason}")
-    return _say_endpoint(item.name, item.plan["endpoints"]["http"], as_json=False)
-
-
-def _after(item: Deployment, ops: Sequence[str], done: Callable[[News], bool], timeout_s: float) -> News:
-    """Ask for `ops`, and wait for the news that `done` waits for."""
-    deadline = time.monotonic() + timeout_s
+    starts, startup_s = item.news.starts, item.find("probes", "startup", "timeout_s")
+    limit = (startup_s if isinstance(startup_s, (int, float)) else _STARTUP_S) + _STOP_TIMEOUT_S
     with item.connect() as connection:
-        for news in connection.follow(deadline, *ops):
-            if done(news):
-                return news
-    raise DeploymentError(f"{item.name}: its supervisor said no more within {timeout_s:.0f} s; see rmlaunch status")
+        news = connection.until(
+            # BACKOFF: it will be tried again for as long as that takes, and the user has the cause now.
+            lambda news: (news.phase in (Phase.READY, Phase.BACKOFF) and news.starts > starts) or news.phase.final,
+            "restart",
+            deadline=time.monotonic() + limit,
+        )
+    if news is None or news.phase is not Phase.READY:
+        told = f"{news.phase.value} after the restart: {news.reason}" if news else "gone: its supervisor has ended"
+        raise DeploymentError(f"{item.name} is {told}")
+    return _say_endpoint(item.name, item.told("endpoints", "http"), as_json=False)
 
 
 # ----------------------------------------------------------------------------------------------------------- asking

@@ -159,7 +159,22 @@ def test_the_text_names_what_the_json_has(tmp_path: Path) -> None:
 def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
     whole = plans.whole(plan_of(tmp_path, "engine=llamacpp", "device=cpu"))
 
-    with pytest.raises(TypeError):
-        structs.load(LaunchPlan, {})
-    with pytest.raises(KeyError):
-        structs.load(LaunchPlan, whole | {"bogus": 1})
+    for plan, why in [
+        ({}, "name is missing"),
+        (whole | {"argv": "rm"}, "argv: 'rm' is no list"),
+        (whole | {"env": []}, r"env: \[\] is no object"),
+        (whole | {"device": {"kind": 7}}, "device: kind: 7 is no str"),
+        (whole | {"endpoints": None}, "endpoints: None is no object"),
+        (whole | {"model": whole["model"] | {"context_length": True}}, "model: context_length: True is no int"),
+        ([], r"\[\] is no object"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{why}$"):
+            structs.load(LaunchPlan, plan)
+
+
+def test_a_plan_of_another_version_is_loaded_as_far_as_it_is_known(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu")
+    whole = plans.whole(plan)
+    older = {key: value for key, value in whole.items() if key != "chat"}
+
+    assert structs.load(LaunchPlan, older | {"bogus": 1, "device": whole["device"] | {"colour": "red"}}) == plan

@@ -1,0 +1,76 @@
+"""Who holds a lock, by what the kernel says of open files: a number that was written down may be another's by now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.masking import mask_argv
+
+_COMMAND_LIMIT = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process, other than ours, that has the lock of `file`; several share one that was handed on."""
+
+    pid: int
+    file: Path
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it holds the lock still."""
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            process = os.pidfd_open(self.pid)
+            try:
+                # Looked at once more: from here on it cannot be another process.
+                if _holds(self.pid, self.file):
+                    signal.pidfd_send_signal(process, number)
+            finally:
+                os.close(process)
+
+
+def holders(file: Path) -> list[Holder]:
+    """Find whoever has `file` locked (flock), as far as this user may see."""
+    numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [Holder(pid, file) for pid in numbers if pid != os.getpid() and _holds(pid, file)]
+
+
+def described(file: Path) -> str:
+    """Say who holds the lock of `file`."""
+    return ", ".join(process(holder.pid) for holder in holders(file)) or "a process that this user may not see"
+
+
+def process(pid: int) -> str:
+    """Say which process that is, secrets of its command masked."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except OSError:
+        words = []
+    command = "".join(c if c.isprintable() else "?" for c in shlex.join(mask_argv(tuple(words))))
+    return f"pid {pid} ({command[:_COMMAND_LIMIT] or 'unknown command'})"
+
+
+def _holds(pid: int, file: Path) -> bool:
+    try:
+        wanted = file.stat()
+        return any(_is_locked(pid, number) for number in _open_files(pid, file.name, wanted))
+    except OSError:
+        return False
+
+
+def _open_files(pid: int, name: str, wanted: os.stat_result) -> Iterator[str]:
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed in the meantime
+            # By its name first: to look at any file may take for ever, where its server is gone.
+            if os.readlink(link).endswith(f"/{name}") and os.path.samestat(link.stat(), wanted):  # noqa: PTH115
+                yield link.name
+
+
+def _is_locked(pid: int, number: str) -> bool:
+    return any(line.startswith("lock:") and "FLOCK" in line
+               for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines())  # fmt: skip

@@ -1,0 +1,49 @@
+"""Reading what another version of us, or anybody at all, may have written: records on disk and words over a socket."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+LIMIT_BYTES = 1 << 24
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`. Raises `OSError` where it cannot be read, `ValueError` where it is something else."""
+    return parse(read_bytes(file))
+
+
+def read_bytes(file: Path) -> bytes:
+    """All that is in `file`. Raises `OSError` where it cannot be read, `ValueError` for no file or one too large."""
+    try:
+        # A FIFO would keep us waiting for ever, and a link may lead anywhere.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENXIO):
+            raise ValueError("it is no file") from exc
+        raise
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is no file")
+        return _bounded(stream.read(LIMIT_BYTES + 1))
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """The JSON object that `text` is. Raises `ValueError` where it is something else."""
+    try:
+        data = json.loads(_bounded(text))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
+
+
+def _bounded(text: bytes) -> bytes:
+    if len(text) > LIMIT_BYTES:
+        raise ValueError(f"it has more than {LIMIT_BYTES >> 20} MiB")
+    return text

@@ -1,0 +1,253 @@
+"""Records and supervisors that another version of us, or anybody at all, has made: each is one sentence about one
+deployment, which can be listed and stopped, and no other is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.base import DeploymentError, RmLaunchError
+from launcher import cli, plans
+from launcher.deployments import Deployments
+from launcher.ledger import Ledger
+from launcher.lifecycle import Phase
+from launcher.paths import state_root
+from launcher.records import LIMIT_BYTES
+from tests.supervision import detached, fake_plan, is_alive, wait_for
+from tests.test_deployments import kill, pids
+
+Harm = Callable[[Path], None]
+
+Said = dict[str, Any]
+_SAID: Said = {"state": "READY", "reason": "", "starts": 1, "pid": 1, "leftovers": [], "tail": [], "log": ""}
+
+
+def text(content: bytes) -> Harm:
+    def harm(file: Path) -> None:
+        file.write_bytes(content)
+
+    return harm
+
+
+def changed(**values: object) -> Harm:
+    def harm(file: Path) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return harm
+
+
+def without(key: str) -> Harm:
+    def harm(file: Path) -> None:
+        data = json.loads(file.read_text())
+        del data[key]
+        file.write_text(json.dumps(data))
+
+    return harm
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+def fifo(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def link(file: Path) -> None:
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to("elsewhere")
+
+
+def endless(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/zero")
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def huge(file: Path) -> None:
+    os.truncate(file, 100 << 20)
+
+
+ANY = {
+    "empty": text(b""),
+    "binary": text(b"\xff\xfe\x00\n"),
+    "list": text(b"[]"),
+    "deep": text(b"[" * 200_000),
+    "number": text(b'{"ports": 1e999, "since": 1e999, "plan": 7, "handle": 7, "state": 7}'),
+    "gone": gone,
+    "fifo": fifo,
+    "link": link,
+    "endless": endless,
+    "folder": folder,
+    "huge": huge,
+}
+STATE = ANY | {
+    "a key more": changed(mood="good"),
+    "a key less": without("tail"),
+    "another type": changed(timings=[1], since="noon", leftovers="none"),
+    "a phase": changed(state="HIBERNATING"),
+    "no phase": without("state"),
+    "a handle": changed(handle="pid 7"),
+}
+PLAN = ANY | {
+    "a key more": changed(mood="good"),
+    "no plan": without("plan"),
+    "no ports": without("ports"),
+    "a list": changed(plan=[1]),
+    "other parts": changed(
+        plan={"engine": 1, "device": [], "model": "m", "endpoints": None, "probes": 3, "runtime": []}
+    ),
+}
+
+
+@pytest.fixture
+def state() -> Path:
+    return state_root()
+
+
+def harmed(file: str, harms: dict[str, Harm]) -> list[Any]:
+    return [pytest.param(file, harm, id=f"{file}: {name}") for name, harm in harms.items()]
+
+
+@pytest.mark.parametrize(("file", "harm"), harmed("state.json", STATE) + harmed("plan.json", PLAN))
+def test_a_strange_record_of_what_runs_is_no_harm(
+    state: Path, file: str, harm: Harm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with detached(fake_plan(state, name="odd"), state) as odd, detached(fake_plan(state, name="sound"), state):
+        sound = pids(state, "sound")
+        harm(odd / file)
+
+        assert cli.run(["ps"]) == 0
+        assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:]] == [
+            ["odd", "READY"],
+            ["sound", "READY"],
+        ]
+        assert cli.run(["ps", "--json"]) == cli.run(["status", "odd"]) == cli.run(["metrics", "odd"]) == 0
+        assert cli.run(["stop", "odd"]) == 0
+        assert "stopped: odd; nothing is left of it" in capsys.readouterr().err
+        assert pids(state, "sound") == sound
+
+
+@pytest.mark.parametrize(
+    "harm", [changed(mood="good"), changed(state="HIBERNATING"), changed(since="noon"), without("tail")]
+)
+def test_what_serves_without_a_supervisor_is_adopted_though_its_record_is_strange(state: Path, harm: Harm) -> None:
+    with detached(fake_plan(state), state) as place:
+        supervisor, program = pids(state)
+        kill(supervisor)
+        harm(place / "state.json")
+
+        found = Deployments(state).find("fake")
+
+        assert (found.live, found.news.phase, found.news.pid) == (True, Phase.READY, program)
+
+
+@pytest.mark.parametrize("handle", [{"pid": "seven"}, {"process": 7}, "7", [7]])
+def test_what_may_serve_and_cannot_be_adopted_is_listed_and_stopped(
+    state: Path, handle: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with detached(fake_plan(state), state) as place, detached(fake_plan(state, name="sound"), state):
+        sound = pids(state, "sound")
+        supervisor, program = pids(state)
+        kill(supervisor)
+        changed(handle=handle)(place / "state.json")
+
+        assert cli.run(["ps"]) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines()[1].split()[:2] == ["fake", "UNKNOWN"]
+        assert (
+            "fake: it has no supervisor, and it cannot be told whether it serves: the handle of its program" in told.err
+        )
+        assert is_alive(program)
+        assert cli.run(["stop", "fake"]) == 0
+        assert not is_alive(program)
+        assert (Deployments(state).find("fake").news.phase, pids(state, "sound")) == (Phase.STOPPED, sound)
+
+
+def test_artifacts_are_kept_while_it_cannot_be_told_who_uses_them(state: Path) -> None:
+    with detached(fake_plan(state), state) as place:
+        assert cli.run(["artifact", "prune", "--unused"]) == 0
+        fifo(place / "plan.json")
+
+        assert cli.run(["artifact", "list"]) == cli.run(["artifact", "prune"]) == 0
+        with pytest.raises(
+            DeploymentError, match=r"^the plan\.json of fake cannot be read, so it cannot be told which"
+        ):
+            cli.run(["artifact", "prune", "--unused"])
+
+
+@contextlib.contextmanager
+def other_version(state: Path, answers: dict[str, str], last: object = None) -> Iterator[Path]:
+    """A deployment `odd` whose supervisor answers with `answers`."""
+    plan = fake_plan(state, name="odd")
+    ledger = Ledger(state)
+    with ledger.exclusive():
+        claim = ledger.claim("odd", (plan.endpoints.http.port,), plans.public(plan))
+    (claim.folder / "answers.json").write_text(json.dumps(answers))
+    if last is not None:
+        (claim.folder / "last.json").write_text(json.dumps(last))
+    claim.lock.close()
+    command = [sys.executable, "-m", "tests.fakes.other_version", str(claim.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "listens\n"
+            yield claim.folder
+        finally:
+            process.kill()
+
+
+def line(said: object) -> str:
+    return json.dumps(said) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "phase", "reason"),
+    [
+        (line(_SAID | {"mood": "good"}), "READY", ""),
+        (line({"state": "READY"}), "READY", ""),
+        (line({"phase": "READY"}), "UNKNOWN", "its supervisor's word is not understood: phase: None is not known"),
+        (line(_SAID | {"state": "HIBERNATING"}), "UNKNOWN", "phase: 'HIBERNATING' is not known"),
+        (line(_SAID | {"starts": "two"}), "READY", "its supervisor's word is not understood: starts: 'two' is no int"),
+        (line([1]), "UNKNOWN", "odd: its supervisor's answer to status is not understood: it is no JSON object"),
+        ("\xff\xfe\x00\n", "UNKNOWN", "odd: its supervisor's answer to status is not understood: it is no JSON"),
+        (
+            line({"error": "op='status' is not known"}),
+            "UNKNOWN",
+            "odd: its supervisor refuses status: op='status' is not",
+        ),
+        ("x" * (LIMIT_BYTES + 1), "UNKNOWN", "answer to status is not understood: it has more than 16 MiB"),
+    ],
+    ids=["more", "less", "no phase", "a phase", "another type", "list", "binary", "refusal", "huge"],
+)
+def test_the_word_of_another_version_is_taken_as_far_as_it_is_understood(
+    state: Path, answer: str, phase: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ops = ("status", "follow", "target", "metrics")
+    with (
+        other_version(state, dict.fromkeys(ops, answer), _SAID | {"state": "STOPPED", "mood": "calm"}),
+        detached(fake_plan(state, name="sound"), state),
+    ):
+        assert cli.run(["ps", "--json"]) == 0
+        odd, sound = json.loads(capsys.readouterr().out)
+        assert (odd["name"], odd["state"], sound["state"]) == ("odd", phase, "READY")
+        assert reason in odd["reason"]
+        for words in (["infer", "odd", "hi"], ["metrics", "odd"]):
+            with pytest.raises(RmLaunchError, match=r"^odd: its supervisor"):
+                cli.run(words)
+        assert cli.run(["stop", "odd"]) == 0
+        assert pids(state, "sound")
+    wait_for(lambda: not Ledger(state).is_live("odd"))
