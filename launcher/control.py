@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ANSWER_S = 6.0  #: for a supervisor to show that it is there
+_ANSWER_S = 4.0  #: for a supervisor to show that it is there
 _BUSY_S = 30.0  #: that one which has may be silent: it sweeps, or waits for a device or a daemon
 _PING_S = 2.0
 

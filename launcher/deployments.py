@@ -88,17 +88,14 @@ class Deployments:
 
     def all(self) -> list[Deployment]:
         """List them by name, ended ones too; their supervisors are asked at once, and one that is silent is UNKNOWN."""
-        found = self._found()
-        asked = [item for item in found if item.live]
-        news = {item.name: news for item, news in zip(asked, at_once(_asked, asked), strict=True)}
-        return [dataclasses.replace(item, news=news.get(item.name, item.news)) for item in found]
+        return at_once(_asked, self._found())
 
     def find(self, name: str) -> Deployment:
         """Raises `RequestError` with the names that there are."""
-        found = {deployment.name: deployment for deployment in self.all()}
+        found = {item.name: item for item in self._found()}
         if name not in found:
             raise RequestError(unknown("deployment", name, sorted(found)))
-        return found[name]
+        return _asked(found[name])
 
     def wait_ended(self, name: str, timeout_s: float = 5.0) -> None:
         """Block until the name is free: a supervisor says its last word a moment before it ends.
@@ -271,15 +268,18 @@ def _said(folder: Path) -> News | None:
         return None
 
 
-def _asked(item: Deployment) -> News:
-    """What its supervisor says; the state on disk where there is none, or none any more."""
-    try:
-        with Connection(item.folder, _ASK_TIMEOUT_S) as connection:
-            return News.of(connection.ask("status"))
-    except NoAnswerError as exc:
-        return dataclasses.replace(item.news, phase=Phase.UNKNOWN, reason=str(exc))
-    except (OSError, DeploymentError):
-        return item.news
+def _asked(item: Deployment) -> Deployment:
+    """The same with what its supervisor says; as it was read where there is none, or none any more."""
+    news = item.news
+    if item.live:
+        try:
+            with Connection(item.folder, _ASK_TIMEOUT_S) as connection:
+                news = News.of(connection.ask("status"))
+        except NoAnswerError as exc:
+            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=str(exc))
+        except (OSError, DeploymentError):
+            pass
+    return dataclasses.replace(item, news=news)
 
 
 def _send(number: signal.Signals, to: Sequence[Holder]) -> None:

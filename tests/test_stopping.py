@@ -1,0 +1,248 @@
+"""Stopping several, whatever one of them does: supervisors that hang, launches that are being prepared, wrong names."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engines.base import DeploymentError, RequestError
+from launcher import cli
+from launcher.deployments import Deployments
+from launcher.holders import holders
+from launcher.ledger import Ledger
+from launcher.lifecycle import Phase
+from launcher.paths import state_root
+from tests.supervision import detached, fake_plan, is_alive, marked_processes, wait_for
+from tests.test_deployments import pids
+
+pytestmark = pytest.mark.timeout(90)
+
+#: claim argv[1], start a program as an engine's, and wait until stdin ends
+LAUNCHER = """\
+import os, signal, subprocess, sys
+from launcher.ledger import Ledger
+from launcher.paths import state_root
+
+ledger = Ledger(state_root())
+with ledger.exclusive():
+    claim = ledger.claim(sys.argv[1], (), {})
+run = claim.folder / "run"
+run.mkdir()
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+wait = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"]
+with subprocess.Popen(wait, env={**os.environ, "RMLAUNCH_DEPLOYMENT": str(run)}, stdout=subprocess.PIPE) as engine:
+    engine.stdout.readline()
+    print("prepares", flush=True)
+    sys.stdin.read()
+"""
+
+#: the owner of argv[1], as a launch in the foreground is
+OWNER = """\
+import sys
+from pathlib import Path
+from tests.supervision import fake_plan, supervised
+
+state = Path(sys.argv[1])
+with supervised(fake_plan(state, name="owned"), state) as owner:
+    owner.wait_ready()
+    print("serves", flush=True)
+    print(owner.wait_final().reason, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def running(code: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A program that has said its first line."""
+    command = [sys.executable, "-c", code, *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """The process stands still: it is there, and answers nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def state() -> Path:
+    return state_root()
+
+
+def phases(state: Path) -> dict[str, Phase]:
+    return {item.name: item.news.phase for item in Deployments(state).all()}
+
+
+def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        detached(fake_plan(state, name="a"), state),
+        detached(fake_plan(state, name="hung"), state),
+        detached(fake_plan(state, name="z"), state),
+    ):
+        supervisor, program = pids(state, "hung")
+        with halted(supervisor):
+            began = time.monotonic()
+            with pytest.raises(DeploymentError) as caught:
+                cli.run(["stop", "--all"])
+
+            assert str(caught.value) == (
+                "hung: its supervisor does not answer; `rmlaunch stop hung --now` ends it by force"
+            )
+            assert time.monotonic() - began < 12
+            told = capsys.readouterr().err
+            assert "stopped: a; nothing is left of it" in told
+            assert "stopped: z; nothing is left of it" in told
+            assert is_alive(program)
+
+            assert cli.run(["stop", "--all", "--now"]) == 0
+            assert (is_alive(supervisor), is_alive(program)) == (False, False)
+        assert phases(state) == dict.fromkeys(("a", "hung", "z"), Phase.STOPPED)
+        assert marked_processes(str(state / "deployments/hung/run")) == []
+        assert not (state / "deployments/hung/run").exists()
+
+
+def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(
+    state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("a", "b", "c")
+    with contextlib.ExitStack() as stack:
+        for name in (*names, "sound"):
+            stack.enter_context(detached(fake_plan(state, name=name), state))
+        found = {name: pids(state, name) for name in names}
+        for supervisor, _ in found.values():
+            stack.enter_context(halted(supervisor))
+        began = time.monotonic()
+
+        assert cli.run(["ps"]) == 0
+
+        assert time.monotonic() - began < 4
+        told = capsys.readouterr()
+        assert [line.split()[:2] for line in told.out.splitlines()[1:]] == [
+            *([name, "UNKNOWN"] for name in names),
+            ["sound", "READY"],
+        ]
+        assert told.err.count("its supervisor does not answer; `rmlaunch stop") == 3
+        began = time.monotonic()
+        assert cli.run(["metrics", "sound"]) == 0
+        assert time.monotonic() - began < 1  # the others are not its business
+        monkeypatch.setattr("launcher.deployments._ASK_TIMEOUT_S", 0.2)
+        for words in (["metrics", "a"], ["infer", "a", "hi"], ["restart", "a"]):
+            with pytest.raises(DeploymentError, match="a: its supervisor does not answer"):
+                cli.run(words)
+        assert cli.run(["logs", "a"]) == 0
+        assert [is_alive(program) for _, program in found.values()] == [True] * 3
+        assert cli.run(["stop", "--now", *names]) == 0
+
+
+def test_what_is_being_prepared_is_stopped_by_ending_who_prepares_it(state: Path) -> None:
+    with running(LAUNCHER, "new") as launcher, detached(fake_plan(state), state):
+        assert phases(state) == {"fake": Phase.READY, "new": Phase.PREPARING}
+
+        assert cli.run(["stop", "--all"]) == 0
+
+        assert launcher.wait(10) == -signal.SIGTERM
+        assert phases(state) == {"fake": Phase.STOPPED, "new": Phase.STOPPED}
+        assert marked_processes(str(state / "deployments/new/run")) == []
+        assert not (state / "deployments/new/run").exists()
+
+
+def test_a_launcher_that_does_not_end_is_named_and_killed_only_when_asked(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.deployments._END_S", 0.5)
+    with running(LAUNCHER, "new", "stubborn") as launcher:
+        with pytest.raises(DeploymentError, match=rf"^new is held by pid {launcher.pid} \(.*`rmlaunch stop new --now`"):
+            cli.run(["stop", "new"])
+        assert launcher.poll() is None
+
+        assert cli.run(["stop", "new", "--now"]) == 0
+
+        assert launcher.wait(10) == -signal.SIGKILL
+        assert phases(state) == {"new": Phase.STOPPED}
+
+
+def test_the_owner_of_a_supervisor_that_hangs_goes_on_to_its_own_end(state: Path) -> None:
+    with running(OWNER, str(state)) as owner:
+        supervisor, program = pids(state, "owned")
+        with halted(supervisor):
+            assert cli.run(["stop", "owned", "--now"]) == 0
+
+        assert owner.communicate(timeout=10)[0] == "its supervisor was killed\n"
+        assert owner.returncode == 0
+        assert (is_alive(program), phases(state)) == (False, {"owned": Phase.STOPPED})
+
+
+def test_a_wrong_name_keeps_nobody_from_being_stopped(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with detached(fake_plan(state), state):
+        with pytest.raises(RequestError, match="deployment 'fakee' not found; did you mean 'fake'"):
+            cli.run(["stop", "fakee", "fake", "fake"])
+        assert phases(state) == {"fake": Phase.STOPPED}
+        capsys.readouterr()
+
+        assert cli.run(["stop", "x", "fake"]) == 2
+        assert capsys.readouterr().err.splitlines() == [
+            "error: deployment 'x' not found; available: fake",
+            "error: fake is STOPPED, not running; start it with `rmlaunch up -d`",
+        ]
+
+
+def test_one_that_failed_makes_it_a_failure_whatever_else_was_wrong(state: Path) -> None:
+    with detached(fake_plan(state), state), halted(pids(state)[0]):
+        assert cli.run(["stop", "x", "fake"]) == 1
+
+
+def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grace of 5 s is more than a silence may last."""
+    monkeypatch.setattr("launcher.control._ANSWER_S", 2.0)
+    monkeypatch.setattr("launcher.control._BUSY_S", 2.0)
+    monkeypatch.setattr("launcher.control._PING_S", 0.2)
+    with detached(fake_plan(state, "--ignore-sigterm"), state):
+        began = time.monotonic()
+        assert cli.run(["stop", "fake"]) == 0
+        assert time.monotonic() - began > 4
+
+
+def test_a_supervisor_that_begins_to_hang_in_a_drain_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.control._BUSY_S", 1.0)
+    monkeypatch.setattr("launcher.control._PING_S", 0.1)
+    with detached(fake_plan(state, "--ignore-sigterm"), state):
+        supervisor, _ = pids(state)
+        with Deployments(state).find("fake").connect() as connection:
+            connection.until(lambda news: news.phase is Phase.STOPPING, "stop")
+            with halted(supervisor), pytest.raises(DeploymentError, match="does not answer"):
+                connection.until(lambda news: news.phase.final)
+
+
+def test_the_holders_of_a_lock_are_those_that_have_it_open_and_locked(state: Path) -> None:
+    with running(LAUNCHER, "new") as launcher:
+        lock = state / "deployments/new/lock"
+        with lock.open() as only_open:
+            assert [holder.pid for holder in holders(lock)] == [launcher.pid]
+            assert only_open.readable()
+        launcher.kill()
+        launcher.wait(10)
+        wait_for(lambda: not Ledger(state).is_live("new"))
+        assert holders(lock) == []
