@@ -97,6 +97,10 @@ class Deployments:
             raise RequestError(unknown("deployment", name, sorted(found)))
         return _asked(found[name])
 
+    def look(self, folder: Path) -> Deployment:
+        """Read and ask one, and adopt none: for who looks again and again."""
+        return _asked(self._read(folder, ""))
+
     def wait_ended(self, name: str, timeout_s: float = 5.0) -> None:
         """Block until the name is free: a supervisor says its last word a moment before it ends.
 

@@ -37,6 +37,10 @@ _LAST_PORT = 65535
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
 
+class NameTakenError(ResourceError):
+    """A running deployment has the name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A name that is ours: while `lock` is open here or in a child, nobody else gets it."""
@@ -101,7 +105,7 @@ class Ledger:
         """`wanted` if it is free; else `derived`, with a number where that is taken. Raises `ResourceError`."""
         if wanted:
             if wanted != self._replacing and self.is_live(wanted):
-                raise ResourceError(f"name={wanted!r} is taken by a running deployment; choose another or stop it")
+                raise NameTakenError(f"name={wanted!r} is taken by a running deployment; choose another or stop it")
             return wanted
         name, number = derived[:_NAME_LIMIT], 1
         while self.is_live(name):

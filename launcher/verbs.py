@@ -158,65 +158,17 @@ def _metrics(asked: argparse.Namespace) -> int:
 
 
 def _up(asked: argparse.Namespace) -> int:
-    from launcher.compose import normalized
-    from launcher.progress import Progress
-    from launcher.serving import ServingEngine
-    from launcher.settle import settle
     from launcher.spawn import Spawned
 
-    spawned = Spawned()
+    spawned = Spawned()  # first of all, because it takes a while
     try:
-        settled = settle(normalized(asked.overrides), asked.config_dir)
-        if settled.config.prompt is not None:
-            raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
-        for reason in settled.reasons:
-            _note(reason)
-        name = settled.config.name
-        live = {item.name: item for item in Deployments(state_root()).all() if item.live}
-        if name in live and _is_up(live[name], settled.config, replace=asked.replace):
-            return _say_endpoint(name, live[name].told("endpoints", "http"), asked.json)
+        from launcher.up import bring_up
+
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with_us = ServingEngine(settled, Progress(), spawned, detached=True)
-        try:
-            with_us.start()
-            return _say_endpoint(with_us.name, with_us.plan.endpoints.http.url, asked.json)
-        finally:
-            with_us.close()
+        name, url = bring_up(asked.overrides, asked.config_dir, spawned, replace=asked.replace)
+        return _say_endpoint(name, url, asked.json)
     finally:
         spawned.close()
-
-
-def _is_up(item: Deployment, config: Any, *, replace: bool) -> bool:
-    """Whether the plan of `config` is what runs under its name; one that is to be replaced is stopped."""
-    from launcher import plans
-    from launcher.ledger import Ledger
-    from launcher.resolve import resolve
-
-    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
-    wanted = plans.public(engine.plan(spec))
-    changes = list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
-    if not changes:
-        _note(f"{item.name} is already up")
-        return True
-    if not replace:
-        shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
-        raise RequestError(
-            f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
-        )
-    end(item, now=False)
-    return False
-
-
-def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
-    """`argv.7: '2048' → '4096'`, for each leaf that is not the same."""
-    if isinstance(have, dict) and isinstance(want, dict):
-        for key in sorted({*have, *want}):
-            yield from _differences(have.get(key), want.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
-        for number, (old, new) in enumerate(zip(have, want, strict=True)):
-            yield from _differences(old, new, f"{path}.{number}")
-    elif have != want:
-        yield f"{path}: {_short(have)} → {_short(want)}"
 
 
 def _stop(asked: argparse.Namespace) -> int:
@@ -362,9 +314,6 @@ def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 _Argument = tuple[tuple[str, ...], dict[str, Any]]

@@ -1,0 +1,126 @@
+"""`up -d`: start what is not up, or wait for another launch that starts the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from engines.base import ConfigError, DeploymentError, RequestError
+from launcher import plans
+from launcher.compose import normalized
+from launcher.deployments import Deployment, Deployments
+from launcher.holders import described
+from launcher.ledger import Ledger, NameTakenError
+from launcher.lifecycle import Phase
+from launcher.paths import state_root
+from launcher.progress import Progress
+from launcher.resolve import resolve
+from launcher.schema import LaunchConfig
+from launcher.serving import ServingEngine
+from launcher.settle import settle
+from launcher.spawn import Spawned
+from launcher.verbs import end
+
+_PERIOD_S = 0.2
+_SILENCE_S = 10.0  #: that a supervisor may have, while many start
+
+
+def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned, *, replace: bool) -> tuple[str, str]:
+    """Return the name and the endpoint of what serves by then.
+
+    Raises `RequestError` where another plan has the name and `replace` is not asked for, `DeploymentError` where the
+    launch that was waited for fails, and what `ServingEngine.start` raises.
+    """
+    settled = settle(normalized(overrides), config_dir)
+    name, lost = settled.config.name, False
+    if settled.config.prompt is not None:
+        raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
+    for reason in settled.reasons:
+        _note(reason)
+    while True:
+        found = {item.name: item for item in Deployments(state_root()).all()}
+        item = found.get(name or "")
+        if item is not None and item.live:
+            if _is_same(item, settled.config, replace=replace):
+                return _when_it_serves(item)
+        elif lost and item is not None:
+            raise _has_ended(item)
+        try:
+            return _started(ServingEngine(settled, Progress(), None if lost else spawned, detached=True))
+        except NameTakenError:  # another launch was faster
+            if name is None or lost:
+                raise
+            lost = True
+
+
+def _started(with_us: ServingEngine) -> tuple[str, str]:
+    try:
+        with_us.start()
+        return with_us.name, with_us.plan.endpoints.http.url
+    finally:
+        with_us.close()
+
+
+def _is_same(item: Deployment, config: LaunchConfig, *, replace: bool) -> bool:
+    """Whether the plan of `config` is what has its name; one that is to be replaced is stopped."""
+    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
+    wanted = plans.public(engine.plan(spec))
+    changes = list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
+    if changes and not replace:
+        shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
+        raise RequestError(
+            f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
+        )
+    if changes:
+        end(item, now=False)
+    return not changes
+
+
+def _when_it_serves(item: Deployment) -> tuple[str, str]:
+    """Wait for whoever starts it, as long as somebody does."""
+    deployments, heard, told = Deployments(state_root()), time.monotonic(), False
+    while item.news.phase not in (Phase.READY, Phase.DEGRADED):
+        if item.news.phase is not Phase.UNKNOWN:
+            heard = time.monotonic()
+        elif time.monotonic() > heard + _SILENCE_S:
+            raise DeploymentError(item.news.reason)
+        if not item.live or item.news.phase.final:
+            item = deployments.find(item.name)  # what serves without a supervisor gets another one
+            if not item.live or item.news.phase.final:
+                raise _has_ended(item)
+        if not told:
+            _note(f"{item.name} is {item.news.phase.value}; waiting for {described(item.folder / 'lock')}")
+            told = True
+        time.sleep(_PERIOD_S)
+        item = deployments.look(item.folder)
+    _note(f"{item.name} is already up")
+    return item.name, item.told("endpoints", "http")
+
+
+def _has_ended(item: Deployment) -> DeploymentError:
+    why = f"{item.news.phase.value}, {item.news.reason}" if item.news.reason else item.news.phase.value
+    return DeploymentError(f"{item.name}: another launch of it was waited for, and it has ended: {why}")
+
+
+def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
+    """`argv.7: '2048' → '4096'`, for each leaf that is not the same."""
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted({*have, *want}):
+            yield from _differences(have.get(key), want.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
+        for number, (old, new) in enumerate(zip(have, want, strict=True)):
+            yield from _differences(old, new, f"{path}.{number}")
+    elif have != want:
+        yield f"{path}: {_short(have)} → {_short(want)}"
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
