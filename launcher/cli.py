@@ -51,7 +51,7 @@ rmlaunch: plan, start, prove and stop model servers
 
 #: what the folders of a user can be: full, not writable, not there, not folders
 _PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
-                 errno.ENOENT)  # fmt: skip
+                 errno.ENOENT, errno.EISDIR, errno.ELOOP)  # fmt: skip
 _PLACES = "; RMLAUNCH_STATE and RMLAUNCH_CACHE name other folders"
 
 #: what makes Hydra itself run the application; without them composing is all that is needed of it

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PORT = 8001  #: 8000 is the gateway's, which may come last
 _LAST_PORT = 65535
+_LOCK_SILENT_S = 1.0  #: a launch that looks at the machine holds it for about that long
+_LOCK_LIMIT_S = 60.0
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
 
@@ -95,10 +97,13 @@ class Ledger:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nobody else chooses names or ports while the block runs."""
+        """Nobody else chooses names or ports while the block runs.
+
+        Raises `DeploymentError` where somebody holds them for too long; says before whom it waits for.
+        """
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open_lock(self._state / "ledger.lock") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _wait_for(lock, self._state / "ledger.lock")
             yield
 
     def free_name(self, wanted: str | None, derived: str) -> str:
@@ -128,12 +133,15 @@ class Ledger:
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = open_lock(folder / "lock")
-        # Not LOCK_NB: somebody may be asking `is_live` at this moment, and lets go at once.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        self._sweep_dead()
-        self.sweep(name)
-        (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
-        write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
+        try:
+            _wait_for(lock, folder / "lock")  # somebody may be asking `is_live` at this moment, and lets go at once
+            self._sweep_dead()
+            self.sweep(name)
+            (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
+            write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
+        except BaseException:
+            lock.close()
+            raise
         return Claim(folder, lock)
 
     def take_over(self, name: str, timeout_s: float = 0.5) -> Claim | None:
@@ -282,6 +290,22 @@ def _first_port() -> int:
     if not given.isdecimal() or not 0 < int(given) <= _LAST_PORT:
         raise ConfigError(f"RMLAUNCH_FIRST_PORT={given!r} is no port; give a number from 1 to {_LAST_PORT}")
     return int(given)
+
+
+def _wait_for(lock: TextIO, path: Path) -> None:
+    """Block until `lock`, which is `path`, is ours; say after a second whom that waits for."""
+    began, told = time.monotonic(), False
+    while not _try_lock(lock):
+        waited = time.monotonic() - began
+        if waited > _LOCK_LIMIT_S:
+            holder = holders.described(path)
+            raise DeploymentError(
+                f"{path} has been held for {_LOCK_LIMIT_S:g} s by {holder}; end that, or try again later"
+            )
+        if waited > _LOCK_SILENT_S and not told:
+            log.warning("waiting for %s, which holds %s", holders.described(path), path)
+            told = True
+        time.sleep(0.005)
 
 
 def _try_lock(lock: TextIO) -> bool:

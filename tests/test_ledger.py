@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import ConfigError, ResourceError
+from engines.base import ConfigError, DeploymentError, ResourceError
 from launcher.ledger import Claim, Ledger
 
 LOOPBACK = "127.0.0.1"
@@ -118,6 +119,73 @@ def test_folders_are_for_the_user_alone(ledger: Ledger) -> None:
         modes = [folder.stat().st_mode & 0o777 for folder in (ledger.deployments.parent, claim.folder)]
 
     assert modes == [0o700, 0o700]
+
+
+# ------------------------------------------------------------------------------------------------------------- locks
+
+HOLDER = """\
+import fcntl, os, sys
+path, how = sys.argv[1:3]
+os.makedirs(os.path.dirname(path), exist_ok=True)
+lock = open(path, "a")
+fcntl.flock(lock, getattr(fcntl, how))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(path: Path, how: str = "LOCK_EX") -> Iterator[subprocess.Popen[bytes]]:
+    """The lock of `path`, in another process, until that is killed."""
+    command = [sys.executable, "-c", HOLDER, str(path), how, "api_key=hunter2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_whoever_holds_the_ledger_is_named_and_waited_for_so_long_and_no_longer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("launcher.ledger._LOCK_SILENT_S", 0.1)
+    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.3)
+    path = ledger.deployments.parent / "ledger.lock"
+    with held(path) as holder, pytest.raises(DeploymentError) as caught, ledger.exclusive():
+        pass
+
+    assert re.fullmatch(
+        rf"{path} has been held for 0\.3 s by pid {holder.pid} \(.*\); end that, or try again later", str(caught.value)
+    )
+    (said,) = caplog.messages
+    assert said.startswith(f"waiting for pid {holder.pid} (")
+    assert "hunter2" not in said
+
+
+def test_somebody_who_never_ends_asking_for_a_name_does_not_hang_a_claim(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.3)
+    with (
+        held(ledger.deployments / "a" / "lock", "LOCK_SH") as asker,
+        pytest.raises(DeploymentError, match=rf"a/lock has been held for 0\.3 s by pid {asker.pid} "),
+    ):
+        ledger.claim("a", (), {})
+
+
+def test_a_command_says_whom_it_waits_for_and_goes_on_when_that_ends(tmp_path: Path) -> None:
+    (tmp_path / "state/deployments").mkdir(parents=True)
+    with held(tmp_path / "state/ledger.lock") as holder:
+        command = [sys.executable, "-m", "launcher.cli", "ps"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline().startswith(f"waiting for pid {holder.pid} (")
+            holder.kill()
+
+            assert waiting.communicate(timeout=20)[0].startswith("NAME")
+            assert waiting.returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------------------- ports
