@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+#: as `write_text` names what is not whole yet
+_PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")
 
 
 @contextmanager
@@ -43,12 +48,40 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; readers see the old text or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{_started(os.getpid())}")
+    partial.unlink(missing_ok=True)
+    try:
+        with partial.open("x") as stream:  # never through a link
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what a `write_text` into `folder` has left that was killed. One that goes on is left alone."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if (found := _PARTIAL.fullmatch(entry.name)) and not _goes_on(int(found["pid"]), found["started"]):
+                Path(entry).unlink(missing_ok=True)
+
+
+def _goes_on(pid: int, started: str | None) -> bool:
+    """Whether the process runs, that very one; an older version did not write down when it was started."""
+    now = _started(pid)
+    return now is not None and started in (None, now)
+
+
+def _started(pid: int) -> str | None:
+    """Clock ticks from boot to the start of a process; None where it has ended."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in ("Z", "X") else fields[18]
 
 
 def version(path: Path) -> tuple[int, int] | None:

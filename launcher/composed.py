@@ -84,7 +84,7 @@ def _load(data: Any) -> LaunchConfig:
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:
-    from launcher.atomic import write_text
+    from launcher.atomic import remove_partials, write_text
 
     own = "" if type(config.engine) is EngineConf else config.engine.name
     container = isinstance(config.runtime, ContainerConf)
@@ -92,6 +92,7 @@ def _keep(file: Path, config: LaunchConfig) -> None:
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_text(file, json.dumps(data))
+        remove_partials(file.parent)
         newest_first = sorted(file.parent.glob("*.json"), key=lambda kept: kept.stat().st_mtime, reverse=True)
         for old in newest_first[_KEPT:]:
             old.unlink(missing_ok=True)

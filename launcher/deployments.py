@@ -16,7 +16,7 @@ from typing import Any
 from engines.base import DeploymentError, LaunchPlan, RequestError, Target
 from launcher import logs, records, registry, structs
 from launcher.at_once import at_once
-from launcher.atomic import write_text
+from launcher.atomic import remove_partials, write_text
 from launcher.client import Client, Connected
 from launcher.control import Connection, News, NoAnswerError, Supervised
 from launcher.gateway.settings import ENGINE as GATEWAY
@@ -117,6 +117,8 @@ class Deployments:
         adopted: list[Supervised] = []
         troubles: dict[str, str] = {}
         with self._ledger.exclusive():
+            for folder in self._ledger.deployments.iterdir():
+                remove_partials(folder)
             for folder in self._folders():
                 try:
                     adopted += self._adopt_or_end(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.atomic import made_once, write_text
+from launcher.atomic import made_once, remove_partials, write_text
+from tests.supervision import is_alive, wait_for
 
 #: make argv[1], say so, wait for a line on stdin, and finish
 MAKER = """\
@@ -144,3 +146,56 @@ def test_a_text_is_replaced_in_one_step(tmp_path: Path) -> None:
 
         assert reader.read() == "old"
     assert files_in(tmp_path) == {"state.json": "new"}
+
+
+#: write argv[1] again and again
+WRITER = """\
+import sys
+from pathlib import Path
+from launcher.atomic import write_text
+
+while True:
+    write_text(Path(sys.argv[1]), '{"text": "' + "x" * 1_000_000 + '"}')
+    print(flush=True)
+"""
+
+
+def partials(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir() if file.name.startswith(".")]
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_nothing_of_one_that_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as writer:
+        try:
+            wait_for(lambda: bool(partials(tmp_path)))
+            writer.send_signal(signal.SIGSTOP)
+            while not partials(tmp_path):  # it was between two of them
+                writer.send_signal(signal.SIGCONT)
+                writer.send_signal(signal.SIGSTOP)
+            ours = tmp_path / f".plan.json.{os.getpid()}"
+            gone = tmp_path / f".plan.json.{os.getpid()}-1"  # of a process that had our number once
+            unlike = tmp_path / ".lock"
+            for file in (ours, gone, unlike):
+                file.touch()
+            (left,) = {*partials(tmp_path)} - {ours.name, gone.name, unlike.name}
+
+            remove_partials(tmp_path)
+            assert {*partials(tmp_path)} == {left, ours.name, unlike.name}
+
+            writer.kill()
+            wait_for(lambda: not is_alive(writer.pid))  # nobody has waited for it yet
+            remove_partials(tmp_path)
+        finally:
+            writer.kill()
+    assert {*partials(tmp_path)} == {ours.name, unlike.name}
+
+
+def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "state.json").mkdir()
+
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "state.json", "new")
+
+    assert partials(tmp_path) == []

@@ -120,3 +120,13 @@ def test_a_signature_comes_back_as_it_was() -> None:
     assert len(kept()) == 1
     assert second == first
     assert second.model.inputs == [TensorConf("x", "float32", [-1, 4])]
+
+
+def test_what_a_killed_command_was_writing_is_swept() -> None:
+    compose(["engine=triton"])
+    half = kept()[0].with_name(".0123.json.4194305-7")
+    half.touch()
+
+    compose(["engine=llamacpp"])
+
+    assert not half.exists()

@@ -255,6 +255,20 @@ def test_a_damaged_file_is_no_harm_to_others(tmp_path: Path, file: str, content:
             assert found["broken"].plan == {}
 
 
+def test_what_a_killed_launch_or_supervisor_was_writing_is_swept(tmp_path: Path) -> None:
+    with detached(fake_plan(tmp_path), tmp_path) as folder:
+        half = [folder / ".state.json.4194305", folder / ".plan.json.4194305-7"]  # beyond the largest number there is
+        begun = tmp_path / "deployments/begun"
+        begun.mkdir()
+        half.append(begun / ".plan.json.4194305-7")
+        for file in half:
+            file.touch()
+
+        Deployments(tmp_path).all()
+
+        assert [file for file in half if file.exists()] == []
+
+
 def test_a_name_that_does_not_come_free_is_told(tmp_path: Path) -> None:
     with (
         detached(fake_plan(tmp_path), tmp_path),
