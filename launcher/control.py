@@ -267,7 +267,7 @@ class Connection:
         except ValueError as exc:
             raise NoAnswerError(f"{self._name}: its supervisor's answer to {op} is not understood: {exc}") from exc
         if "error" in answer:
-            raise NoAnswerError(f"{self._name}: its supervisor refuses {op}: {answer['error']!s:.200}")
+            raise NoAnswerError(f"{self._name}: its supervisor refuses {op}: {str(answer['error'])[:200]!r}")
         return answer
 
     def learn(self, op: str, kind: type[T]) -> T:

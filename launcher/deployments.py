@@ -123,11 +123,14 @@ class Deployments:
                 try:
                     adopted += self._adopt_or_end(folder)
                 except (OSError, DeploymentError) as exc:  # noqa: PERF203  (one's trouble is not the others')
-                    troubles[folder.name] = f"{folder.name}: {exc}; `rmlaunch stop {folder.name}` ends it"
+                    troubles[folder.name] = str(exc)
         deadline = time.monotonic() + _ADOPT_TIMEOUT_S
         for supervised in adopted:
-            supervised.wait_settled(deadline - time.monotonic())
+            news = supervised.wait_settled(deadline - time.monotonic())
             supervised.leave()
+            if news.phase.final:
+                self._is_free(supervised.plan.name, 1.0)  # its process ends a moment after its last word
+                troubles[supervised.plan.name] = f"it cannot be adopted: {news.reason}; see {news.log}"
         with self._ledger.exclusive():  # whoever claims a name writes its plan before it lets go
             return [self._read(folder, troubles.get(folder.name, "")) for folder in self._folders()]
 
@@ -139,9 +142,11 @@ class Deployments:
         live, plan = self._ledger.is_live(folder.name), None
         with contextlib.suppress(OSError, ValueError):
             plan = records.read(folder / "plan.json").get("plan")
-        news = _said(folder) or (News(Phase.PREPARING) if live else News(Phase.FAILED, "its state.json cannot be read"))
-        if trouble and not live:
-            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=trouble)
+        said = _said(folder)
+        news = said or (News(Phase.PREPARING) if live else News(Phase.FAILED, "its state.json cannot be read"))
+        if trouble and not live and (said is None or not said.phase.final):
+            why = f"{folder.name}: {trouble}; `rmlaunch stop {folder.name}` ends it"
+            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=why)
         return Deployment(folder.name, folder, live, news, plan if isinstance(plan, dict) else {})
 
     def _adopt_or_end(self, folder: Path) -> list[Supervised]:
@@ -209,12 +214,10 @@ class Deployments:
                 raise NoAnswerError(
                     f"{name} is held by {described(lock)}, which does not end; `rmlaunch stop {name} --now` kills it"
                 )
-            said = _said(folder)
-            if said and said.phase.final:
-                claim.lock.close()
-                return said
-            why = "killed" if now else "ended"
-            return self._end(claim, News(Phase.STOPPED, f"no supervisor answered for it, so it was {why}"))
+            said, why = _said(folder), "killed" if now else "ended"
+            if said is None or not said.phase.final:  # else whoever had it has written its last word
+                said = News(Phase.STOPPED, f"no supervisor answered for it, so it was {why}")
+            return self._end(claim, said)
 
     def _is_free(self, name: str, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
@@ -227,7 +230,7 @@ class Deployments:
     def _end(self, claim: Claim, last: News) -> News:
         """Leave nothing of a deployment that nobody can adopt, and write its last word."""
         with claim.lock:
-            last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name))
+            last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name) or last.leftovers)
             write_text(claim.folder / "state.json", json.dumps(_record(last)))
         return last
 

@@ -49,7 +49,7 @@ def run(verb: str, words: Sequence[str]) -> int:
 
 def _ps(asked: argparse.Namespace) -> int:
     while True:
-        found = [item for item in Deployments(state_root()).all() if item.there or asked.all]
+        found = [item for item in Deployments(state_root()).all() if item.live or item.there or asked.all]
         if asked.json:
             print_json([_summary(item) for item in found])
             return 0

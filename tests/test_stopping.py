@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -120,6 +121,18 @@ def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
         assert phases(state) == dict.fromkeys(("a", "hung", "z"), Phase.STOPPED)
         assert marked_processes(str(state / "deployments/hung/run")) == []
         assert not (state / "deployments/hung/run").exists()
+
+
+def test_a_state_that_says_stopped_is_no_reason_to_leave_what_runs(state: Path) -> None:
+    with detached(fake_plan(state), state) as folder:
+        supervisor, program = pids(state)
+        with halted(supervisor):
+            said = json.loads((folder / "state.json").read_text())
+            (folder / "state.json").write_text(json.dumps(said | {"state": "STOPPED"}))
+
+            assert cli.run(["stop", "fake", "--now"]) == 0
+
+        assert (is_alive(supervisor), is_alive(program)) == (False, False)
 
 
 def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(

@@ -189,6 +189,19 @@ def test_artifacts_are_kept_while_it_cannot_be_told_who_uses_them(state: Path) -
             cli.run(["artifact", "prune", "--unused"])
 
 
+def test_what_its_next_supervisor_cannot_take_over_is_listed_and_stopped(state: Path) -> None:
+    with detached(fake_plan(state), state) as place:
+        supervisor, program = pids(state)
+        kill(supervisor)
+        folder(place / "control.sock")
+
+        news = Deployments(state).find("fake").news
+        assert (news.phase, is_alive(program)) == (Phase.UNKNOWN, True)
+        assert news.reason.startswith("fake: it cannot be adopted: its supervisor was killed; see ")
+        assert cli.run(["stop", "fake"]) == 0
+        assert not is_alive(program)
+
+
 @contextlib.contextmanager
 def other_version(state: Path, answers: dict[str, str], last: object = None) -> Iterator[Path]:
     """A deployment `odd` whose supervisor answers with `answers`."""
@@ -227,7 +240,7 @@ def line(said: object) -> str:
         (
             line({"error": "op='status' is not known"}),
             "UNKNOWN",
-            "odd: its supervisor refuses status: op='status' is not",
+            "odd: its supervisor refuses status: \"op='status' is not",
         ),
         ("x" * (LIMIT_BYTES + 1), "UNKNOWN", "answer to status is not understood: it has more than 16 MiB"),
     ],
