@@ -46,6 +46,9 @@ with subprocess.Popen(wait, env={**os.environ, "RMLAUNCH_DEPLOYMENT": str(run)},
     sys.stdin.read()
 """
 
+#: have argv[1] open, and no lock of it
+READER = "import sys; file = open(sys.argv[1]); print(flush=True); sys.stdin.read()"
+
 #: the owner of argv[1], as a launch in the foreground is
 OWNER = """\
 import sys
@@ -252,9 +255,8 @@ def test_a_supervisor_that_begins_to_hang_in_a_drain_is_told(state: Path, monkey
 def test_the_holders_of_a_lock_are_those_that_have_it_open_and_locked(state: Path) -> None:
     with running(LAUNCHER, "new") as launcher:
         lock = state / "deployments/new/lock"
-        with lock.open() as only_open:
+        with running(READER, str(lock)):
             assert [holder.pid for holder in holders(lock)] == [launcher.pid]
-            assert only_open.readable()
         launcher.kill()
         launcher.wait(10)
         wait_for(lambda: not Ledger(state).is_live("new"))

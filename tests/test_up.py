@@ -17,6 +17,7 @@ from launcher.lifecycle import Phase
 from launcher.paths import state_root
 from tests.gateway.harness import FAKE
 from tests.supervision import free_port, wait_for
+from tests.test_ledger import held
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,13 +44,22 @@ def up(port: int, *words: str) -> subprocess.Popen[str]:
     return rmlaunch("up", "-d", *remote, f"engine.url=http://127.0.0.1:{port}/v1", *words)
 
 
+def await_line(launch: subprocess.Popen[str], beginning: str) -> None:
+    assert launch.stderr is not None
+    assert any(line.startswith(beginning) for line in iter(launch.stderr.readline, "")), beginning
+
+
 def ended(launches: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     told = [launch.communicate(timeout=90) for launch in launches]
     return [(launch.returncode, *words) for launch, words in zip(launches, told, strict=True)]
 
 
 def test_one_starts_it_and_the_others_say_that_it_is_up(port: int) -> None:
-    results = ended([up(port) for _ in range(10)])
+    with held(state_root() / "ledger.lock"):
+        launches = [up(port) for _ in range(10)]
+        for launch in launches:  # none has seen another one's name by then
+            await_line(launch, "waiting for pid ")
+    results = ended(launches)
 
     assert [(code, out) for code, out, _ in results] == [(0, f"a http://127.0.0.1:{port}/v1\n")] * 10, results
     assert sum("a is already up" in errors for _, _, errors in results) == 9
@@ -89,8 +99,7 @@ def test_who_waits_for_a_launch_that_is_killed_says_so() -> None:
         wait_for(lambda: phase() is Phase.STARTING, timeout_s=30)
         others = [up(deaf, "supervise.startup_timeout_s=60") for _ in range(2)]
         for other in others:
-            assert other.stderr is not None
-            assert any(line.startswith("a is STARTING; waiting for pid ") for line in iter(other.stderr.readline, ""))
+            await_line(other, "a is STARTING; waiting for pid ")
         supervisor = Deployments(state_root()).find("a").news.supervisor
         assert supervisor is not None
         os.kill(supervisor, signal.SIGKILL)
