@@ -135,8 +135,8 @@ class Deployments:
             return [self._read(folder, troubles.get(folder.name, "")) for folder in self._folders()]
 
     def _folders(self) -> list[Path]:
-        folders = sorted(self._ledger.deployments.iterdir())
-        return [path for path in folders if os.path.lexists(path / "plan.json") or self._ledger.is_live(path.name)]
+        return [path for path in sorted(self._ledger.deployments.iterdir())
+                if _has_record(path) or self._ledger.is_live(path.name)]  # fmt: skip
 
     def _read(self, folder: Path, trouble: str) -> Deployment:
         live, plan = self._ledger.is_live(folder.name), None
@@ -152,7 +152,7 @@ class Deployments:
     def _adopt_or_end(self, folder: Path) -> list[Supervised]:
         news = _said(folder)
         if news is None:
-            if os.path.lexists(folder / "plan.json"):
+            if _has_record(folder):
                 self._end_unknown(folder)
             return []
         return self._adopt(folder, news) if not news.phase.final and self._is_orphan(folder.name, news) else []
@@ -267,6 +267,10 @@ class _Given:
     plan: LaunchPlan
     options: Mapping[str, Any] = field(default_factory=dict)
     api_key: str | None = None
+
+
+def _has_record(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in ("plan.json", "state.json"))
 
 
 def _said(folder: Path) -> News | None:

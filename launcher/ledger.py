@@ -201,7 +201,8 @@ class Ledger:
         from launcher import registry
 
         try:
-            return registry.runtime(str(self._plan(name).get("runtime", "process")))
+            named = self._plan(name).get("runtime")
+            return registry.runtime(named if isinstance(named, str) else "process")
         except ConfigError as exc:  # a plugin that is not installed any more
             raise DeploymentError(f"{name}: {exc}") from exc
 

@@ -142,13 +142,22 @@ def test_a_strange_record_of_what_runs_is_no_harm(
 
 
 @pytest.mark.parametrize(
-    "harm", [changed(mood="good"), changed(state="HIBERNATING"), changed(since="noon"), without("tail")]
+    ("file", "harm"),
+    [
+        ("state.json", changed(mood="good")),
+        ("state.json", changed(state="HIBERNATING")),
+        ("state.json", changed(since="noon")),
+        ("state.json", without("tail")),
+        *(("plan.json", harm) for harm in PLAN.values()),
+    ],
 )
-def test_what_serves_without_a_supervisor_is_adopted_though_its_record_is_strange(state: Path, harm: Harm) -> None:
+def test_what_serves_without_a_supervisor_is_adopted_though_its_record_is_strange(
+    state: Path, file: str, harm: Harm
+) -> None:
     with detached(fake_plan(state), state) as place:
         supervisor, program = pids(state)
         kill(supervisor)
-        harm(place / "state.json")
+        harm(place / file)
 
         found = Deployments(state).find("fake")
 
@@ -200,6 +209,34 @@ def test_what_its_next_supervisor_cannot_take_over_is_listed_and_stopped(state: 
         assert news.reason.startswith("fake: it cannot be adopted: its supervisor was killed; see ")
         assert cli.run(["stop", "fake"]) == 0
         assert not is_alive(program)
+
+
+def test_whatever_else_lies_there_a_launch_goes_on(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, (file, harm) in enumerate([("state.json", harm) for harm in STATE.values()] +
+                                          [("plan.json", harm) for harm in PLAN.values()]):  # fmt: skip
+        place = state / f"deployments/odd{number}"
+        (place / "run").mkdir(parents=True)
+        (place / "plan.json").write_text(json.dumps({"ports": [1], "plan": {"runtime": "process"}}))
+        (place / "state.json").write_text(json.dumps(_SAID))
+        harm(place / file)
+    (state / "deployments/no folder").touch()
+    (state / "deployments/away").symlink_to("nowhere")
+    away = state / "deployments/plugin"
+    (away / "run").mkdir(parents=True)
+    (away / "plan.json").write_text(json.dumps({"ports": [], "plan": {"runtime": "of another package"}}))
+    (away / "state.json").write_text(json.dumps(_SAID))
+    locked = state / "deployments/locked"
+    (locked / "lock").mkdir(parents=True)
+    (locked / "plan.json").write_text("{}")
+
+    with detached(fake_plan(state, name="sound"), state):
+        assert cli.run(["ps", "--all", "--json"]) == 0
+        told = {item["name"]: item for item in json.loads(capsys.readouterr().out)}
+        assert told["sound"]["state"] == "READY"
+        assert "of another package" in told["plugin"]["reason"]
+        assert len(told) == len(STATE) + len(PLAN) + 3
+        for words in (["logs", "sound"], ["restart", "sound"], ["info"], ["artifact", "list"], ["stop", "sound"]):
+            assert cli.run(words) == 0, words
 
 
 @contextlib.contextmanager
