@@ -295,7 +295,7 @@ class Connection:
         """Ask for `ops`, and return the first news that `done` accepts; None where the supervisor has ended before.
 
         One that works at it takes the time that it needs, at most until `deadline` (monotonic): it is asked again and
-        again whether it is there. Raises `NoAnswerError` where it is not.
+        again whether it is there. Raises `NoAnswerError` where it is not, and `DeploymentError` after `deadline`.
         """
         for op in ("follow", *ops):
             self.tell(op)
@@ -304,8 +304,11 @@ class Connection:
             try:
                 line = self._line(min(time.monotonic() + _PING_S, deadline))
             except TimeoutError:
-                if time.monotonic() >= min(heard + limit, deadline):
+                if time.monotonic() >= heard + limit:
                     raise self._silent() from None
+                if time.monotonic() >= deadline:
+                    late = f"{self._name} takes longer than expected; see `rmlaunch status {self._name}`"
+                    raise DeploymentError(late) from None
                 self.tell("follow")
                 continue
             if not line:

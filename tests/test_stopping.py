@@ -241,6 +241,15 @@ def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
         assert time.monotonic() - began > 4
 
 
+def test_what_takes_too_long_is_told_as_such(state: Path) -> None:
+    with (
+        detached(fake_plan(state), state),
+        Deployments(state).find("fake").connect() as connection,
+        pytest.raises(DeploymentError, match=r"^fake takes longer than expected; see `rmlaunch status fake`$"),
+    ):
+        connection.until(lambda news: news.phase is Phase.FAILED, deadline=time.monotonic() + 0.2)
+
+
 def test_a_supervisor_that_begins_to_hang_in_a_drain_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.control._BUSY_S", 1.0)
     monkeypatch.setattr("launcher.control._PING_S", 0.1)
