@@ -240,7 +240,7 @@ class Attached(Client):
 
     def __init__(self, deployment: Deployment) -> None:
         with deployment.connect() as connection:
-            given = connection.learn("target", _Given)
+            given = connection.learn("target", Reached)
         plan = given.plan
         if plan.engine == GATEWAY:
             raise RequestError(
@@ -261,7 +261,7 @@ class Attached(Client):
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class Reached:
     """What a supervisor tells of how its engine is reached."""
 
     plan: LaunchPlan

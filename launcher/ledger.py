@@ -2,6 +2,7 @@
 
     <state>/ledger.lock                 held while a name and ports are being chosen
     <state>/deployments/<name>/lock     held (flock) by the launcher, then by the supervisor, for as long as it lives
+    <state>/deployments/<name>/replacing.lock   held while the deployment is stopped to be replaced by another
     <state>/deployments/<name>/plan.json, state.json, control.sock, logs/, run/
 
 A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids. One
@@ -36,6 +37,7 @@ _FIRST_PORT = 8001  #: 8000 is the gateway's, which may come last
 _LAST_PORT = 65535
 _LOCK_SILENT_S = 1.0  #: a launch that looks at the machine holds it for about that long
 _LOCK_LIMIT_S = 60.0
+_COMES_BACK = "replacing.lock"
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
 
@@ -119,14 +121,18 @@ class Ledger:
         return name
 
     def is_live(self, name: str) -> bool:
-        try:
-            with open_lock(self.deployments / name / "lock", create=False) as lock:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # no lock, or something in its place that nobody can have
-            return False
-        return False
+        return _is_locked(self.deployments / name / "lock")
+
+    def is_coming_back(self, name: str) -> bool:
+        """Whether somebody who stops it is about to start another in its place."""
+        return _is_locked(self.deployments / name / _COMES_BACK)
+
+    @contextmanager
+    def coming_back(self, name: str) -> Iterator[None]:
+        """While the block runs, whoever looks knows that what is stopped is to be followed by another of its name."""
+        with open_lock(self.deployments / name / _COMES_BACK) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # not for long: others only ask whether it is held
+            yield
 
     def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:
         """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
@@ -307,6 +313,17 @@ def _wait_for(lock: TextIO, path: Path) -> None:
             log.warning("waiting for %s, which holds %s", holders.described(path), path)
             told = True
         time.sleep(0.005)
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with open_lock(file, create=False) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or something in its place that nobody can have
+        return False
+    return False
 
 
 def _try_lock(lock: TextIO) -> bool:

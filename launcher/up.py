@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -20,7 +21,7 @@ from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.schema import LaunchConfig
 from launcher.serving import ServingEngine
-from launcher.settle import settle
+from launcher.settle import Settled, settle
 from launcher.spawn import Spawned
 from launcher.verbs import end
 
@@ -35,16 +36,21 @@ def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned,
     launch that was waited for fails, and what `ServingEngine.start` raises.
     """
     settled = settle(normalized(overrides), config_dir)
-    name, lost = settled.config.name, False
     if settled.config.prompt is not None:
         raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
     for reason in settled.reasons:
         _note(reason)
+    with contextlib.ExitStack() as replacing:
+        return _brought_up(settled, spawned, replacing if replace else None)
+
+
+def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitStack | None) -> tuple[str, str]:
+    name, lost = settled.config.name, False
     while True:
         found = {item.name: item for item in Deployments(state_root()).all()}
         item = found.get(name or "")
         if item is not None and item.live:
-            if _is_same(item, settled.config, replace=replace):
+            if _is_same(item, settled.config, replacing):
                 return _when_it_serves(item)
         elif lost and item is not None:
             raise _has_ended(item)
@@ -64,17 +70,22 @@ def _started(with_us: ServingEngine) -> tuple[str, str]:
         with_us.close()
 
 
-def _is_same(item: Deployment, config: LaunchConfig, *, replace: bool) -> bool:
-    """Whether the plan of `config` is what has its name; one that is to be replaced is stopped."""
-    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
+def _is_same(item: Deployment, config: LaunchConfig, replacing: contextlib.ExitStack | None) -> bool:
+    """Whether the plan of `config` is what has its name; one that is to be replaced is stopped.
+
+    Until `replacing` is closed, those who wait for it know that another comes.
+    """
+    ledger = Ledger(state_root(), replacing=item.name)
+    engine, spec = resolve(config, ledger, to_launch=True)
     wanted = plans.public(engine.plan(spec))
     changes = list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
-    if changes and not replace:
+    if changes and replacing is None:
         shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
         raise RequestError(
             f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
         )
-    if changes:
+    if changes and replacing is not None:
+        replacing.enter_context(ledger.coming_back(item.name))
         end(item, now=False)
     return not changes
 

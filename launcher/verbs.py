@@ -314,8 +314,6 @@ def _note(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-
-
 _Argument = tuple[tuple[str, ...], dict[str, Any]]
 _NAME: _Argument = (("name",), {})
 _JSON: _Argument = (("--json",), {"action": "store_true"})

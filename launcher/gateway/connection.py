@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _AHEAD, _MOST_AHEAD = 16, 128
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
 _LINGER_BYTES = 64 << 20
+_LINGER_S = 0.02  #: between two reads of these
 
 _REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -201,9 +202,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
-            self._lingered += len(data)
-            if self._lingered > _LINGER_BYTES:
-                self.close()
+            self._linger(len(data))
             return
         self._unread = None
         try:
@@ -220,6 +219,15 @@ class ClientConnection(asyncio.Protocol):
                 self._hold_heads(unfinished)
         except Failure as failure:
             self._refuse(failure)
+
+    def _linger(self, amount: int) -> None:
+        """Read on slowly: many who send what nobody wants would leave the loop little time for others."""
+        self._lingered += amount
+        if self._lingered > _LINGER_BYTES:
+            self.close()
+        elif self.transport is not None:
+            self.transport.pause_reading()
+            self._server.loop.call_later(_LINGER_S, self._read_on)
 
     def eof_received(self) -> bool:
         return False  # close: nobody waits for the answer

@@ -7,7 +7,6 @@ to reach it. A deployment whose supervisor was killed serves on, and is given an
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import LaunchPlan, RmLaunchError
-from launcher import registry, structs
+from launcher import records, registry
 from launcher.atomic import version
 from launcher.control import Connection, News
-from launcher.deployments import Deployments
+from launcher.deployments import Deployments, Reached
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import ENGINE
 from launcher.ledger import Ledger
@@ -53,9 +52,11 @@ class Seen:
     news: News = field(default_factory=News)
     plan: Mapping[str, Any] = field(default_factory=dict)  #: as `rmlaunch plan --json` prints it
 
+    coming_back: bool = False  #: whoever stops it starts another in its place
+
     @property
     def on_its_way(self) -> bool:
-        return self.phase in _ON_ITS_WAY or (self.phase is Phase.STOPPING and self.news.returns)
+        return self.phase in _ON_ITS_WAY or self.coming_back or (self.phase is Phase.STOPPING and self.news.returns)
 
     @property
     def cause(self) -> str:
@@ -102,9 +103,10 @@ class Watcher:
 
     def _look_at(self, name: str, folder: Path) -> None:
         live = self._ledger.is_live(name)
-        mark = (version(folder / "state.json"), version(folder / "plan.json"), live)
+        coming_back = self._ledger.is_coming_back(name)
+        mark = (version(folder / "state.json"), version(folder / "plan.json"), live, coming_back)
         if mark != self._marks.get(name) and time.monotonic() >= self._silent.get(name, 0.0):
-            self._marks[name] = mark if self._read(name, folder, live) else ()  # again, next time
+            self._marks[name] = mark if self._read(name, folder, live, coming_back) else ()  # again, next time
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD_S):
@@ -113,13 +115,13 @@ class Watcher:
             except Exception:  # noqa: PERF203  (one deployment's trouble must not hide the others from now on)
                 log.exception("the ledger cannot be read")
 
-    def _read(self, name: str, folder: Path, live: bool) -> bool:
+    def _read(self, name: str, folder: Path, live: bool, coming_back: bool) -> bool:
         """Tell what has become of it; False where that is not to be seen yet."""
         try:
-            plan = json.loads((folder / "plan.json").read_text())["plan"]
+            plan = records.read(folder / "plan.json")["plan"]
             if plan.get("engine") == ENGINE:
                 return True
-            news = News.read((folder / "state.json").read_bytes())
+            news = News.of(records.read(folder / "state.json"))
         except FileNotFoundError:  # it is being prepared
             news = News(Phase.PREPARING if live else Phase.STOPPED)
         except (OSError, ValueError, KeyError, TypeError):
@@ -127,7 +129,7 @@ class Watcher:
         if not live and not news.phase.final:
             self._adopt()
             return False  # what is known of it holds until somebody knows better
-        seen = Seen(name, news.phase, self._upstream(name, folder, news), news, plan)
+        seen = Seen(name, news.phase, self._upstream(name, folder, news), news, plan, coming_back)
         if seen.upstream is None and news.phase in (Phase.READY, Phase.DEGRADED):
             return False
         self._seen[name] = seen
@@ -144,8 +146,8 @@ class Watcher:
             return known[1]
         try:
             with Connection(folder, _ASK_S) as connection:
-                given = connection.ask("target")
-            upstream = upstream_of(structs.load(LaunchPlan, given["plan"]), given["options"], given["api_key"], news)
+                given = connection.learn("target", Reached)
+            upstream = upstream_of(given.plan, given.options, given.api_key, news)
         except (OSError, ValueError, KeyError, TypeError, RmLaunchError) as exc:
             log.warning("%s serves, but it cannot be told how to reach it: %s", name, exc)
             self._silent[name] = time.monotonic() + _SILENT_S

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,28 @@ def test_a_grammar_that_ends_llama_cpp_does_not_reach_it(client: openai.OpenAI) 
         assert client.chat.completions.create(model="main", messages=QUESTION, max_tokens=2).choices
         until(lambda crashes=crashes: _is_ready("llamacpp", before["starts"] + crashes), 30)  # type: ignore[misc]
     assert client.chat.completions.create(model="llamacpp", messages=QUESTION, max_tokens=2).choices
+
+
+@pytest.mark.usefixtures("_same_state")
+def test_requests_wait_while_a_deployment_is_replaced(client: openai.OpenAI) -> None:
+    ended = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        while not ended.is_set():
+            assert client.chat.completions.create(model="llamacpp", messages=QUESTION, max_tokens=2).choices
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        try:
+            rmlaunch(
+                "up", "-d", "engine=llamacpp", "device=cpu", "name=llamacpp", "model.context_length=1024", "--replace"
+            )
+        finally:
+            ended.set()
+        assert all(one.result() > 0 for one in asking)  # and none was refused
 
 
 def _is_ready(name: str, starts: int) -> bool:
