@@ -24,8 +24,8 @@ from launcher.holders import Holder, described, holders
 from launcher.ledger import Claim, Ledger
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
-from launcher.runtimes.base import Handle
-from launcher.runtimes.process import is_alive
+from launcher.runtimes.base import Handle, NotAdoptableError
+from launcher.runtimes.procfs import is_alive
 from launcher.spawn import Spawned
 from launcher.suggest import unknown
 
@@ -178,20 +178,22 @@ class Deployments:
             return []
         try:
             legacy = self._ledger.legacy(folder.name)
+            orders = None if legacy is None else _of(folder, Orders.loads(legacy), self._ledger.plan(folder.name))
+        except NotAdoptableError as exc:
+            self._end(claim, News(Phase.FAILED, str(exc), log=news.log))
+            return []
         except DeploymentError as exc:
             claim.lock.close()
             raise DeploymentError(f"it has no supervisor, and it cannot be told whether it serves: {exc}") from exc
-        if legacy is None or news.handle is None:
-            reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
-            self._end(claim, News(Phase.FAILED, reason, log=news.log))
-            return []
-        try:
-            kept = Orders.loads(legacy)
         except ValueError as exc:
             claim.lock.close()
             raise DeploymentError(f"it serves without a supervisor, and its orders are not understood: {exc}") from exc
+        if orders is None or news.handle is None:
+            reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
+            self._end(claim, News(Phase.FAILED, reason, log=news.log))
+            return []
         handle = structs.load(Handle, news.handle)
-        orders = dataclasses.replace(kept, adopt=handle, starts=news.starts, served=news.served)
+        orders = dataclasses.replace(orders, adopt=handle, starts=news.starts, served=news.served)
         return [Supervised(Spawned(), orders, claim)]
 
     def put_down(self, name: str, *, now: bool) -> News:
@@ -271,6 +273,24 @@ class Reached:
 
 def _has_record(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in ("plan.json", "state.json"))
+
+
+def _of(folder: Path, orders: Orders, record: Mapping[str, Any]) -> Orders:
+    """`orders`, where they are of the deployment in `folder` as its own record has it. Raises `NotAdoptableError`."""
+    runtime = record.get("runtime", orders.plan.runtime)  # a record that is lost says nothing against them
+    told = {
+        "folder": (orders.home.resolve(), folder.resolve()),
+        "run_dir": (Path(orders.plan.run_dir).resolve(), folder.resolve() / "run"),
+        "name": (orders.plan.name, folder.name),
+        "runtime": ((orders.plan.runtime, orders.runtime), (runtime, registry.place("runtime", runtime))),
+    }
+    for key, (found, wanted) in told.items():
+        if found != wanted:
+            raise NotAdoptableError(
+                f"its supervisor was killed, and the orders that were kept for the next one are not its own ({key}="
+                f"{found!s}, where its record has {wanted!s}); it has been ended, start it again"
+            )
+    return orders
 
 
 def _said(folder: Path) -> News | None:

@@ -29,7 +29,7 @@ from typing import Any, TextIO
 from engines.base import ConfigError, DeploymentError, ResourceError
 from launcher import holders, records, structs
 from launcher.atomic import open_lock, write_text
-from launcher.runtimes.base import Handle, Runtime
+from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class Ledger:
         run = self.deployments / name / "run"
         if not run.exists():
             return ()
-        left = self._runtime(name).clear(str(run), self._plan(name))
+        left = self._runtime(name).clear(str(run), self.plan(name))
         if not left:
             shutil.rmtree(run, ignore_errors=True)
         return left
@@ -186,7 +186,7 @@ class Ledger:
     def legacy(self, name: str) -> bytes | None:
         """The orders that the program of a detached deployment keeps, where it serves without a supervisor.
 
-        Raises `DeploymentError` where that cannot be told now.
+        Raises `NotAdoptableError` where they are lost, and another `DeploymentError` where that cannot be told now.
         """
         try:
             handle = records.read(self.deployments / name / "state.json").get("handle")
@@ -200,6 +200,8 @@ class Ledger:
     def _may_serve(self, name: str) -> bool:
         try:
             return self.legacy(name) is not None
+        except NotAdoptableError:
+            return False
         except DeploymentError:
             return True
 
@@ -207,12 +209,12 @@ class Ledger:
         from launcher import registry
 
         try:
-            named = self._plan(name).get("runtime")
+            named = self.plan(name).get("runtime")
             return registry.runtime(named if isinstance(named, str) else "process")
         except ConfigError as exc:  # a plugin that is not installed any more
             raise DeploymentError(f"{name}: {exc}") from exc
 
-    def _plan(self, name: str) -> Mapping[str, Any]:
+    def plan(self, name: str) -> Mapping[str, Any]:
         """As it was written down; empty where it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             plan = records.read(self.deployments / name / "plan.json").get("plan")

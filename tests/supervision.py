@@ -19,7 +19,7 @@ from launcher.control import Connection, Supervised, orders_for
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import render_files
 from launcher.runtimes.process import ProcessRuntime
-from launcher.runtimes.process import is_alive as is_alive
+from launcher.runtimes.procfs import is_alive as is_alive
 from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 

@@ -19,12 +19,23 @@ import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
 from launcher import verbs
-from launcher.control import Connection, News, NoAnswerError
-from launcher.deployments import Deployments
+from launcher.control import Connection, News, NoAnswerError, orders_for
+from launcher.deployments import Deployments, _of
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.peers import SOCKET, connect
-from tests.supervision import claimed, detached, fake_plan, free_port, is_alive, marked_processes, supervised, wait_for
+from launcher.runtimes.base import NotAdoptableError
+from tests.supervision import (
+    claimed,
+    detached,
+    fake_plan,
+    free_port,
+    is_alive,
+    marked_processes,
+    settings,
+    supervised,
+    wait_for,
+)
 
 
 def pids(state: Path, name: str = "fake") -> tuple[int, int]:
@@ -368,7 +379,7 @@ def test_the_state_on_disk_names_the_program_beyond_its_pid(tmp_path: Path) -> N
     with detached(fake_plan(tmp_path), tmp_path) as folder:
         handle = json.loads((folder / "state.json").read_text())["handle"]
 
-    assert handle.keys() == {"pid", "started", "boot_id", "container", "daemon", "version"}
+    assert handle.keys() == {"pid", "started", "boot_id", "container", "daemon", "keeper", "keeper_started", "version"}
 
 
 def test_what_an_adopted_program_leaves_is_ended_before_it_is_started_again(tmp_path: Path) -> None:
@@ -400,3 +411,21 @@ def test_restart_does_not_wait_for_what_keeps_crashing(tmp_path: Path, monkeypat
 
         program.symlink_to(sys.executable)
         wait_for(lambda: said(folder)["state"] == "READY")
+
+
+@pytest.mark.parametrize("key", ["folder", "run_dir", "name", "runtime"])
+def test_orders_that_are_not_its_own_are_refused(tmp_path: Path, key: str) -> None:
+    plan = fake_plan(tmp_path)
+    claim = claimed(plan, tmp_path)
+    claim.lock.close()
+    orders = orders_for(plan, claim.folder, settings(3, 5.0))
+    record = plans.public(plan)
+    assert _of(orders.home, orders, record) is orders
+    forged = {
+        "folder": dataclasses.replace(orders, folder="/"),
+        "run_dir": dataclasses.replace(orders, plan=dataclasses.replace(plan, run_dir="/")),
+        "name": dataclasses.replace(orders, plan=dataclasses.replace(plan, name="other")),
+        "runtime": dataclasses.replace(orders, runtime="launcher.runtimes.docker:DockerRuntime"),
+    }
+    with pytest.raises(NotAdoptableError, match=rf"kept for the next one are not its own \({key}="):
+        _of(orders.home, forged[key], record)

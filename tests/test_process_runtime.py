@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from engines.base import LaunchPlan
-from launcher.runtimes.process import ProcessRuntime, _workers, is_alive
+from launcher.runtimes.process import ProcessRuntime, _workers
+from launcher.runtimes.procfs import is_alive
 from tests.supervision import fake_plan, wait_for
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engines.base import LaunchPlan
+from engines.base import DeploymentError, LaunchPlan
 
 #: carries the deployment's folder into every process of the engine
 MARKER = "RMLAUNCH_DEPLOYMENT"
@@ -32,7 +32,13 @@ class Handle:
     boot_id: str
     container: str = ""  #: the id, where it is one
     daemon: str = ""  #: that has the container
-    version: int = 2
+    keeper: int = 0  #: the pid of the process on this machine that keeps a container's orders; 0 where none does
+    keeper_started: int = 0  #: clock ticks from boot to its start
+    version: int = 3
+
+
+class NotAdoptableError(DeploymentError):
+    """Nobody can adopt the program, whether it runs or not; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +102,9 @@ class Runtime(ABC):
 
     @abstractmethod
     def legacy(self, handle: Handle) -> bytes | None:
-        """What `start` gave the program to keep; None where it has nothing, or has ended.
+        """What `start` was given for the next supervisor; None where that was nothing, or the program has ended.
 
-        Raises `DeploymentError` where that cannot be told now.
+        Raises `NotAdoptableError` where it is lost, and another `DeploymentError` where that cannot be told now.
         """
 
     @abstractmethod

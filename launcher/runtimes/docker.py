@@ -7,10 +7,8 @@ and with that it is found again, adopted or removed. The image's HEALTHCHECK is 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import signal
-import tarfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -19,18 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engines.base import Container, DeploymentError, LaunchPlan, Mount
 from engines.container import LABEL_FOLDER
-from launcher.runtimes import docker_daemon
-from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, Runtime
+from launcher.runtimes import docker_daemon, keeper
+from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, NotAdoptableError, Runtime
 from launcher.runtimes.docker_daemon import AwayError, explained, when_back
 from launcher.runtimes.docker_log import DockerLog
 from launcher.runtimes.docker_request import create_arguments
-from launcher.runtimes.process import boot_id, remove_leftovers, start_ticks
+from launcher.runtimes.process import remove_leftovers
+from launcher.runtimes.procfs import boot_id, is_the_same, start_ticks
 
 if TYPE_CHECKING:
     from docker import APIClient
-
-#: in the container, for its next supervisor: readable by root alone, in Docker's own folder, as its variables are
-_LEGACY = "rmlaunch.orders"
 
 _LOOK_PERIOD_S = 0.01
 _AWAY_PERIOD_S = 0.2
@@ -46,15 +42,22 @@ class DockerRuntime(Runtime):
         self._since = time.time()
         self._log: DockerLog | None = None
         self._ending: _Ending | None = None
+        self._keeper = (0, 0)  #: its pid and start; no pid where there is none
 
     def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
         container = _container(plan)
+        self._end_keeper()  # the orders of the last start
         try:
-            return when_back(lambda: self._start(plan, container, log, legacy))
+            created, pid = when_back(lambda: self._start(plan, container))
         except AwayError as exc:
             raise DeploymentError(f"{plan.name}: {exc}") from exc
+        self._follow(created, container.daemon, log)
+        if legacy is not None:
+            self._keeper = keeper.start(plan.run_dir, legacy)
+        return Handle(pid, _ticks(pid), boot_id(), created, container.daemon, *self._keeper)
 
-    def _start(self, plan: LaunchPlan, container: Container, log: Path, legacy: bytes | None) -> Handle:
+    def _start(self, plan: LaunchPlan, container: Container) -> tuple[str, int]:
+        """The id of a new container that runs, and its program's pid."""
         client = self._connect(container.daemon)
         with explained():
             self._since = time.time()
@@ -63,12 +66,8 @@ class DockerRuntime(Runtime):
                 raise DeploymentError(f"{plan.name}: of an earlier start there is still {', '.join(left)}")
             body = create_arguments(plan, client, linked(plan.model.path))
             created = str(client.create_container_from_config(body, name=container.name)["Id"])  # type: ignore[no-untyped-call]
-            if legacy is not None:
-                client.put_archive(created, "/", _archive(legacy))
             client.start(created)
-            pid = int(client.inspect_container(created)["State"]["Pid"])
-        self._follow(created, container.daemon, log)
-        return Handle(pid, _ticks(pid), boot_id(), container=created, daemon=container.daemon)
+            return created, int(client.inspect_container(created)["State"]["Pid"])
 
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:
         def attempt() -> Sequence[Mapping[str, Any]]:
@@ -86,6 +85,7 @@ class DockerRuntime(Runtime):
         if not found:
             raise DeploymentError(f"container {handle.container[:12]} has ended")
         self._since = float(found[0]["Created"])
+        self._keeper = (handle.keeper, handle.keeper_started)
         self._follow(handle.container, handle.daemon, log, resume=True)
 
     def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
@@ -120,6 +120,7 @@ class DockerRuntime(Runtime):
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
         container = _container(plan)
         left = self._remove(container.daemon, plan.run_dir, deadline_s, docker_daemon.BACK_S)
+        self._end_keeper()
         if self._log:
             self._log.finish(_LOG_END_S)
         return left + remove_leftovers(plan, self._since)
@@ -129,19 +130,17 @@ class DockerRuntime(Runtime):
 
         if handle.boot_id != boot_id():
             return None  # Docker starts none of them again
+        running = False
         try:
             client = self._connect(handle.daemon)
             with explained(), contextlib.suppress(docker.errors.NotFound):
-                if client.inspect_container(handle.container)["State"]["Running"]:
-                    chunks, _ = client.get_archive(handle.container, f"/{_LEGACY}")
-                    with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
-                        member = archive.extractfile(_LEGACY)
-                        return member.read() if member else None
+                running = bool(client.inspect_container(handle.container)["State"]["Running"])
         except AwayError as exc:
             raise DeploymentError(str(exc)) from exc
-        return None
+        return _kept_for(handle) if running else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
+        keeper.end_all(run_dir)
         container = plan.get("container") or {}
         return self._remove(str(container["daemon"]), run_dir, deadline_s, away_s=0.0) if "daemon" in container else ()
 
@@ -154,6 +153,10 @@ class DockerRuntime(Runtime):
         else:
             docker_daemon.ping(daemon)
         return self._client
+
+    def _end_keeper(self) -> None:
+        keeper.end(*self._keeper)
+        self._keeper = (0, 0)
 
     def _remove(self, daemon: str, run_dir: str, deadline_s: float, away_s: float) -> tuple[str, ...]:
         """As `_remove_all`; a daemon that is away is waited for, at most `away_s`."""
@@ -251,13 +254,22 @@ def linked(model: str) -> tuple[Mount, ...]:
     return tuple(found)
 
 
-def _archive(legacy: bytes) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        info = tarfile.TarInfo(_LEGACY)
-        info.size, info.mode = len(legacy), 0o600
-        archive.addfile(info, io.BytesIO(legacy))
-    return stream.getvalue()
+def _kept_for(handle: Handle) -> bytes | None:
+    """The orders that its keeper holds; None where it was not to outlive its supervisor."""
+    if handle.version < 3:
+        raise NotAdoptableError(
+            "its supervisor was killed, and its record is of an older rmlaunch, which kept its orders in the container "
+            "where they are not believed; it has been ended, start it again"
+        )
+    if not handle.keeper:
+        return None
+    kept = keeper.read(handle.keeper)
+    if kept is None or not is_the_same(handle.keeper, handle.keeper_started):  # looked at last: a pid may be reused
+        raise NotAdoptableError(
+            f"its supervisor was killed, and so was pid {handle.keeper}, which kept its orders for the next one; it "
+            "has been ended, start it again"
+        )
+    return kept
 
 
 def _container(plan: LaunchPlan) -> Container:

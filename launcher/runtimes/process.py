@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -26,6 +25,8 @@ from engines.base import DeploymentError, LaunchPlan
 from launcher import inheritance
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
+from launcher.runtimes.keeper import in_memory, read
+from launcher.runtimes.procfs import boot_id, is_alive, is_running, start_ticks
 
 if TYPE_CHECKING:
     import psutil
@@ -36,9 +37,6 @@ _START_WINDOW_S = 60.0
 #: shared memory, whose names tell nobody's; how long it may take
 _TRACKER = "multiprocessing.resource_tracker"
 _TRACKER_S = 3.0
-
-#: what a program that outlives us keeps open is called
-_LEGACY = "rmlaunch"
 
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -64,7 +62,7 @@ class ProcessRuntime(Runtime):
         self._exits.clear()  # a pid of the last start may come again
         self._oom_kills = oom_kills()
         self._adopted = None
-        with _output(log) as output, _in_memory(legacy) as kept:
+        with _output(log) as output, in_memory(legacy) as kept:
             try:
                 process = subprocess.Popen(
                     plan.argv,
@@ -144,17 +142,7 @@ class ProcessRuntime(Runtime):
         return _kill_until_gone(find, deadline_s) + remove_leftovers(plan, self._since)
 
     def legacy(self, handle: Handle) -> bytes | None:
-        if not is_running(handle):
-            return None
-        try:
-            descriptors = list(Path(f"/proc/{handle.pid}/fd").iterdir())
-        except OSError:
-            return None
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):  # closed in the meantime
-                if str(descriptor.readlink()).startswith(f"/memfd:{_LEGACY}"):
-                    return descriptor.read_bytes()
-        return None
+        return read(handle.pid) if is_running(handle) else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
         left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
@@ -234,22 +222,6 @@ def _remove_temporary(run_dir: str) -> None:
         link.unlink()
 
 
-def is_running(handle: Handle) -> bool:
-    """Whether that very program runs."""
-    try:
-        return handle.boot_id == boot_id() and handle.started == start_ticks(handle.pid) and is_alive(handle.pid)
-    except OSError:
-        return False
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs; one that has ended and waits to be noticed does not."""
-    try:
-        return _fields(pid)[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
 def _output(log: Path) -> BinaryIO:
     """`log`, to be appended to; nowhere while its disk is full: some engines end when they cannot print."""
     stream = log.open("ab", buffering=0)
@@ -261,21 +233,6 @@ def _output(log: Path) -> BinaryIO:
         stream.close()
         return Path(os.devnull).open("wb", buffering=0)
     return stream
-
-
-@contextmanager
-def _in_memory(legacy: bytes | None) -> Iterator[tuple[int, ...]]:
-    """A file that is on no disk, to be inherited: it ends with the last process that has it open."""
-    if legacy is None:
-        yield ()
-        return
-    descriptor = os.memfd_create(_LEGACY)
-    try:
-        with open(descriptor, "wb", closefd=False) as stream:
-            stream.write(legacy)
-        yield (descriptor,)
-    finally:
-        os.close(descriptor)
 
 
 def _descendants(process: psutil.Process, run_dir: str) -> Iterator[psutil.Process]:
@@ -367,16 +324,3 @@ def _children(pid: int) -> Iterator[int]:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):  # threads end
                 yield from map(int, (thread / "children").read_text().split())
-
-
-def boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def start_ticks(pid: int) -> int:
-    return int(_fields(pid)[19])
-
-
-def _fields(pid: int) -> list[str]:
-    """Of /proc/PID/stat, from the third; the name in the second may hold spaces and brackets."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,0 +1,116 @@
+"""The orders of a detached deployment, kept for its next supervisor: in a sealed file that is in memory alone.
+
+Nobody can change a sealed file, and this one lies in no folder that a container could see. The engine's own process
+holds it open, or, where that is in a container, a keeper: a process on the host that does nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engines.base import DeploymentError
+from launcher.runtimes.base import MARKER
+from launcher.runtimes.procfs import start_ticks
+
+_NAME = "rmlaunch"
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+_FOR_EVER_S = "2147483647"
+_ENDED_S = 5.0  #: for the kernel, to end a process that was killed
+
+
+@contextmanager
+def in_memory(legacy: bytes | None) -> Iterator[tuple[int, ...]]:
+    """Yield the descriptor of a sealed file with `legacy`, to be inherited; none where `legacy` is None.
+
+    The file ends with the last process that has it open.
+    """
+    if legacy is None:
+        yield ()
+        return
+    descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(descriptor, "wb", closefd=False) as stream:
+            stream.write(legacy)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
+def read(pid: int) -> bytes | None:
+    """Return what the process `pid` keeps; None where it keeps nothing, or has ended."""
+    for descriptor in _kept_by(pid):
+        with open(descriptor, "rb", closefd=False) as stream:
+            return stream.read()
+    return None
+
+
+def _kept_by(pid: int) -> Iterator[int]:
+    """Open each file in memory of our name that the process `pid` has open, for as long as it is looked at."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed in the meantime
+                if str(entry.readlink()).startswith(f"/memfd:{_NAME}"):
+                    descriptor = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                    try:
+                        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)  # an error for a file that only bears the name
+                        yield descriptor
+                    finally:
+                        os.close(descriptor)
+
+
+def start(run_dir: str, legacy: bytes) -> tuple[int, int]:
+    """Start a process that holds `legacy` open; returns its pid and its start in clock ticks from boot.
+
+    Raises `DeploymentError` where it cannot be started.
+    """
+    program = shutil.which("sleep") or "sleep"
+    with in_memory(legacy) as kept:
+        try:
+            process = subprocess.Popen(
+                (program, _FOR_EVER_S),
+                cwd="/",
+                env={MARKER: run_dir},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=kept,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise DeploymentError(f"could not start {program}, which keeps a container's orders: {exc}") from exc
+    process.returncode = 0  # it outlives us, so that Popen must not wait for it
+    return process.pid, start_ticks(process.pid)
+
+
+def end(pid: int, started: int) -> None:
+    """Kill the process `pid` that was started at `started`, and wait until it has ended; another one is left alone."""
+    with contextlib.suppress(OSError):  # it has ended before
+        descriptor = os.pidfd_open(pid)
+        try:
+            if start_ticks(pid) == started:
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+                select.select([descriptor], [], [], _ENDED_S)
+                os.waitpid(pid, os.WNOHANG)  # of a child of ours nothing stays; else this says that it is none
+        finally:
+            os.close(descriptor)
+
+
+def end_all(run_dir: str) -> None:
+    """Kill every process of the deployment whose folder is `run_dir` that holds its orders."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                marked = f"{MARKER}={run_dir}".encode() in (entry / "environ").read_bytes().split(b"\0")
+                if marked and any(True for _ in _kept_by(int(entry.name))):
+                    end(int(entry.name), start_ticks(int(entry.name)))

@@ -1,0 +1,42 @@
+"""Processes by their numbers, as the kernel lists them. A pid names one together with its start and the boot's id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.runtimes.base import Handle
+
+
+def is_running(handle: Handle) -> bool:
+    """Whether that very program runs."""
+    return handle.boot_id == boot_id() and is_the_same(handle.pid, handle.started)
+
+
+def is_the_same(pid: int, started: int) -> bool:
+    """Whether the process `pid` runs, and was started at `started` (clock ticks from boot)."""
+    try:
+        return started == start_ticks(pid) and is_alive(pid)
+    except OSError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this number runs; one that has ended and waits to be noticed does not."""
+    try:
+        return _fields(pid)[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int:
+    """Clock ticks from boot to the start of the process `pid`. Raises `OSError` where there is none."""
+    return int(_fields(pid)[19])
+
+
+def _fields(pid: int) -> list[str]:
+    """/proc/PID/stat from its third field; the name in the second may hold spaces and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
