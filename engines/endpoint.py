@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from engines.errors import InferenceError
+from engines.files import read_written
 
 LOOPBACK_ADDRESS = "127.0.0.1"
+_KEY_FILE_BYTES = 1 << 16
+_KEY = re.compile(r"[!-~]{1,4096}")
+
 LOOPBACK = frozenset({LOOPBACK_ADDRESS, "localhost", "::1"})
 
 
@@ -46,9 +50,11 @@ class KeyFile:
     def read(self) -> str:
         """The key as it is now: a server that is started again makes another. Raises `InferenceError`."""
         try:
-            value = json.loads(Path(self.path).read_text())
+            value = json.loads(read_written(self.path, _KEY_FILE_BYTES))
             for part in self.key.split("."):
                 value = value[part]
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise InferenceError(f"the server has written no key {self.key!r} to {self.path}: {exc}") from exc
-        return str(value)
+        if not isinstance(value, str) or not _KEY.fullmatch(value):  # it goes into a header
+            raise InferenceError(f"the server has written no key {self.key!r} to {self.path}, but something else")
+        return value

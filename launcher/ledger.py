@@ -3,7 +3,7 @@
     <state>/ledger.lock                 held while a name and ports are being chosen
     <state>/deployments/<name>/lock     held (flock) by the launcher, then by the supervisor, for as long as it lives
     <state>/deployments/<name>/replacing.lock   held while the deployment is stopped to be replaced by another
-    <state>/deployments/<name>/plan.json, state.json, control.sock, logs/, run/
+    <state>/deployments/<name>/plan.json, state.json, control.sock, tmp, logs/, run/
 
 A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids. One
 that is detached may serve all the same, and is adopted (launcher/deployments.py).
@@ -17,7 +17,6 @@ import fcntl
 import json
 import logging
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError
-from launcher import holders, records, structs
+from launcher import holders, records, structs, trees
 from launcher.atomic import open_lock, write_text
 from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
 
@@ -58,7 +57,7 @@ class Claim:
         With something `left`, its run folder stays too: by it the next command finds it.
         """
         if not left:
-            shutil.rmtree(self.folder / "run", ignore_errors=True)
+            trees.remove(self.folder / "run")
         self.lock.close()
 
 
@@ -180,7 +179,7 @@ class Ledger:
             return ()
         left = self._runtime(name).clear(str(run), self.plan(name))
         if not left:
-            shutil.rmtree(run, ignore_errors=True)
+            trees.remove(run)
         return left
 
     def legacy(self, name: str) -> bytes | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.base import Container, LaunchPlan, PrepareError
-from launcher import builds, environments, models
+from launcher import builds, environments, models, trees
 from launcher.paths import cache_root
 from launcher.progress import Progress
 
@@ -23,7 +23,7 @@ def prepare(plan: LaunchPlan, progress: Progress) -> None:
     elif here:
         environments.ensure(plan.environment, progress)
     prepare_model(plan, progress)
-    render_files(plan.files, plan.links, Path(plan.run_dir))
+    make_run_folder(plan)
     if inside:
         check_program(plan)
 
@@ -45,6 +45,20 @@ def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
             builds.run(step, progress, plan.inherit)
     for step in others:
         builds.run(step, progress, plan.inherit)
+
+
+def make_run_folder(plan: LaunchPlan) -> None:
+    """Make the run folder with the plan's files, anew: a container of an earlier start may have left links in it.
+
+    Raises `PrepareError` where that one cannot be removed.
+    """
+    root = Path(plan.run_dir)
+    trees.remove(root)
+    try:
+        root.mkdir(mode=0o700, parents=True)
+    except FileExistsError as exc:
+        raise PrepareError(f"{plan.name}: {root} is of an earlier start and cannot be removed; remove it") from exc
+    render_files(plan.files, plan.links, root)
 
 
 def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path) -> None:

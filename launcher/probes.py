@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -120,7 +121,9 @@ def count(door: Door, url: str, names: Sequence[str], timeout_s: float) -> float
     except UnreachableError:
         return None
     samples = [line.rpartition(" ")[2] for line in text.decode(errors="replace").splitlines() if _is_one(line, names)]
-    return sum(map(float, samples)) if status == 200 and samples else None
+    with contextlib.suppress(ValueError):  # no number
+        return sum(map(float, samples)) if status == 200 and samples else None
+    return None
 
 
 def _is_one(line: str, names: Sequence[str]) -> bool:
@@ -136,6 +139,6 @@ def _values(answer: bytes, path: str) -> Sequence[Any]:
                 values = [item for value in values for item in value]
             else:
                 values = [value[int(part)] if isinstance(value, list) else value[part] for value in values]
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return []
     return values

@@ -20,7 +20,6 @@ import os
 import queue
 import random
 import selectors
-import shutil
 import signal
 import socket
 import sys
@@ -28,10 +27,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError
-from launcher import exposition, logs, plans
+from launcher import exposition, logs, plans, trees
 from launcher.atomic import write_text
 from launcher.device_memory import DeviceMemory
 from launcher.diagnosis import evidence, explain, hint
@@ -239,7 +239,7 @@ class Supervisor:
         for action in actions:
             self._perform(action)
         if self.state.phase.final and not self._left:  # before it is said: nothing is left by then
-            shutil.rmtree(self._orders.plan.run_dir, ignore_errors=True)
+            trees.remove(Path(self._orders.plan.run_dir))
         if (self.state, actions) != (before, ()):
             self._announce()
 

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = {f"engines.{file.stem}": file for file in sorted((ROOT / "engines").glob("*.py")) if file.stem != "__init__"}
-CONTRACT = ["base", "container", "dialect", "endpoint", "environment", "errors", "plan", "protocol"]
+CONTRACT = ["base", "container", "dialect", "endpoint", "environment", "errors", "files", "plan", "protocol"]
 ENGINES = {point.value.partition(":")[0] for point in entry_points(group="rmlaunch.engines")}
 
 

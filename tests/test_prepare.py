@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import OUTPUT, BuildStep, Environment, LaunchPlan, Model, PrepareError
-from launcher.prepare import prepare_model
+from launcher.prepare import make_run_folder, prepare_model
 from launcher.progress import Progress
 from tests.supervision import fake_plan
 
@@ -65,3 +65,29 @@ def test_a_source_that_is_gone_is_an_error(tmp_path: Path, plan: LaunchPlan) -> 
         prepare_model(plan, QUIET)
 
     assert done(tmp_path) == ""
+
+
+def test_the_run_folder_is_made_anew_and_nothing_is_written_through_what_was_left_in_it(
+    tmp_path: Path, plan: LaunchPlan
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    plan = dataclasses.replace(plan, files={"models/config": "new", "start.py": "new"}, links={"backend": "/usr"})
+    root = Path(plan.run_dir)
+    root.mkdir(parents=True)
+    for name in ("models", "start.py", "backend"):
+        (root / name).symlink_to(victim)
+
+    make_run_folder(plan)
+
+    assert list(victim.iterdir()) == []
+    assert sorted(entry.name for entry in root.iterdir()) == ["backend", "models", "start.py"]
+    assert (root / "models/config").read_text() == "new"
+
+
+def test_a_run_folder_that_cannot_be_removed_is_told(tmp_path: Path, plan: LaunchPlan) -> None:
+    Path(plan.run_dir).parent.mkdir(parents=True)
+    Path(plan.run_dir).symlink_to(tmp_path)
+
+    with pytest.raises(PrepareError, match=r"run is of an earlier start and cannot be removed; remove it$"):
+        make_run_folder(plan)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import Endpoint, HttpCheck, KeyFile
-from launcher.probes import Door, Missing, check
+from launcher.probes import Door, Missing, check, count
 
 
 @contextmanager
@@ -61,6 +61,7 @@ def test_a_body_that_never_ends_is_a_failure_in_time() -> None:
         (b'{"data": [{"embedding": [0.0]}]}', "data.0.embedding", True),
         (b'{"data": []}', "data.0.embedding", False),
         (b"not json", "text", False),
+        (b"[" * 100_000, "text", False),
     ],
 )
 def test_an_answer_has_something_in_it(body: bytes, expect: str, passes: bool) -> None:
@@ -112,3 +113,11 @@ def test_a_key_that_the_server_has_not_written_yet_is_waited_for(tmp_path: Path)
     assert missing is not None
     assert missing.words.startswith("InferenceError from /: the server has written no key 'management.key' to ")
     assert not missing.final
+
+
+@pytest.mark.parametrize(("value", "counted"), [(b"3", 3.0), (b"many", None)])
+def test_a_counter_that_is_no_number_is_none(value: bytes, counted: float | None) -> None:
+    body = b"tokens " + value + b"\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with trickling(head + body, b"", every_s=60) as endpoint:
+        assert count(Door(endpoint), f"{endpoint.url}/metrics", ("tokens",), timeout_s=5) == counted

@@ -144,3 +144,46 @@ def test_workers_are_found_whichever_thread_started_them() -> None:
             assert {worker.pid for worker in _workers(leader)} == {item.pid for item in leader.children(recursive=True)}
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_link_in_its_folder_is_not_taken_for_its_temporary_one(tmp_path: Path) -> None:
+    victim = tmp_path / "rml-victim"
+    victim.mkdir()
+    script = f"import os, tempfile; os.symlink({str(victim)!r}, 'tmp'); print(tempfile.gettempdir(), flush=True)"
+    plan = dataclasses.replace(fake_plan(tmp_path), argv=(sys.executable, "-c", script))
+    Path(plan.run_dir).mkdir(parents=True)
+    log, runtime = tmp_path / "log", ProcessRuntime()
+    runtime.start(plan, log)
+    wait_for(lambda: log.read_text().endswith("\n"))
+    temporary = Path(log.read_text().strip())
+    assert temporary.exists()
+
+    assert runtime.sweep(plan) == ()
+
+    assert victim.exists()
+    assert not temporary.exists()
+
+
+def test_only_a_folder_of_ours_is_removed_as_the_temporary_one(tmp_path: Path) -> None:
+    note = tmp_path / "tmp"
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    link = tmp_path / "rml-link"
+    link.symlink_to(victim)
+    for named in (victim, link):
+        note.write_text(str(named))
+        assert ProcessRuntime().clear(str(tmp_path / "run"), {}) == ()
+        assert victim.exists()
+
+
+def test_the_temporary_folder_of_what_nobody_supervises_is_removed(tmp_path: Path) -> None:
+    plan = dataclasses.replace(fake_plan(tmp_path), argv=(sys.executable, "-c", "import time; time.sleep(60)"))
+    Path(plan.run_dir).mkdir(parents=True)
+    handle = ProcessRuntime().start(plan, tmp_path / "log")
+    temporary = Path(Path(plan.run_dir).with_name("tmp").read_text())
+    assert temporary.exists()
+
+    assert ProcessRuntime().clear(plan.run_dir, {}) == ()
+
+    assert not temporary.exists()
+    assert not is_alive(handle.pid)

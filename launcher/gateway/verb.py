@@ -110,7 +110,7 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
     from launcher.gateway import plan as planning
     from launcher.ledger import Ledger
     from launcher.paths import state_root
-    from launcher.prepare import render_files
+    from launcher.prepare import make_run_folder
     from launcher.spawn import Spawned
 
     spawned = Spawned()
@@ -122,7 +122,7 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
             ledger.choose_ports(host, {"gateway.port": port})
             plan = planning.plan(name, asked, str(ledger.deployments / name / "run"))
             claim = ledger.claim(name, (port,), plans.public(plan))
-        render_files(plan.files, plan.links, Path(plan.run_dir))
+        make_run_folder(plan)
         orders = orders_for(plan, claim.folder, planning.supervise(asked.settings), detached=detached)
         with_us = Supervised(spawned, orders, claim)
         try:

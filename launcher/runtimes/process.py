@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import glob
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher import inheritance
+from launcher import inheritance, trees
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     import psutil
 
 _START_WINDOW_S = 60.0
+
+_TEMPORARY = "rml-"
 
 #: the helper of Python's multiprocessing that ends when all its processes have, and then removes their semaphores and
 #: shared memory, whose names tell nobody's; how long it may take
@@ -139,7 +140,9 @@ class ProcessRuntime(Runtime):
                 yield from _descendants(psutil.Process(), plan.run_dir)
                 yield from _marked(plan.run_dir)
 
-        return _kill_until_gone(find, deadline_s) + remove_leftovers(plan, self._since)
+        left = _kill_until_gone(find, deadline_s)
+        _remove_temporary(plan.run_dir)
+        return left + remove_leftovers(plan, self._since)
 
     def legacy(self, handle: Handle) -> bytes | None:
         return read(handle.pid) if is_running(handle) else None
@@ -192,7 +195,6 @@ def remove_leftovers(plan: LaunchPlan, since: float) -> tuple[str, ...]:
 
     Folders that match go only if they are empty and were made while it started: their names tell nobody's.
     """
-    _remove_temporary(plan.run_dir)
     files: list[Path] = []
     for pattern in plan.leftovers:
         for path in map(Path, glob.glob(pattern)):  # noqa: PTH207  (absolute patterns)
@@ -206,20 +208,25 @@ def remove_leftovers(plan: LaunchPlan, since: float) -> tuple[str, ...]:
 
 
 def _make_temporary(run_dir: str) -> str:
-    """The engine's own TMPDIR. Short, because engines put Unix sockets there, whose paths end at 107 bytes; a link in
-    `run_dir` says where it is."""
-    folder = tempfile.mkdtemp(prefix="rml-")
-    link = Path(run_dir) / "tmp"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder)
+    """Make the engine's own TMPDIR, which a file beside `run_dir` names. It is short, because engines put Unix sockets
+    there, whose paths end at 107 bytes."""
+    _remove_temporary(run_dir)
+    folder = tempfile.mkdtemp(prefix=_TEMPORARY)
+    _temporary(run_dir).write_text(folder)
     return folder
 
 
 def _remove_temporary(run_dir: str) -> None:
-    link = Path(run_dir) / "tmp"
     with contextlib.suppress(OSError):
-        shutil.rmtree(link.readlink(), ignore_errors=True)
-        link.unlink()
+        folder = Path(_temporary(run_dir).read_text())
+        _temporary(run_dir).unlink()
+        if folder.name.startswith(_TEMPORARY) and folder.lstat().st_uid == os.getuid():
+            trees.remove(folder)
+
+
+def _temporary(run_dir: str) -> Path:
+    """The file that says where that folder is: not in `run_dir`, where an engine could write another name."""
+    return Path(run_dir).with_name("tmp")
 
 
 def _output(log: Path) -> BinaryIO:

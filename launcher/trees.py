@@ -1,0 +1,59 @@
+"""Removing folders that a program has filled as it liked: no link is followed, and none is too deep."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def remove(root: Path) -> None:
+    """Remove the folder `root` with all that is in it; what cannot be removed stays, and so does a link at its place.
+
+    `shutil.rmtree` calls itself for each folder in a folder, and ends with a `RecursionError` in the thousandth. Here
+    those are moved up into `root` and taken in turn.
+    """
+    with contextlib.suppress(OSError):
+        top = os.open(root, _FOLDER)
+        try:
+            names = os.listdir(top)  # noqa: PTH208  (by a descriptor)
+            for name in names:  # it grows
+                names += _emptied(name, top)
+        finally:
+            os.close(top)
+        root.rmdir()
+
+
+def _emptied(name: str, top: int) -> Iterator[str]:
+    """Remove `name` from the folder `top`; yields the new names of the folders that were in it."""
+    with contextlib.suppress(OSError):
+        if not _opened_up(name, top):
+            os.unlink(name, dir_fd=top)
+            return
+        folder = os.open(name, _FOLDER, dir_fd=top)
+        try:
+            for inner in os.listdir(folder):  # noqa: PTH208
+                with contextlib.suppress(OSError):
+                    if _opened_up(inner, folder):
+                        moved = f"rml-{secrets.token_hex(8)}"
+                        os.rename(inner, moved, src_dir_fd=folder, dst_dir_fd=top)
+                        yield moved
+                    else:
+                        os.unlink(inner, dir_fd=folder)
+        finally:
+            os.close(folder)
+        os.rmdir(name, dir_fd=top)
+
+
+def _opened_up(name: str, folder: int) -> bool:
+    """Whether `name` is a folder; if so, its owner may do everything in it from now on."""
+    if not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+        return False
+    with contextlib.suppress(OSError):  # another owner's
+        os.chmod(name, 0o700, dir_fd=folder)
+    return True
