@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,13 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 @pytest.fixture
-def victim(tmp_path: Path) -> Path:
+def victim(tmp_path: Path) -> Iterator[Path]:
     """A folder of the host that no container has business with."""
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "precious").write_text("x")
-    return folder
+    yield folder
+    subprocess.run(["/bin/rm", "-rf", str(tmp_path / "deployments")], check=True)  # else it would stay in pytest's way
 
 
 def hostile(plan: LaunchPlan, victim: Path) -> LaunchPlan:

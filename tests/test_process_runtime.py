@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engines.base import LaunchPlan
-from launcher.runtimes.process import ProcessRuntime, _workers
-from launcher.runtimes.procfs import is_alive
+from engines.base import DeploymentError, LaunchPlan
+from launcher.runtimes.base import Handle
+from launcher.runtimes.process import ProcessRuntime, _workers, belongs
+from launcher.runtimes.procfs import boot_id, is_alive, start_ticks
 from tests.supervision import fake_plan, wait_for
 
 
@@ -92,25 +93,74 @@ def test_shared_memory_of_a_killed_python_is_removed(tmp_path: Path) -> None:
     assert not any(path.exists() for path in shared)
 
 
-def test_a_worker_that_wrote_over_its_variables_is_known_by_where_it_stands(tmp_path: Path) -> None:
-    """As programs do that give themselves a name."""
-    script = (
-        "import subprocess; print(subprocess.Popen(['sleep', '60'], env={}, start_new_session=True).pid, flush=True)"
-    )
-    plan = dataclasses.replace(
-        fake_plan(tmp_path), argv=(sys.executable, "-c", f"{script}; import time; time.sleep(60)")
-    )
+#: starts a worker without variables, as programs are that have given themselves a name, and says its pid
+WORKER = """
+    import os, subprocess, sys, time
+    worker = subprocess.Popen(["sleep", "60"], env={{}}, start_new_session={own_session})
+    print(worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def with_a_worker(state: Path, *, own_session: bool) -> tuple[LaunchPlan, int, int]:
+    """A plan, the pid of its program, and the pid of that one's worker."""
+    script = textwrap.dedent(WORKER.format(own_session=own_session))
+    plan = dataclasses.replace(fake_plan(state), argv=(sys.executable, "-c", script))
     Path(plan.run_dir).mkdir(parents=True)
-    log, runtime = tmp_path / "log", ProcessRuntime()
-    handle = runtime.start(plan, log)
+    log = Path(plan.run_dir).with_name("logs") / "000001.log"
+    log.parent.mkdir()
+    handle = ProcessRuntime().start(plan, log)
     wait_for(lambda: log.read_text().endswith("\n"))
-    worker = int(log.read_text())
+    return plan, handle.pid, int(log.read_text())
+
+
+@pytest.mark.parametrize("own_session", [True, False])
+@pytest.mark.parametrize("orphaned", [True, False])
+def test_a_worker_that_wrote_over_its_variables_is_known_by_where_it_stands_and_comes_from(
+    tmp_path: Path, own_session: bool, orphaned: bool
+) -> None:
+    plan, program, worker = with_a_worker(tmp_path, own_session=own_session)
+    if orphaned:
+        os.kill(program, signal.SIGKILL)
+        wait_for(lambda: not is_alive(program))
+    assert belongs(worker, plan.run_dir)
 
     assert ProcessRuntime().clear(plan.run_dir, {}) == ()
 
-    assert not is_alive(handle.pid)
+    assert not is_alive(program)
     assert not is_alive(worker)
-    runtime.sweep(plan)
+
+
+@pytest.mark.parametrize("variables", [{}, None])
+def test_a_bystander_in_the_run_folder_is_left_alone(tmp_path: Path, variables: dict[str, str] | None) -> None:
+    plan, program, worker = with_a_worker(tmp_path, own_session=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], cwd=plan.run_dir, env=variables
+    ) as bystander:
+        try:
+            assert not belongs(bystander.pid, plan.run_dir)
+            assert ProcessRuntime().clear(plan.run_dir, {}) == ()
+
+            assert not is_alive(program)
+            assert not is_alive(worker)
+            assert is_alive(bystander.pid)
+        finally:
+            bystander.kill()
+
+
+def test_only_the_program_itself_is_asked_to_end_and_adopted() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True) as other:
+        try:
+            handle = Handle(other.pid, start_ticks(other.pid) - 1, boot_id())
+            ProcessRuntime().terminate(handle)
+            assert ProcessRuntime().legacy(handle) is None
+            with pytest.raises(DeploymentError, match="is another program by now"):
+                ProcessRuntime().adopt(handle, fake_plan(Path("/nowhere")), Path("/nowhere"))
+            assert other.poll() is None
+            ProcessRuntime().terminate(Handle(other.pid, start_ticks(other.pid), boot_id()))
+            assert other.wait(10) == -signal.SIGTERM
+        finally:
+            other.kill()
 
 
 def test_a_file_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,14 +85,15 @@ class ProcessRuntime(Runtime):
         return Handle(process.pid, start_ticks(process.pid), boot_id())
 
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
-        if not is_running(handle):
+        with contextlib.suppress(OSError):
+            self._adopted = os.pidfd_open(handle.pid)
+        if self._adopted is None or not is_running(handle):  # looked at last: a pid may be reused
             raise DeploymentError(f"pid {handle.pid} has ended, or is another program by now")
         import psutil
 
         self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._since = psutil.Process(handle.pid).create_time()
         self._oom_kills = oom_kills()
-        self._adopted = os.pidfd_open(handle.pid)
 
     def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
         return self._adopted
@@ -127,8 +128,11 @@ class ProcessRuntime(Runtime):
         return None
 
     def terminate(self, handle: Handle) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(handle.pid, signal.SIGTERM)
+        if is_running(
+            handle
+        ):  # a child of ours keeps its number until we have noticed its end; an adopted one does not
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(handle.pid, signal.SIGTERM)
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
         import psutil  # not at the top: it would keep the engine's first start waiting
@@ -263,11 +267,21 @@ def _is_anothers(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
-    """By a variable, or by the folder it stands in: a program that renames itself may write over its variables."""
+    """Every process of the deployment: by a variable, or by what `_is_proved` takes for one that has written over its
+    variables, as programs do that give themselves a name."""
     import psutil
 
+    sessions, standing = set(), []
     for process in psutil.process_iter():
-        if process.pid != os.getpid() and _carries(process, run_dir):
+        if process.pid == os.getpid():
+            continue
+        if _carries(process, run_dir):
+            sessions.add(_session(process))
+            yield process
+        elif _stands_in(process, run_dir):
+            standing.append(process)
+    for process in standing:
+        if _session(process) in sessions - {0} or _is_proved(process, run_dir):
             yield process
 
 
@@ -276,7 +290,8 @@ def belongs(pid: int, run_dir: str) -> bool:
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        return _carries(psutil.Process(pid), run_dir)
+        process = psutil.Process(pid)
+        return _carries(process, run_dir) or (_stands_in(process, run_dir) and _is_proved(process, run_dir))
     return False
 
 
@@ -284,8 +299,40 @@ def _carries(process: psutil.Process, run_dir: str) -> bool:
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
-        return process.environ().get(MARKER) == run_dir or process.cwd().removesuffix(" (deleted)") == run_dir
+        return process.environ().get(MARKER) == run_dir
     return False
+
+
+def _stands_in(process: psutil.Process, run_dir: str) -> bool:
+    """Whether it is in the run folder: so is a shell of somebody who looks at it, which is nobody's to kill."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return process.cwd().removesuffix(" (deleted)") == run_dir
+    return False
+
+
+def _is_proved(process: psutil.Process, run_dir: str) -> bool:
+    """Whether a process that stands in the run folder comes of its engine: it was started below a process of the
+    deployment, or what it says goes to the engine's log."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        if any(_carries(parent, run_dir) for parent in process.parents()):
+            return True
+    logs = Path(run_dir).with_name("logs")
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process.pid}/fd/{number}").readlink().parent == logs:
+                return True
+    return False
+
+
+def _session(process: psutil.Process) -> int:
+    """The number of its session; 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        return os.getsid(process.pid)
+    return 0
 
 
 def _listens(process: psutil.Process, port: int) -> bool:
