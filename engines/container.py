@@ -10,6 +10,9 @@ from engines.environment import Environment
 #: says on every container whose it is: the deployment's name, and its folder, which no other deployment has
 LABEL_NAME, LABEL_FOLDER = "rmlaunch.deployment", "rmlaunch.folder"
 
+#: in every container; gone with it
+TEMPORARY = "/tmp"  # noqa: S108
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerSettings:
@@ -87,5 +90,7 @@ class Container:
     shm_size: str | None = None  #: "1g", of /dev/shm; Docker's own 64 MB where None
     memory: str | None = None  #: "16g", and no swap beyond it
     cpus: float | None = None
+    pids: int | None = None  #: processes and threads; None is no limit
+    read_only: bool = False  #: the image's files and the run folder; /tmp is then in memory
     labels: Mapping[str, str] = field(default_factory=dict)
     log_bytes: int = 1 << 25  #: of Docker's own copy of the log, which keeps as much again of what came before

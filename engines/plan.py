@@ -265,6 +265,7 @@ class LaunchPlan:
     inherit: tuple[str, ...] = ()  #: as in `ServeSpec`; the runtime reads their values
     files: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → text
     links: Mapping[str, str] = field(default_factory=dict)  #: path below `run_dir` → what it points to
+    writes: tuple[str, ...] = ()  #: folders below `run_dir` that the program writes to, and that are made for it
     leftovers: tuple[str, ...] = ()  #: glob patterns of files outside `run_dir` that a killed engine leaves behind
     builds: tuple[BuildStep, ...] = ()
     container: Container | None = None
@@ -287,6 +288,7 @@ class LaunchPlan:
         inherit: Sequence[str] = (),
         files: Mapping[str, str] | None = None,
         links: Mapping[str, str] | None = None,
+        writes: Sequence[str] = (),
         leftovers: Sequence[str] = (),
         chat: bool = True,
         shm_size: str | None = None,
@@ -304,7 +306,7 @@ class LaunchPlan:
         """
         steps = spec.builds if builds is None else tuple(builds)
         inside = [f"{spec.run_dir}/{model_repository}"] if model_repository else []
-        container = _container(spec, [*inside, *_served(spec, steps), *reads], shm_size)
+        container = _container(spec, [*inside, *_served(spec, steps), *reads], writes, shm_size)
         return cls(
             name=spec.name,
             engine=spec.engine,
@@ -320,6 +322,7 @@ class LaunchPlan:
             inherit=() if spec.container else (*inherit, *spec.inherit),
             files=files or {},
             links=links or {},
+            writes=tuple(writes),
             leftovers=_outside(container, leftovers),
             builds=steps,
             container=container,
@@ -339,7 +342,7 @@ def _served(spec: ServeSpec, steps: Sequence[BuildStep]) -> list[str]:
     return [spec.model.path, *made, *([library] if library.startswith("/") else [])]
 
 
-def _container(spec: ServeSpec, reads: Sequence[str], shm_size: str | None) -> Container | None:
+def _container(spec: ServeSpec, reads: Sequence[str], writes: Sequence[str], shm_size: str | None) -> Container | None:
     """The container of `spec` with what the engine needs of it: its ports, and what it reads at the same place."""
     if spec.container is None:
         return None
@@ -348,8 +351,10 @@ def _container(spec: ServeSpec, reads: Sequence[str], shm_size: str | None) -> C
         spec.container,
         ports=(Port(spec.published, http), *(Port(LOOPBACK_ADDRESS, number) for number in others)),
         mounts=(
-            Mount(spec.run_dir, spec.run_dir, read_only=False),
+            Mount(spec.run_dir, spec.run_dir, read_only=spec.container.read_only),
             *(Mount(path, path) for path in dict.fromkeys(reads)),
+            # A mount of its own, which nobody inside can put a link in place of.
+            *(Mount(path, path, read_only=False) for path in (f"{spec.run_dir}/{name}" for name in writes)),
             Mount(spec.container.cache, spec.container.cache, read_only=False),
             *spec.container.mounts,
         ),

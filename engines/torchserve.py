@@ -43,6 +43,9 @@ _TEN_YEARS_MIN = 10 * 365 * 24 * 60
 #: whatever `host` is: who manages it can run code in it
 _LOOPBACK = "127.0.0.1"
 
+#: where the frontend stands, since it writes its keys there (templates/torchserve/start.py)
+_WORK = "work"
+
 #: bytes of a request or an answer; TorchServe's own limit is 6.5 MB
 _MOST_BYTES = 100 << 20
 
@@ -90,6 +93,7 @@ class TorchServe(Engine):
                 "log4j2.xml": spec.templates["log4j2.xml"],
                 "config.properties": _properties(spec, step.output, name),
             },
+            writes=(_WORK,),
             builds=(*spec.builds, step),
             shm_size="1g",
             key=_key(spec, "inference"),
@@ -163,8 +167,8 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
         # TorchServe prefers these to its own flags, and the caller may have some.
         "TS_CONFIG_FILE": f"{spec.run_dir}/config.properties",
         "TS_MODEL_SERVER_HOME": spec.environment.site_packages,
-        "LOG_LOCATION": f"{spec.run_dir}/logs",
-        "METRICS_LOCATION": f"{spec.run_dir}/logs",
+        "LOG_LOCATION": f"{spec.run_dir}/{_WORK}/logs",
+        "METRICS_LOCATION": f"{spec.run_dir}/{_WORK}/logs",
         "HF_HUB_OFFLINE": "1",  # everything was fetched before the launch
     }
     if spec.device.kind == "gpu":
@@ -214,7 +218,7 @@ def _property(value: object) -> str:
 
 
 def _key(spec: ServeSpec, kind: str) -> KeyFile:
-    return KeyFile(f"{spec.run_dir}/key_file.json", f"{kind}.key")
+    return KeyFile(f"{spec.run_dir}/{_WORK}/key_file.json", f"{kind}.key")
 
 
 def _probes(spec: ServeSpec) -> Probes:

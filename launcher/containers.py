@@ -20,7 +20,7 @@ from engines.base import (
     Mount,
     PlanError,
 )
-from engines.container import LABEL_FOLDER, LABEL_NAME
+from engines.container import LABEL_FOLDER, LABEL_NAME, TEMPORARY
 from launcher.paths import cache_root, shipped
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.base import MARKER
@@ -28,6 +28,9 @@ from launcher.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
 
 #: where images of ours have the packages
 ENVIRONMENT = "/opt/rmlaunch/environment"
+
+#: kinds of devices for which the images that are built are known to need nothing that they may write to
+_TRIED = ("cpu", "gpu")
 
 _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
@@ -63,6 +66,8 @@ def _check_sizes(conf: ContainerConf) -> None:
             raise ConfigError(f"runtime.{key}={size!r} is not understood; write 512m or 16g")
     if conf.cpus is not None and conf.cpus <= 0:
         raise ConfigError(f"runtime.cpus={conf.cpus:g} must be more than 0")
+    if conf.pids is not None and conf.pids < 1:
+        raise ConfigError(f"runtime.pids={conf.pids} must be at least 1; null is no limit")
 
 
 def layout(engine: EngineConf, key: str) -> LayoutConf:
@@ -117,9 +122,9 @@ def describe(
         env={
             # A user that the image does not know has no home and no name; what engines compile is kept from start to
             # start.
-            "HOME": run_dir,
+            "HOME": TEMPORARY,
             "USER": "rmlaunch",
-            "TMPDIR": "/tmp",  # noqa: S108  (the container's own, and gone with it)
+            "TMPDIR": TEMPORARY,
             "XDG_CACHE_HOME": cache,
             MARKER: run_dir,
         },
@@ -135,6 +140,8 @@ def describe(
         shm_size=conf.shm_size,
         memory=conf.memory,
         cpus=conf.cpus,
+        pids=conf.pids,
+        read_only=bool(build) and config.device.kind in _TRIED if conf.read_only is None else conf.read_only,
         labels={LABEL_NAME: name, LABEL_FOLDER: run_dir},
         log_bytes=config.supervise.log_mib << 20,
     )

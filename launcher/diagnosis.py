@@ -79,7 +79,8 @@ SIGNATURES = (
               r"insufficient memory|Could not allocate compressed class space",
               "the machine's memory is full", "use a smaller model or a shorter model.context_length", shortage=True),
     Signature(r"can't start new thread|unable to create native thread",
-              "it may not start another thread", "raise the limit of processes (ulimit -u; of a container, pids)",
+              "it may not start another thread",
+              "raise the limit of processes (ulimit -u; of a container, runtime.pids)",
               permanent=False),  # others under the same limit may end
     Signature(r"libpython3\.\d+\.so\S*: cannot open shared object",
               "Python's shared library, which Triton embeds, is missing",

@@ -130,9 +130,11 @@ def _container_lines(container: Container) -> Iterator[str]:
         "ipc": container.ipc,
         "memory": container.memory,
         "cpus": container.cpus,
+        "pids": container.pids,
         "ulimits": ", ".join(f"{name}={most}" for name, most in container.ulimits.items()),
     }
-    yield f"limits       cap_drop ALL; {'; '.join(f'{key} {value}' for key, value in told.items() if value)}"
+    root = "; read-only" if container.read_only else ""
+    yield f"limits       cap_drop ALL{root}; {'; '.join(f'{key} {value}' for key, value in told.items() if value)}"
 
 
 def _build(step: BuildStep) -> dict[str, Any]:

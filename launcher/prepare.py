@@ -32,7 +32,7 @@ def _prepare_container(container: Container, progress: Progress) -> None:
     from launcher import images  # not at the top: a launch without a container would wait for it
 
     images.ensure(container, progress)
-    Path(container.cache).mkdir(parents=True, exist_ok=True)
+    Path(container.cache).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
@@ -59,6 +59,8 @@ def make_run_folder(plan: LaunchPlan) -> None:
     except FileExistsError as exc:
         raise PrepareError(f"{plan.name}: {root} is of an earlier start and cannot be removed; remove it") from exc
     render_files(plan.files, plan.links, root)
+    for name in plan.writes:
+        (root / name).mkdir()
 
 
 def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path) -> None:

@@ -144,7 +144,9 @@ class ContainerConf(RuntimeConf):
     devices: str = MISSING  #: auto, cdi or nodes
     memory: str | None = None
     cpus: float | None = None
+    pids: int | None = None
     shm_size: str | None = None
+    read_only: bool | None = None
     mounts: list[str] = field(default_factory=list)
 
 

@@ -17,7 +17,7 @@ from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, La
 from launcher import plans
 from launcher.control import Connection, Supervised, orders_for
 from launcher.ledger import Claim, Ledger
-from launcher.prepare import render_files
+from launcher.prepare import make_run_folder
 from launcher.runtimes.process import ProcessRuntime
 from launcher.runtimes.procfs import is_alive as is_alive
 from launcher.schema import SuperviseConf
@@ -66,7 +66,7 @@ def claimed(plan: LaunchPlan, state: Path) -> Claim:
     ledger = Ledger(state)
     with ledger.exclusive():
         claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plans.public(plan))
-    render_files(plan.files, plan.links, Path(plan.run_dir))
+    make_run_folder(plan)
     return claim
 
 

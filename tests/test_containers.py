@@ -54,13 +54,47 @@ def test_a_container_has_only_what_its_engine_needs(tmp_path: Path) -> None:
     assert container.user == f"{os.getuid()}:{os.getgid()}"
     assert (container.nodes, container.cdi, container.gpu_ids, container.ipc) == ((), (), (), None)
     assert container.shm_size == "1g"
+    assert (container.read_only, container.pids) == (True, 16384)
     assert container.mounts == (
-        Mount(run_dir, run_dir, read_only=False),
+        Mount(run_dir, run_dir),
         Mount(f"{run_dir}/models", f"{run_dir}/models"),
         Mount(plan.model.path, plan.model.path),
         Mount(container.cache, container.cache, read_only=False),
     )
     assert plan.leftovers == ()
+
+
+def test_what_torchserve_writes_to_is_a_folder_of_its_own(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "engine=torchserve", "device=cpu")
+
+    assert plan.container is not None
+    assert plan.key is not None
+    assert plan.key.path == f"{plan.run_dir}/work/key_file.json"
+    written = [mount.source for mount in plan.container.mounts if not mount.read_only]
+    assert written == [f"{plan.run_dir}/work", plan.container.cache]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "read_only"),
+    [
+        ((), True),
+        (("runtime.read_only=false",), False),
+        (("runtime.image=me/mine:1",), False),
+        (("runtime.image=me/mine:1", "runtime.read_only=true"), True),
+    ],
+)
+def test_its_files_are_read_only_where_that_is_known_to_work_or_is_asked_for(
+    tmp_path: Path, overrides: tuple[str, ...], read_only: bool
+) -> None:
+    plan = plan_of(tmp_path, *CPU, *overrides)
+    words = docker_request.docker_run(plan)
+
+    assert plan.container is not None
+    assert plan.container.read_only is read_only
+    assert ("--read-only" in words) is read_only
+    assert ("--tmpfs=/tmp:exec,mode=1777" in words) is read_only
+    assert (f"--mount=type=bind,source={plan.run_dir},target={plan.run_dir},readonly" in words) is read_only
+    assert "--pids-limit=16384" in words
 
 
 def test_every_port_is_published_on_loopback_with_the_number_that_it_has_inside(tmp_path: Path) -> None:

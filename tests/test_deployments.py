@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
-from launcher import verbs
+from launcher import plans, verbs
 from launcher.control import Connection, News, NoAnswerError, orders_for
 from launcher.deployments import Deployments, _of
 from launcher.ledger import Ledger

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.base import LaunchPlan
+from engines.base import LaunchPlan, Mount
 from launcher.lifecycle import Phase
 from tests.containers import nothing_left, plan_of
 from tests.dockerd import PYTHON, Daemon
@@ -81,3 +81,74 @@ def test_nor_when_it_takes_too_long_to_start(docker_daemon: Daemon, tmp_path: Pa
     assert "looked" in Path(news.log).read_text()
     assert (victim / "precious").exists()
     assert not Path(plan.run_dir).exists()
+
+
+#: says where it may write, and where a program that it has written may be run, then serves
+WRITES = """
+import os, subprocess, sys
+for folder in sys.argv[1].split(":"):
+    path = folder + "/program"
+    try:
+        with open(path, "w") as stream:
+            stream.write("#!/bin/sh\\n")
+        os.chmod(path, 0o700)
+        print(folder, "run" if subprocess.run([path]).returncode == 0 else "written", flush=True)
+    except OSError as exc:
+        print(folder, exc.strerror, flush=True)
+try:
+    os.rename(os.getcwd() + "/work", os.getcwd() + "/other")
+except OSError as exc:
+    print("work", exc.strerror, flush=True)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_it_writes_where_the_plan_says_and_nowhere_else(docker_daemon: Daemon, tmp_path: Path, read_only: bool) -> None:
+    plan = plan_of(docker_daemon, tmp_path, read_only=read_only)
+    work = f"{plan.run_dir}/work"
+    assert plan.container is not None
+    given = [mount for mount in plan.container.mounts if mount.source != plan.run_dir]
+    mounts = (Mount(plan.run_dir, plan.run_dir, read_only=read_only), Mount(work, work, read_only=False), *given)
+    folders = ("/", "/usr", plan.run_dir, work, "/tmp", "/dev/shm")
+    argv = (PYTHON, "-c", WRITES, ":".join(folders), *plan.argv)
+    plan = dataclasses.replace(
+        plan, container=dataclasses.replace(plan.container, mounts=mounts), argv=argv, writes=("work",)
+    )
+    with supervised(plan, tmp_path) as owner:
+        lines = Path(owner.wait_ready().log).read_text().splitlines()
+
+    refused = "Read-only file system" if read_only else "run"
+    told = dict(line.split(" ", 1) for line in lines)
+    assert told == {
+        "/": refused,
+        "/usr": refused,
+        plan.run_dir: refused,
+        work: "run",
+        "/tmp": "run",
+        "/dev/shm": "Permission denied",  # Docker's own has no programs
+        "work": "Read-only file system" if read_only else "Device or resource busy",
+    }
+
+
+#: starts processes until it may not, and says whether that was soon
+FORKS = """
+import os, sys
+for number in range(200):
+    try:
+        if os.fork() == 0:
+            os.execv("/bin/sleep", ["sleep", "60"])
+    except OSError as exc:
+        print(number < 99, exc.strerror, flush=True)
+        break
+sys.exit(3)
+"""
+
+
+def test_a_container_that_starts_processes_without_end_is_bounded(docker_daemon: Daemon, tmp_path: Path) -> None:
+    plan = plan_of(docker_daemon, tmp_path, pids=50)
+    with supervised(dataclasses.replace(plan, argv=(PYTHON, "-c", FORKS)), tmp_path, max_crashes=1) as owner:
+        news = owner.wait_final(40)
+
+    assert news.tail == ("True Resource temporarily unavailable",)
+    assert nothing_left(docker_daemon, plan)

@@ -54,7 +54,7 @@ def test_a_container_serves_is_stopped_and_leaves_nothing(docker_daemon: Daemon,
 def test_what_is_in_it_has_only_what_it_needs(docker_daemon: Daemon, tmp_path: Path) -> None:
     secret = tmp_path / "weights"
     secret.write_text("x")
-    limits: dict[str, Any] = {"memory": "256m", "cpus": 1.5, "shm_size": "128m", "ulimits": {"nofile": 512}}
+    limits: dict[str, Any] = {"memory": "256m", "cpus": 1.5, "shm_size": "128m", "ulimits": {"nofile": 512}, "pids": 99}
     plan = plan_of(docker_daemon, tmp_path, mounts=(
         Mount(str(tmp_path / "deployments/fake/run"), str(tmp_path / "deployments/fake/run"), read_only=False),
         Mount(str(FAKE.parent), str(FAKE.parent)), Mount(str(secret), str(secret)),
@@ -69,7 +69,7 @@ def test_what_is_in_it_has_only_what_it_needs(docker_daemon: Daemon, tmp_path: P
     host = told["HostConfig"]
     assert host["Privileged"] is False
     assert (host["Memory"], host["MemorySwap"]) == (256 << 20, 256 << 20)
-    assert (host["NanoCpus"], host["ShmSize"]) == (1_500_000_000, 128 << 20)
+    assert (host["NanoCpus"], host["ShmSize"], host["PidsLimit"]) == (1_500_000_000, 128 << 20, 99)
     assert {mount["Source"]: mount["RW"] for mount in told["Mounts"]}[str(secret)] is False
     assert told["Config"]["Healthcheck"] == {"Test": ["NONE"]}
     port = str(plan.endpoints.http.port)

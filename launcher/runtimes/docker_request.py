@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import Container, LaunchPlan
 from engines.base import Mount as MountedAt
+from engines.container import TEMPORARY
 from launcher.masking import is_secret, mask_argv, mask_url
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def create_arguments(plan: LaunchPlan, client: APIClient, linked: Sequence[Mount
         group_add=list(box.groups),
         ulimits=[Ulimit(name=name, soft=most, hard=most) for name, most in box.ulimits.items()],
         sysctls=dict(box.sysctls),
+        pids_limit=box.pids,
+        read_only=box.read_only,
+        tmpfs=dict(_temporary(box)),
         ipc_mode=box.ipc,
         shm_size=box.shm_size,
         log_config=LogConfig(type=LogConfig.types.JSON, config=dict(_log_options(box))),
@@ -102,6 +106,9 @@ def _options(plan: LaunchPlan, box: Container) -> Iterator[str]:
     yield from ([f"--shm-size={box.shm_size}"] if box.shm_size else [])
     yield from ([f"--memory={box.memory}", f"--memory-swap={box.memory}"] if box.memory else [])
     yield from ([f"--cpus={box.cpus:g}"] if box.cpus else [])
+    yield from ([f"--pids-limit={box.pids}"] if box.pids else [])
+    yield from (["--read-only"] if box.read_only else [])
+    yield from (f"--tmpfs={path}:{options}" for path, options in _temporary(box).items())
     yield from ("--no-healthcheck", "--log-driver=json-file")
     yield from (f"--log-opt={name}={value}" for name, value in _log_options(box).items())
     for mount in box.mounts:
@@ -111,6 +118,11 @@ def _options(plan: LaunchPlan, box: Container) -> Iterator[str]:
         secret = is_secret(name) or mask_url(value) != value
         yield f"--env={name}" if secret else f"--env={name}={value}"
     yield from (f"--workdir={plan.run_dir}", f"--entrypoint={plan.argv[0]}")
+
+
+def _temporary(box: Container) -> Mapping[str, str]:
+    """Folders in memory, with their options: engines compile programs there and load them."""
+    return {TEMPORARY: "exec,mode=1777"} if box.read_only else {}
 
 
 def _log_options(box: Container) -> Mapping[str, str]:

@@ -304,11 +304,11 @@ def _carries(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _stands_in(process: psutil.Process, run_dir: str) -> bool:
-    """Whether it is in the run folder: so is a shell of somebody who looks at it, which is nobody's to kill."""
+    """Whether it is in the run folder or below, as the shell of somebody who looks at it is too."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
-        return process.cwd().removesuffix(" (deleted)") == run_dir
+        return Path(process.cwd().removesuffix(" (deleted)")).is_relative_to(run_dir)
     return False
 
 

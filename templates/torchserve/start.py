@@ -32,6 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main(grace_s: float, command: list[str]) -> int:
     """Run the frontend until it ends or we are asked to end it. Returns the exit code."""
     temporary = Path(os.environ["TMPDIR"])
+    os.chdir(Path(__file__).parent / "work")  # the one folder beside it that may be written to
     os.umask(0o077)  # key_file.json is written first and protected afterwards
     Path("key_file.json").unlink(missing_ok=True)  # of the last start: its keys are not valid any more
     busy = temporary / "busy"

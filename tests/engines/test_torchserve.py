@@ -92,13 +92,13 @@ def test_the_frontend_is_java_of_the_environment_with_an_address_for_each_of_its
     assert plan.env == {
         "TS_CONFIG_FILE": "/run/config.properties",
         "TS_MODEL_SERVER_HOME": "/env/lib/python3.11/site-packages",
-        "LOG_LOCATION": "/run/logs",
-        "METRICS_LOCATION": "/run/logs",
+        "LOG_LOCATION": "/run/work/logs",
+        "METRICS_LOCATION": "/run/work/logs",
         "HF_HUB_OFFLINE": "1",
     }
     assert plan.endpoints.http == Endpoint("127.0.0.1", 8000, path="/predictions/m/1.0")
     assert plan.endpoints.metrics == "http://127.0.0.1:8002/metrics"
-    assert plan.key == KeyFile("/run/key_file.json", "inference.key")
+    assert plan.key == KeyFile("/run/work/key_file.json", "inference.key")
 
 
 def test_whoever_may_ask_it_from_outside_may_not_manage_it() -> None:
@@ -113,7 +113,7 @@ def test_it_has_started_when_a_worker_is_ready() -> None:
     startup = TorchServe().plan(spec()).probes.startup
 
     assert (startup.path, startup.expect, startup.among) == ("/models/m", "0.workers.*.status", "READY")
-    assert startup.key == KeyFile("/run/key_file.json", "management.key")
+    assert startup.key == KeyFile("/run/work/key_file.json", "management.key")
 
 
 @pytest.mark.parametrize(

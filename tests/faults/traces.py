@@ -21,7 +21,7 @@ def processes(run_dir: Path) -> dict[Process, str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             marked = process.environ().get("RMLAUNCH_DEPLOYMENT") == str(run_dir)
-            stands = process.cwd().removesuffix(" (deleted)") == str(run_dir)
+            stands = Path(process.cwd().removesuffix(" (deleted)")).is_relative_to(run_dir)
             if (marked or stands) and process.status() != psutil.STATUS_ZOMBIE:
                 found[process.pid, process.create_time()] = " ".join(process.cmdline())
     return found
