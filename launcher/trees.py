@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+_LOOKED_AT = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -52,8 +52,13 @@ def _emptied(name: str, top: int) -> Iterator[str]:
 
 def _opened_up(name: str, folder: int) -> bool:
     """Whether `name` is a folder; if so, its owner may do everything in it from now on."""
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+    try:
+        found = os.open(name, _LOOKED_AT, dir_fd=folder)
+    except NotADirectoryError:  # a link, too
         return False
-    with contextlib.suppress(OSError):  # another owner's
-        os.chmod(name, 0o700, dir_fd=folder)
+    try:
+        with contextlib.suppress(OSError):  # another owner's
+            Path(f"/proc/self/fd/{found}").chmod(0o700)  # by its name, it would go through a link that came since
+    finally:
+        os.close(found)
     return True
