@@ -61,7 +61,7 @@ def said(folder: Path) -> dict[str, Any]:
     try:
         with Connection(folder) as connection:
             return connection.ask("status")
-    except OSError:
+    except (OSError, DeploymentError):  # nobody listens, or it ended while it was asked
         return {}
 
 

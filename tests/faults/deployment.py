@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from engines.base import LaunchPlan
+from engines.base import DeploymentError, LaunchPlan
 from launcher import structs
-from launcher.control import Connection, News
+from launcher.control import Connection, News, NoAnswerError
 from launcher.lifecycle import Phase
 from launcher.peers import connect
 from launcher.probes import Door, check
@@ -155,8 +155,10 @@ class Deployment:
         """As the supervisor says it; None where there is none."""
         try:
             with Connection(self.folder) as connection:
-                return News.read(json.dumps(connection.ask("status")).encode())
-        except OSError:
+                return News.of(connection.ask("status"))
+        except NoAnswerError:
+            raise
+        except (OSError, DeploymentError):  # nobody listens, or it ended while it was asked
             return None
 
     def connection(self) -> Connection:
