@@ -21,7 +21,7 @@ from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import BUG, ENGINE, Failure, of_engine
 from launcher.gateway.reader import Request
 from launcher.gateway.routing import Replica, Upstream
-from launcher.gateway.upstream import Connection
+from launcher.gateway.upstream import Connection, connect
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
@@ -72,9 +72,8 @@ class Exchange(Ticket):
         self._tried: tuple[Replica, ...] = ()
         self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
         self._failure: Failure | None = None  #: of the last attempt
-        self._waits_for = (
-            ""  #: nothing, a place in the queue, a replica that is held for, or what became of the last one
-        )
+        #: nothing, a place in the queue, a replica that is on its way, or what has become of the last one
+        self._waits_for = ""
         self._go_on_until = 0.0
         #: when it came, when it had its place, and when something was heard of it last
         self._began = self._placed = self._progress = server.clock()
@@ -174,35 +173,24 @@ class Exchange(Ticket):
             self.pause()
 
     async def _connect(self, upstream: Upstream, request: bytes, beside: bytes) -> None:
-        limit = self._route.settings.connect_timeout_s
-        where = f"{upstream.host}:{upstream.port}"
-        began = self._server.clock()
         try:
-            self._server.spare_descriptors()
-            tls = self._server.tls() if upstream.tls else None
-            connecting = self._server.loop.create_connection(
-                lambda: Connection(upstream), upstream.host, upstream.port, ssl=tls
-            )
-            _, connection = await asyncio.wait_for(connecting, limit)
-            if not connection.usable():  # between its being made and our turn
-                raise ConnectionResetError("it was closed at once")
+            connection = await connect(self._server, upstream, self._route.settings.connect_timeout_s)
         except (OSError, asyncio.TimeoutError) as exc:
             self._connecting = None
-            self._by_itself(partial(self._unreached, upstream, exc, where))
+            self._by_itself(partial(self._unreached, upstream, exc))
         except Exception:
-            log.exception("a bug: connecting to %s", where)
+            log.exception("a bug: connecting to %s:%d", upstream.host, upstream.port)
             self._connecting = None
             self.crash()
         else:
             self._connecting = None
-            connection.far_s = self._server.clock() - began
             self._by_itself(partial(self._use, connection, request, beside))
 
-    def _unreached(self, upstream: Upstream, exc: Exception, where: str) -> None:
+    def _unreached(self, upstream: Upstream, exc: Exception) -> None:
         now = self._server.clock()
         in_time = f"within {self._route.settings.connect_timeout_s:g} s"
         reason = in_time if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
-        failure = Failure(502, f"no connection to {where} {reason}", source=ENGINE)
+        failure = Failure(502, f"no connection to {upstream.host}:{upstream.port} {reason}", source=ENGINE)
         refused = isinstance(exc, ConnectionRefusedError)
         if refused and upstream.start and self._replica is not None and self._replica.upstream is upstream:
             # Its program has ended: nothing for the breaker, its supervisor starts it again and says so.

@@ -15,6 +15,7 @@ from launcher.gateway.routing import Upstream
 
 if TYPE_CHECKING:
     from launcher.gateway.exchange import Exchange
+    from launcher.gateway.server import Server
 
 _HEADERS_LIMIT = 1000
 #: bytes that are no body, in a row: of heads, of what stands between chunks, and after them
@@ -183,3 +184,17 @@ class Connection(asyncio.Protocol):
         self.close()
         if exchange is not None:
             exchange.misspoken(reason)
+
+
+async def connect(server: Server, upstream: Upstream, limit_s: float) -> Connection:
+    """Raises `OSError`, or `asyncio.TimeoutError` after `limit_s`."""
+    began = server.clock()
+    server.spare_descriptors()
+    connecting = server.loop.create_connection(
+        lambda: Connection(upstream), upstream.host, upstream.port, ssl=server.tls() if upstream.tls else None
+    )
+    _, connection = await asyncio.wait_for(connecting, limit_s)
+    if not connection.usable():  # between its being made and our turn
+        raise ConnectionResetError("it was closed at once")
+    connection.far_s = server.clock() - began
+    return connection
