@@ -128,9 +128,8 @@ class ProcessRuntime(Runtime):
         return None
 
     def terminate(self, handle: Handle) -> None:
-        if is_running(
-            handle
-        ):  # a child of ours keeps its number until we have noticed its end; an adopted one does not
+        # A child of ours keeps its number until we have noticed its end; an adopted one does not.
+        if is_running(handle):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(handle.pid, signal.SIGTERM)
 
