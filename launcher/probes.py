@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +67,9 @@ def _answer(door: Door, probe: HttpCheck, timeout_s: float) -> tuple[int, bytes]
             headers["Authorization"] = f"Bearer {bearer}"
         connection = _connection(endpoint, timeout_s)
         try:
-            connection.request(probe.method, f"{endpoint.path}{probe.path}", body, headers)
-            response = connection.getresponse()
+            with _cut_after(timeout_s, connection):
+                connection.request(probe.method, f"{endpoint.path}{probe.path}", body, headers)
+                response = connection.getresponse()
             return response.status, _read(connection, response, deadline)
         finally:
             connection.close()
@@ -79,6 +82,29 @@ def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnect
 
     kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
     return kind(endpoint.host, endpoint.port, timeout=timeout_s)
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, connection: http.client.HTTPConnection) -> Iterator[None]:
+    """Shut `connection` down where the block takes longer: a head that never ends, or 100 Continue for ever, would keep
+    the probes' thread, since a socket's timeout is for each read. Raises `TimeoutError`."""
+    is_over = threading.Event()
+
+    def cut() -> None:
+        is_over.set()
+        with contextlib.suppress(OSError):
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if is_over.is_set():  # whatever came of it: a head that was cut reads like a whole one
+            raise TimeoutError("its head did not end in time")
 
 
 def _judge(probe: HttpCheck, status: int, answer: bytes) -> str:

@@ -54,6 +54,22 @@ def test_a_body_that_never_ends_is_a_failure_in_time() -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+    ],
+)
+def test_a_head_that_never_ends_is_a_failure_in_time(head: bytes, drop: bytes) -> None:
+    began = time.monotonic()
+    with trickling(head, drop, every_s=0.02) as endpoint:
+        missing = check(Door(endpoint), HttpCheck("/health"), timeout_s=0.3)
+
+    assert missing is not None
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
     ("body", "expect", "passes"),
     [
         (b'{"usage": {"completion_tokens": 1}}', "usage.completion_tokens", True),
