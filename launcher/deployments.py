@@ -277,14 +277,15 @@ def _has_record(folder: Path) -> bool:
 
 def _of(folder: Path, orders: Orders, record: Mapping[str, Any]) -> Orders:
     """`orders`, where they are of the deployment in `folder` as its own record has it. Raises `NotAdoptableError`."""
-    runtime = record.get("runtime", orders.plan.runtime)  # a record that is lost says nothing against them
-    told = {
+    told = record.get("runtime")
+    runtime = told if isinstance(told, str) else orders.plan.runtime  # a record that is lost says nothing against them
+    compared = {
         "folder": (orders.home.resolve(), folder.resolve()),
         "run_dir": (Path(orders.plan.run_dir).resolve(), folder.resolve() / "run"),
         "name": (orders.plan.name, folder.name),
         "runtime": ((orders.plan.runtime, orders.runtime), (runtime, registry.place("runtime", runtime))),
     }
-    for key, (found, wanted) in told.items():
+    for key, (found, wanted) in compared.items():
         if found != wanted:
             raise NotAdoptableError(
                 f"its supervisor was killed, and the orders that were kept for the next one are not its own ({key}="
