@@ -51,7 +51,9 @@ def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitSt
         item = found.get(name or "")
         if item is not None and item.live:
             if _is_same(item, settled.config, replacing):
-                return _when_it_serves(item)
+                item = when_it_serves(item)
+                _note(f"{item.name} is already up")
+                return item.name, item.told("endpoints", "http")
         elif lost and item is not None:
             raise _has_ended(item)
         try:
@@ -90,8 +92,11 @@ def _is_same(item: Deployment, config: LaunchConfig, replacing: contextlib.ExitS
     return not changes
 
 
-def _when_it_serves(item: Deployment) -> tuple[str, str]:
-    """Wait for whoever starts it, as long as somebody does."""
+def when_it_serves(item: Deployment) -> Deployment:
+    """Wait for whoever starts it, as long as somebody does; returns it as it is then.
+
+    Raises `DeploymentError` where it does not come to serve.
+    """
     deployments, heard, told = Deployments(state_root()), time.monotonic(), False
     while item.news.phase not in (Phase.READY, Phase.DEGRADED):
         if item.news.phase is not Phase.UNKNOWN:
@@ -107,8 +112,7 @@ def _when_it_serves(item: Deployment) -> tuple[str, str]:
             told = True
         time.sleep(_PERIOD_S)
         item = deployments.look(item.folder)
-    _note(f"{item.name} is already up")
-    return item.name, item.told("endpoints", "http")
+    return item
 
 
 def _has_ended(item: Deployment) -> DeploymentError:

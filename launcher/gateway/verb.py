@@ -60,7 +60,9 @@ def _up(words: Sequence[str]) -> int:
     from launcher.deployments import Deployments
     from launcher.gateway.composing import composed, without_keys
     from launcher.gateway.reload import Asked, marks
+    from launcher.ledger import NameTakenError
     from launcher.paths import state_root
+    from launcher.verbs import end
 
     detached, replace = bool({"-d", "--detach"} & {*words}), "--replace" in words
     overrides, config_dir = split([word for word in words if word not in ("-d", "--detach", "--replace")])
@@ -69,14 +71,19 @@ def _up(words: Sequence[str]) -> int:
     config_dir = str(Path(config_dir).absolute()) if config_dir else None
     found = marks(config_dir)
     asked = Asked(without_keys(overrides), config_dir, composed(overrides, config_dir), found)
-    live = {item.name: item for item in Deployments(state_root()).all() if item.live}
-    if name in live and not replace:
-        return _apply(name, live[name].folder, live[name].plan, asked)
-    if name in live:
-        from launcher.verbs import end
+    while True:
+        live = {item.name: item for item in Deployments(state_root()).all() if item.live}
+        if name in live and not replace:
+            from launcher.up import when_it_serves  # not above: a first start does without the planner
 
-        end(live[name], now=False)
-    return _start(name, asked, detached=detached)
+            item = when_it_serves(live[name])
+            return _apply(name, item.folder, item.plan, asked)
+        if name in live:
+            end(live[name], now=False)
+        try:
+            return _start(name, asked, detached=detached)
+        except NameTakenError:  # another was faster
+            replace = False
 
 
 def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:

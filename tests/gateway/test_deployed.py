@@ -303,6 +303,15 @@ def test_up_again_gives_a_running_gateway_its_new_routes(it: Gateway) -> None:
     assert it.models() == []
 
 
+def test_of_many_that_start_it_at_once_one_does_and_the_others_say_that_it_is_up(it: Gateway) -> None:
+    with ThreadPoolExecutor(5) as pool:
+        done = [pool.submit(it.up, "gateway.routes.one=[a]") for _ in range(5)]
+
+        said = [one.result() for one in done]
+    assert {one.stdout for one in said} == {f"gateway {it.url}\n"}
+    assert sum("gateway is already up" in one.stderr for one in said) == 4
+
+
 def test_keys_are_not_on_any_disk(it: Gateway) -> None:
     it.up(f"gateway.keys.bob={KEY}", f"gateway.admin_key='{KEY}-admin'")
 
