@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from launcher.lifecycle import Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: clients that are answered at the same time; more of them are sent away
+_AT_ONCE = 8
 
 Sample = tuple[Mapping[str, str], float]
 
@@ -39,7 +43,10 @@ def render(
 
 
 def serve(port: int, text: Callable[[], str]) -> None:
-    """Answer `GET /metrics` on loopback from now on, in threads. Raises `OSError` where the port is taken."""
+    """Answer `GET /metrics` on loopback from now on, in a few threads: whoever is on this machine may connect.
+
+    Raises `OSError` where the port is taken.
+    """
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,8 +64,23 @@ def serve(port: int, text: Callable[[], str]) -> None:
         def log_message(self, *_: object) -> None:
             """A line for each scrape says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        room = threading.BoundedSemaphore(_AT_ONCE)
+
+        def process_request(self, request: Any, client_address: Any) -> None:
+            if self.room.acquire(blocking=False):
+                super().process_request(request, client_address)
+            else:
+                self.shutdown_request(request)
+
+        def process_request_thread(self, request: Any, client_address: Any) -> None:
+            try:
+                super().process_request_thread(request, client_address)
+            finally:
+                self.room.release()
+
+    server = Server(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
+
+import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.exposition import render
+from launcher.exposition import render, serve
 from launcher.lifecycle import Phase
+from tests.supervision import free_port, wait_for
 
 
 def test_every_number_is_a_sample_with_its_deployment() -> None:
@@ -27,3 +34,22 @@ def test_every_number_is_a_sample_with_its_deployment() -> None:
         "rmlaunch_state": "gauge", "rmlaunch_starts": "counter", "rmlaunch_crashes_in_a_row": "gauge",
         "rmlaunch_exits": "counter", "rmlaunch_seconds": "gauge",
     }  # fmt: skip
+
+
+def test_clients_that_say_nothing_are_few_and_others_are_answered_after_them() -> None:
+    port, before = free_port(), threading.active_count()
+    serve(port, lambda: "a 1\n")
+    url = f"http://127.0.0.1:{port}/metrics"
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with pytest.raises(requests.ConnectionError):
+            requests.get(url, timeout=5)  # all 40 were taken before it
+        assert threading.active_count() <= before + 1 + 8
+
+    def answered() -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            return requests.get(url, timeout=5).text == "a 1\n"
+        return False
+
+    wait_for(answered)
