@@ -40,9 +40,9 @@ _PLAIN = frozenset(
 )  # fmt: skip
 _BRACKETS = re.compile(r"[(\[{]|([)\]}])")
 #: rules and references of a grammar or a schema, which servers follow from one to the next, in calls within calls
-_LINKS, _MOST_LINKS = ("::=", "$ref"), 1000
-#: values of a schema, and brackets of a text in it
-_MOST_OF_SCHEMA = 20_000
+_RULE, _REFERENCE, _MOST_LINKS = "::=", "$ref", 1000
+#: values of a schema, some hundred tools' among them; and brackets of a text in it
+_MOST_OF_SCHEMA, _MOST_BRACKETS = 100_000, 20_000
 
 
 @dataclass(eq=False, slots=True)
@@ -161,10 +161,14 @@ def _check_depth(fields: Mapping[str, Any]) -> None:
 def _check_grammars(fields: Mapping[str, Any]) -> None:
     """Servers read these in calls within calls, and some end where there are too many: llama.cpp does."""
     for name in fields.keys() - _PLAIN:
-        links = 0
+        links = deep = 0
         for number, text in enumerate(_texts(fields[name])):
-            links += sum(map(text.count, _LINKS))
-            if number > _MOST_OF_SCHEMA or links > _MOST_LINKS or _depth(text) > DEEPEST:
+            if len(text) > DEEPEST:  # else it is no grammar to speak of
+                links += text.count(_RULE)
+                deep = _depth(text)
+            elif text == _REFERENCE:
+                links += 1
+            if number > _MOST_OF_SCHEMA or links > _MOST_LINKS or deep > DEEPEST:
                 raise Failure(
                     400,
                     f"{name} is more than a server is asked to read: it has brackets more than {DEEPEST} deep in each "
@@ -189,7 +193,7 @@ def _texts(value: object) -> Iterator[str]:
 def _depth(text: str) -> int:
     """Return how deep brackets are within each other, or a number above `DEEPEST` where there are too many to tell."""
     brackets = sum(map(text.count, "([{"))
-    if not DEEPEST < brackets <= _MOST_OF_SCHEMA:
+    if not DEEPEST < brackets <= _MOST_BRACKETS:
         return brackets
     depth = deepest = 0
     for bracket in _BRACKETS.finditer(text):

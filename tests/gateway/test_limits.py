@@ -8,6 +8,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -251,3 +252,20 @@ def test_a_key_does_not_learn_whether_a_name_is_there(name: str, a: Fake) -> Non
 
         assert answer.status_code == 404
         assert answer.json()["error"]["message"] == f"model {name!r} not found; there are: m"
+
+
+def test_what_is_large_and_honest_is_let_through(a: Fake) -> None:
+    parameters = {f"p{number}": {"type": "string", "enum": ["a", "b"]} for number in range(20)}
+    function = {"name": "f", "parameters": {"type": "object", "properties": parameters, "required": [*parameters]}}
+    many: list[dict[str, Any]] = [
+        {"tools": [{"type": "function", "function": function}] * 300},
+        {"messages": [{"role": "user", "content": "[a], {b}, (c) "}] * 2000},
+        {"messages": [{"role": "user", "content": "def f(x): return {x: [1, 2, (3,)]}\n" * 100_000}]},
+        {"grammar": 'value ::= object | "[" ws ( value ("," ws value)* )? "]" ws\n' * 60},
+    ]
+    with gateway(settings({"m": [a.member]})) as it:
+        for fields in many:
+            body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+            assert requests.post(f"{it.url}/v1/chat/completions", json=body, timeout=20).status_code == 200
+        tokens = {"model": "m", "input": [list(range(150))] * 2000}
+        assert requests.post(f"{it.url}/v1/embeddings", json=tokens, timeout=20).status_code == 200
