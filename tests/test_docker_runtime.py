@@ -399,7 +399,9 @@ def test_an_adopter_that_finds_no_daemon_leaves_everything_as_it_is(
         with monkeypatch.context() as patch:
             patch.setattr("launcher.runtimes.docker_daemon.ping", _away)
             (found,) = Deployments(tmp_path).all()
-            assert (found.live, found.news.phase) == (False, Phase.READY)
+            assert (found.live, found.news.phase) == (False, Phase.UNKNOWN)
+            assert "no Docker daemon answers" in found.news.reason
+            assert json.loads((folder / "state.json").read_text())["state"] == "READY"
         assert len(containers(docker_daemon, plan)) == 1
         (found,) = Deployments(tmp_path).all()
         assert (found.live, found.news.phase) == (True, Phase.READY)
