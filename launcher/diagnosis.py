@@ -266,4 +266,9 @@ def _last(pattern: str, text: str) -> str:
 def _ended(exit_code: int) -> str:
     if exit_code == UNSEEN:
         return "it ended, and nobody saw its exit code"
-    return f"ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"exited {exit_code}"
+    if exit_code >= 0:
+        return f"exited {exit_code}"
+    try:
+        return f"ended by {signal.Signals(-exit_code).name}"
+    except ValueError:  # of the real-time signals only the first and the last have a name
+        return f"ended by signal {-exit_code}"

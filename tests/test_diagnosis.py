@@ -280,7 +280,22 @@ def test_a_known_line_says_more_than_the_signal() -> None:
     )
 
 
-@pytest.mark.parametrize(("code", "sentence"), [(0, "exited 0"), (3, "exited 3"), (-10, "ended by SIGUSR1")])
+@pytest.mark.parametrize("number", range(1, signal.NSIG))
+def test_every_signal_can_be_said(number: int) -> None:
+    assert explain(-number, []).sentence
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        (0, "exited 0"),
+        (3, "exited 3"),
+        (-10, "ended by SIGUSR1"),
+        (-34, "ended by SIGRTMIN"),
+        (-35, "ended by signal 35"),
+        (-63, "ended by signal 63"),
+    ],
+)
 def test_an_end_without_a_known_cause_is_only_said(code: int, sentence: str) -> None:
     assert explain(code, ["hello"]) == Diagnosis(sentence, permanent=False)
     assert explain(code, []) == Diagnosis(sentence, permanent=False)
