@@ -47,8 +47,9 @@ class Deployment:
 
     @property
     def there(self) -> bool:
-        """Something of it may run: it is being prepared, it serves, or it could neither be adopted nor ended."""
-        return not self.news.phase.final
+        """Something of it may run: it is being prepared, it serves, it could neither be adopted nor ended, or its end
+        has left something."""
+        return not self.news.phase.final or bool(self.news.leftovers)
 
     @property
     def log(self) -> Path:
@@ -72,7 +73,7 @@ class Deployment:
         if self.live:
             with contextlib.suppress(OSError):
                 return Connection(self.folder)
-        if self.there:
+        if not self.news.phase.final:
             raise RequestError(f"{self.name} is {self.news.phase.value} and cannot be asked now; see `rmlaunch ps`")
         raise self.not_running()
 
@@ -147,6 +148,8 @@ class Deployments:
         if trouble and not live and (said is None or not said.phase.final):
             why = f"{folder.name}: {trouble}; `rmlaunch stop {folder.name}` ends it"
             news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=why)
+        if not live and not (folder / "run").exists():  # a sweep has ended since what was left by then
+            news = dataclasses.replace(news, leftovers=())
         return Deployment(folder.name, folder, live, news, plan if isinstance(plan, dict) else {})
 
     def _adopt_or_end(self, folder: Path) -> list[Supervised]:
@@ -202,7 +205,7 @@ class Deployments:
         The holder is asked to end, by a TERM; with `now` it is killed. Raises `NoAnswerError` where it stays.
         """
         folder = self._ledger.deployments / name
-        lock, said = folder / "lock", _said(folder)
+        lock, before = folder / "lock", _said(folder)
         if not self._is_free(name, 0.3) and not now:  # not at once: it may be about to end
             _send(signal.SIGTERM, holders(lock))
             self._is_free(name, _END_S)
@@ -210,14 +213,14 @@ class Deployments:
             if now:
                 found = holders(lock)
                 # An owner that is still there sweeps, and lets go, when the supervisor is gone.
-                _send(signal.SIGKILL, [holder for holder in found if said and holder.pid == said.supervisor] or found)
+                _send(signal.SIGKILL, [one for one in found if before and one.pid == before.supervisor] or found)
             claim = self._ledger.take_over(name, _KILLED_S if now else 0.5)
             if claim is None:
                 raise NoAnswerError(
                     f"{name} is held by {described(lock)}, which does not end; `rmlaunch stop {name} --now` kills it"
                 )
             said, why = _said(folder), "killed" if now else "ended"
-            if said is None or not said.phase.final:  # else whoever had it has written its last word
+            if said is None or not said.phase.final or said == before:  # else whoever had it has written its last word
                 said = News(Phase.STOPPED, f"no supervisor answered for it, so it was {why}")
             return self._end(claim, said)
 

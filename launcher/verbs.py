@@ -67,6 +67,9 @@ def _print_table(found: Sequence[Deployment]) -> None:
     for item in found:
         if item.news.phase is Phase.UNKNOWN:
             _note(item.news.reason)
+        elif item.news.phase.final and item.news.leftovers:
+            left = ", ".join(item.news.leftovers)
+            _note(f"{item.name}: still there: {left}; `rmlaunch stop {item.name}` tries again to end it")
 
 
 def _row(item: Deployment) -> tuple[str, ...]:

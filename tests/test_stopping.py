@@ -270,3 +270,58 @@ def test_the_holders_of_a_lock_are_those_that_have_it_open_and_locked(state: Pat
         launcher.wait(10)
         wait_for(lambda: not Ledger(state).is_live("new"))
         assert holders(lock) == []
+
+
+def ended_with(state: Path, left: str, **plan: object) -> Path:
+    """The folder of a deployment whose end has left something."""
+    folder = state / "deployments/odd"
+    (folder / "run").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"ports": [], "plan": plan}))
+    (folder / "state.json").write_text(json.dumps({"state": "FAILED", "reason": "a crash", "leftovers": [left]}))
+    return folder
+
+
+@pytest.mark.parametrize("words", [["odd"], ["odd", "--now"], ["--all"]])
+def test_what_an_end_has_left_is_listed_until_a_stop_has_ended_it(
+    state: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = ended_with(state, "pid 7 (server)")
+    env = {**os.environ, "RMLAUNCH_DEPLOYMENT": str(folder / "run")}
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(300)"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as program:
+        try:
+            assert program.stdout is not None
+            program.stdout.readline()
+            assert cli.run(["ps"]) == 0
+            told = capsys.readouterr()
+            assert told.out.splitlines()[1].split()[:2] == ["odd", "FAILED"]
+            assert told.err == "odd: still there: pid 7 (server); `rmlaunch stop odd` tries again to end it\n"
+
+            assert cli.run(["stop", *words]) == 0
+            assert program.wait(10) == -signal.SIGKILL
+        finally:
+            program.kill()
+    assert cli.run(["ps"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert not (folder / "run").exists()
+    with pytest.raises(RequestError, match="odd is STOPPED, not running"):
+        cli.run(["stop", "odd"])
+
+
+def test_what_cannot_be_ended_is_said_by_each_stop(state: Path) -> None:
+    ended_with(state, "its container", runtime="docker", container={"daemon": f"unix://{state}/away.sock"})
+
+    for _ in range(2):
+        with pytest.raises(DeploymentError, match=r"^odd did not stop cleanly: its container, which cannot be removed"):
+            cli.run(["stop", "odd"])
+        assert Deployments(state).find("odd").there
+    with pytest.raises(RequestError, match=r"^odd is STOPPED, not running; start it"):
+        cli.run(["infer", "odd", "hi"])
+
+
+def test_what_another_launch_has_ended_is_listed_no_more(state: Path) -> None:
+    folder = ended_with(state, "pid 7 (server)")
+
+    with detached(fake_plan(state, name="other"), state):
+        assert not (folder / "run").exists()
+        assert not Deployments(state).find("odd").there
