@@ -8,8 +8,9 @@ from collections.abc import Mapping
 MASK = "***"
 #: parts of a name, in capitals and between underscores, that make what it names a secret
 _SECRET = re.compile(
-    r"(^|_)(KEY|KEYS|APIKEY|TOKEN|PAT|AUTH|AUTHORIZATION|BEARER|COOKIE|SIGNATURE|CREDENTIALS?|HEADERS?)(_|$)"
-    r"|SECRET|PASSW|PASSPHRASE|(^|_)PASS(_|$)|(HF|ACCESS|AUTH|API)_?TOKENS?"
+    r"(^|_)(KEY|KEYS|APIKEY|TOKEN|PAT|AUTH|AUTHORIZATION|BEARER|COOKIE|SIGNATURE|CREDENTIALS?|CREDS?|HEADERS?)(_|$)"
+    r"|SECRET|PASSW|PASSPHRASE|(^|_)(PASS|PW|PSW|PSK|JWT|DSN)(_|$)|_(AK|SK)(_|$)|(HF|ACCESS|AUTH|API)_?TOKENS?"
+    r"|(?<!^)(?<!^OLD)PWD(_|$)"  # PWD and OLDPWD are folders
 )
 #: what ends like a secret and is none
 _HARMLESS = re.compile(r"_(FILE|PATH|DIR|NAME)$")

@@ -34,6 +34,7 @@ NOBODYS = {
     "DATABASE_URL": "k", "DOCKER_HOST": "x", "NOTIFY_SOCKET": "x", "RMLAUNCH_STATE": "/s",
     # named as what an engine needs, and secrets, or what rmlaunch decides
     "HF_TOKEN": "k", "HUGGING_FACE_HUB_TOKEN": "k", "NVIDIA_API_KEY": "k", "VLLM_API_KEY": "k", "LLAMA_API_KEY": "k",
+    "HF_PWD": "k", "TRITON_PW": "k", "GPU_CREDS": "k", "RBLN_AK": "k", "ORT_DSN": "k",
     "VLLM_PORT": "1", "VLLM_HOST_IP": "x", "LLAMA_ARG_HOST": "0.0.0.0", "TRANSFORMERS_SERVE_API_KEY": "k",
     "PYTHONPATH": "/p", "VIRTUAL_ENV": "/v", "RBLN_DEVICES": "0",
 }  # fmt: skip

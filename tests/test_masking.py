@@ -18,6 +18,15 @@ from launcher.masking import mask_argv, mask_env, mask_url
         "DB_PASSWORD",
         "PRIVATE_KEY",
         "passwd",
+        "MYSQL_PWD",
+        "DBPWD",
+        "TRITON_PW",
+        "HF_CREDS",
+        "RBLN_AK",
+        "RBLN_SK",
+        "VLLM_DSN",
+        "DSN",
+        "HF_JWT",
     ],
 )
 def test_a_variable_that_is_named_like_a_secret_is_hidden(name: str) -> None:
@@ -25,7 +34,16 @@ def test_a_variable_that_is_named_like_a_secret_is_hidden(name: str) -> None:
 
 
 def test_other_variables_are_shown() -> None:
-    env = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "0,1", "URL": "http://host:1/path@2"}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "PWD": "/a",
+        "OLDPWD": "/b",
+        "TASK": "c",
+        "GPU_TASK_DIR": "d",
+        "HF_AKA": "e",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "URL": "http://host:1/path@2",
+    }
 
     assert mask_env(env) == env
 
