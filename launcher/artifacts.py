@@ -23,7 +23,7 @@ from typing import Any
 
 from engines.base import BuildProfile, BuildStep, RequestError
 from launcher import structs
-from launcher.atomic import write_text
+from launcher.atomic import open_lock, write_text
 from launcher.masking import mask_argv, mask_env, mask_url
 from launcher.suggest import unknown
 
@@ -168,7 +168,7 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    with path.open("w") as lock:
+    with open_lock(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from engines.base import DeploymentError
 
 #: as `write_text` names what is not whole yet
 _PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")
@@ -87,16 +91,32 @@ def _started(pid: int) -> str | None:
 def version(path: Path) -> tuple[int, int] | None:
     """Another one after each `write_text`, which puts a new file in place; None where there is none."""
     try:
-        stat = path.stat()
+        now = path.stat()
     except OSError:
         return None
-    return stat.st_mtime_ns, stat.st_ino
+    return now.st_mtime_ns, now.st_ino
 
 
 def open_lock(path: Path, *, create: bool = True) -> TextIO:
-    """Open `path` to lock it. A link is not followed, and a FIFO keeps nobody waiting. Raises `OSError`."""
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-    return os.fdopen(os.open(path, flags, 0o666), "r+")
+    """Open `path` to lock it. A link is not followed, and a FIFO keeps nobody waiting.
+
+    Raises `OSError` where it cannot be opened, and `DeploymentError` where something else lies in its place.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a socket, a folder
+            raise _no_lock(path) from exc
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_lock(path)
+    return os.fdopen(descriptor, "r+")
+
+
+def _no_lock(path: Path) -> DeploymentError:
+    return DeploymentError(f"{path} is to be locked and is no file; remove it")
 
 
 @contextmanager

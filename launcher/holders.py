@@ -13,6 +13,9 @@ from pathlib import Path
 from launcher.masking import mask_argv
 
 _COMMAND_LIMIT = 80
+#: as the kernel calls a lock, in the line of an open file's fdinfo
+_OWN = "WRITE"
+_ANY = "FLOCK"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +31,25 @@ class Holder:
             process = os.pidfd_open(self.pid)
             try:
                 # Looked at once more: from here on it cannot be another process.
-                if _holds(self.pid, self.file):
+                if _holds(self.pid, self.file, _OWN):
                     signal.pidfd_send_signal(process, number)
             finally:
                 os.close(process)
 
 
-def holders(file: Path) -> list[Holder]:
-    """Find whoever has `file` locked (flock), as far as this user may see."""
+def holders(file: Path, how: str = _OWN) -> list[Holder]:
+    """Find whoever has `file` locked (flock), as far as this user may see.
+
+    With the `how` that is the default, whoever has it alone: who only asks whether it is free shares it for a moment.
+    """
     numbers = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-    return [Holder(pid, file) for pid in numbers if pid != os.getpid() and _holds(pid, file)]
+    return [Holder(pid, file) for pid in numbers if pid != os.getpid() and _holds(pid, file, how)]
 
 
 def described(file: Path) -> str:
-    """Say who holds the lock of `file`."""
-    return ", ".join(process(holder.pid) for holder in holders(file)) or "a process that this user may not see"
+    """Say who keeps others from the lock of `file`, by sharing it too."""
+    found = holders(file, _ANY)
+    return ", ".join(process(holder.pid) for holder in found) or "a process that this user may not see"
 
 
 def process(pid: int) -> str:
@@ -55,10 +62,10 @@ def process(pid: int) -> str:
     return f"pid {pid} ({command[:_COMMAND_LIMIT] or 'unknown command'})"
 
 
-def _holds(pid: int, file: Path) -> bool:
+def _holds(pid: int, file: Path, how: str) -> bool:
     try:
         wanted = file.stat()
-        return any(_is_locked(pid, number) for number in _open_files(pid, file.name, wanted))
+        return any(_is_locked(pid, number, how) for number in _open_files(pid, file.name, wanted))
     except OSError:
         return False
 
@@ -71,6 +78,6 @@ def _open_files(pid: int, name: str, wanted: os.stat_result) -> Iterator[str]:
                 yield link.name
 
 
-def _is_locked(pid: int, number: str) -> bool:
-    return any(line.startswith("lock:") and "FLOCK" in line
+def _is_locked(pid: int, number: str, how: str) -> bool:
+    return any(line.startswith("lock:") and {"FLOCK", how} <= {*line.split()}
                for line in Path(f"/proc/{pid}/fdinfo/{number}").read_text().splitlines())  # fmt: skip

@@ -322,7 +322,7 @@ def _is_locked(file: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock, or something in its place that nobody can have
+    except (OSError, DeploymentError):  # no lock, or something in its place that nobody can have
         return False
     return False
 

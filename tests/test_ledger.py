@@ -8,13 +8,15 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from engines.base import ConfigError, DeploymentError, ResourceError
+from launcher.atomic import open_lock
+from launcher.holders import Holder, described, holders
 from launcher.ledger import Claim, Ledger
 
 LOOPBACK = "127.0.0.1"
@@ -186,6 +188,40 @@ def test_a_command_says_whom_it_waits_for_and_goes_on_when_that_ends(tmp_path: P
 
             assert waiting.communicate(timeout=20)[0].startswith("NAME")
             assert waiting.returncode == 0
+
+
+def test_whoever_only_asks_whether_a_lock_is_free_does_not_hold_it(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with held(lock, "LOCK_SH") as asker:
+        assert holders(lock) == []
+        assert described(lock).startswith(f"pid {asker.pid} (")
+    with held(lock) as owner:
+        assert holders(lock) == [Holder(owner.pid, lock)]
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+IN_ITS_PLACE = [os.mkfifo, a_socket, Path.mkdir, lambda path: path.symlink_to("nowhere")]
+
+
+@pytest.mark.parametrize("make", IN_ITS_PLACE)
+def test_what_is_no_file_is_no_lock(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "lock")
+
+    with pytest.raises(DeploymentError, match=r"/lock is to be locked and is no file; remove it$"):
+        open_lock(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("make", IN_ITS_PLACE)
+def test_something_in_place_of_the_ledgers_lock_is_one_sentence(ledger: Ledger, make: Callable[[Path], None]) -> None:
+    ledger.deployments.mkdir(parents=True)
+    make(ledger.deployments.parent / "ledger.lock")
+
+    with pytest.raises(DeploymentError, match=r"ledger\.lock is to be locked"), ledger.exclusive():
+        pass
 
 
 # ------------------------------------------------------------------------------------------------------------- ports

@@ -186,6 +186,26 @@ def test_what_may_serve_and_cannot_be_adopted_is_listed_and_stopped(
         assert (Deployments(state).find("fake").news.phase, pids(state, "sound")) == (Phase.STOPPED, sound)
 
 
+@pytest.mark.parametrize("harm", [fifo, folder])
+def test_what_lies_in_place_of_its_lock_is_said_of_it_alone(
+    state: Path, harm: Harm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = state / "deployments/odd"
+    place.mkdir(parents=True)
+    (place / "plan.json").write_text("{}")
+    (place / "state.json").write_text(json.dumps(_SAID))
+    (place / "lock").touch()
+    harm(place / "lock")
+    with detached(fake_plan(state, name="sound"), state):
+        assert cli.run(["ps"]) == 0
+        told = capsys.readouterr()
+        assert [line.split()[:2] for line in told.out.splitlines()[1:]] == [["odd", "UNKNOWN"], ["sound", "READY"]]
+        assert "odd/lock is to be locked and is no file; remove it" in told.err
+        with pytest.raises(DeploymentError, match=r"odd/lock is to be locked and is no file; remove it$"):
+            cli.run(["stop", "odd"])
+        assert pids(state, "sound")
+
+
 def test_artifacts_are_kept_while_it_cannot_be_told_who_uses_them(state: Path) -> None:
     with detached(fake_plan(state), state) as place:
         assert cli.run(["artifact", "prune", "--unused"]) == 0
