@@ -8,6 +8,7 @@ or a pipe gets every byte.
 from __future__ import annotations
 
 import codecs
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -60,7 +61,13 @@ def command(stream: TextIO, sequence: str) -> None:
 
 
 def guard() -> None:
-    """Whatever this process prints from now on, tracebacks and warnings too, a terminal is shown."""
+    """Whatever this process prints from now on, tracebacks and warnings too, a terminal is shown.
+
+    A character that a stream cannot have is written out there (`\\u6f22`), on a terminal or not.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = guarded(sys.stdout), guarded(sys.stderr)
 
 

@@ -29,10 +29,10 @@ class Tty(io.StringIO):
         return True
 
 
-def on_a_terminal(state: Path, *words: str) -> str:
+def on_a_terminal(state: Path, *words: str, encoding: str = "utf-8") -> str:
     """All that `rmlaunch` prints where stdout and stderr are one; it is ended when it does not end."""
     ours, theirs = pty.openpty()
-    env = {**os.environ, "RMLAUNCH_STATE": str(state), "TERM": "xterm"}
+    env = {**os.environ, "RMLAUNCH_STATE": str(state), "TERM": "xterm", "PYTHONIOENCODING": encoding}
     with subprocess.Popen(
         [sys.executable, "-m", "launcher.cli", *words], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env
     ) as process:
@@ -43,7 +43,7 @@ def on_a_terminal(state: Path, *words: str) -> str:
                 said += piece
         os.close(ours)
         process.wait(30)
-    return said.decode().replace("\r\n", "\n")  # a terminal's own
+    return said.decode(encoding).replace("\r\n", "\n")  # a terminal's own
 
 
 def obeyed(text: str) -> list[str]:
@@ -140,6 +140,41 @@ def test_what_a_server_says_in_a_reason_is_shown(tmp_path: Path) -> None:
     assert {verb: obeyed(text) for verb, text in said.items()} == {verb: [] for verb in said}
     assert {verb for verb, text in said.items() if "^[[2J" in text} == {"status", "ps"}
     assert r"\x1b[2J" in said["stop"]  # as Python quotes it
+
+
+#: a character of another script, of Latin 1, and half of one, which no encoding has
+STRANGE = "漢 é \ud800"
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """The state folder of a deployment with `STRANGE` in its record and its log."""
+    folder = tmp_path / "deployments/odd"
+    (folder / "logs").mkdir(parents=True)
+    log = folder / "logs/000001.log"
+    log.write_text("漢 é\n", encoding="utf-8")
+    news = {"state": "FAILED", "reason": STRANGE, "leftovers": [STRANGE], "tail": [STRANGE], "log": str(log)}
+    (folder / "state.json").write_text(json.dumps(news))
+    (folder / "plan.json").write_text(json.dumps({"ports": [], "plan": {"engine": STRANGE, "model": {"id": STRANGE}}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("encoding", "log", "record"),
+    [
+        ("utf-8", "漢 é", r"漢 é \ud800"),
+        ("latin-1", r"\u6f22 é", r"\u6f22 é \ud800"),
+        ("ascii", r"\u6f22 \xe9", r"\u6f22 \xe9 \ud800"),
+    ],
+)
+def test_what_a_stream_cannot_have_is_written_out(strange: Path, encoding: str, log: str, record: str) -> None:
+    assert on_a_terminal(strange, "logs", "odd", encoding=encoding) == f"{log}\n"
+    for words in (["ps", "--all"], ["status", "odd"]):
+        command = [sys.executable, "-m", "launcher.cli", *words]
+        env = {**os.environ, "RMLAUNCH_STATE": str(strange), "PYTHONIOENCODING": encoding}
+        piped = subprocess.run(command, env=env, capture_output=True, check=True)
+        assert record in piped.stdout.decode(encoding)
+        assert record in on_a_terminal(strange, *words, encoding=encoding)
 
 
 def test_an_answer_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
