@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engines.base import BuildStep, Container, Environment, HttpCheck, LaunchPlan, Probes
+from engines.base import BuildStep, Container, Device, Environment, HttpCheck, LaunchPlan, Model, Probes
 from launcher import fit
 from launcher.masking import mask_argv, mask_env, mask_url
 
@@ -44,6 +45,28 @@ def public(plan: LaunchPlan) -> dict[str, Any]:
         "container": _container(plan.container) if plan.container else None,
         "memory": {**dataclasses.asdict(plan.memory), "needed": plan.memory.needed} if plan.memory else None,
     }
+
+
+#: what stands at these places of a public plan
+_KINDS: Mapping[str, type] = {
+    "": LaunchPlan, "device": Device, "model": Model, "environment": Environment, "container": Container,
+    **dict.fromkeys(("probes.startup", "probes.readiness", "probes.liveness"), HttpCheck),
+}  # fmt: skip
+
+
+def is_default(path: str, value: object) -> bool:
+    """Whether `value` is what a public plan has at `path` (`container.read_only`) where nobody asked for anything.
+
+    A record of an older version lacks what was added to plans since, and means that.
+    """
+    place, _, key = path.rpartition(".")
+    fields = dataclasses.fields(_KINDS[place]) if place in _KINDS else ()
+    for field in fields:
+        if field.name == key and field.default is not dataclasses.MISSING:
+            return bool(json.loads(json.dumps(field.default)) == value)
+        if field.name == key and field.default_factory is not dataclasses.MISSING:
+            return bool(field.default_factory() == value)
+    return False
 
 
 def lines(plan: LaunchPlan) -> Iterator[str]:

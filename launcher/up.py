@@ -124,7 +124,9 @@ def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
     """`argv.7: '2048' → '4096'`, for each leaf that is not the same."""
     if isinstance(have, dict) and isinstance(want, dict):
         for key in sorted({*have, *want}):
-            yield from _differences(have.get(key), want.get(key), f"{path}.{key}" if path else key)
+            place = f"{path}.{key}" if path else key
+            if key in have or not plans.is_default(place, want[key]):
+                yield from _differences(have.get(key), want.get(key), place)
     elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
         for number, (old, new) in enumerate(zip(have, want, strict=True)):
             yield from _differences(old, new, f"{path}.{number}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import pytest
 from launcher.deployments import Deployments
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
+from launcher.up import _differences
 from tests.gateway.harness import FAKE
 from tests.supervision import free_port, wait_for
 from tests.test_ledger import held
@@ -72,6 +74,29 @@ def test_another_plan_under_the_same_name_is_refused(port: int) -> None:
     assert sorted(code for code, _, _ in results) == [0, 0, 0, 2, 2, 2], results
     refused = [errors for code, _, errors in results if code == 2]
     assert all("a is up with another plan; --replace drains it and starts this one" in errors for errors in refused)
+
+
+def test_a_record_that_lacks_what_was_added_since_is_of_the_same_plan(port: int) -> None:
+    assert [code for code, _, _ in ended([up(port)])] == [0]
+    file = state_root() / "deployments/a/plan.json"
+    record = json.loads(file.read_text())
+    for part, key in ((record["plan"], "inherit"), (record["plan"], "container"), (record["plan"]["device"], "assumed"),
+                      (record["plan"]["probes"]["startup"], "method")):  # fmt: skip
+        del part[key]
+    file.write_text(json.dumps(record))
+
+    ((code, _, errors),) = ended([up(port)])
+    assert (code, "a is already up" in errors) == (0, True), errors
+    del record["plan"]["probes"]["liveness"]["period_s"]
+    file.write_text(json.dumps(record))
+    ((code, _, errors),) = ended([up(port)])
+    assert (code, "probes.liveness.period_s: null → " in errors) == (2, True), errors
+
+
+def test_a_variable_that_is_set_to_nothing_is_none_that_is_not_set() -> None:
+    assert list(_differences({"env": {}}, {"env": {"CUDA_VISIBLE_DEVICES": ""}}))
+    assert list(_differences({"container": {}}, {"container": {"read_only": True}}))
+    assert not list(_differences({"container": {}}, {"container": {"read_only": False, "cap_drop": ["ALL"]}}))
 
 
 @contextlib.contextmanager
