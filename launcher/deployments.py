@@ -21,7 +21,7 @@ from launcher.client import Client, Connected
 from launcher.control import Connection, News, NoAnswerError, Supervised
 from launcher.gateway.settings import ENGINE as GATEWAY
 from launcher.holders import Holder, described, holders
-from launcher.ledger import Claim, Ledger
+from launcher.ledger import Claim, Ledger, in_words
 from launcher.lifecycle import Phase
 from launcher.orders import Orders
 from launcher.runtimes.base import Handle, NotAdoptableError
@@ -123,8 +123,8 @@ class Deployments:
             for folder in self._folders():
                 try:
                     adopted += self._adopt_or_end(folder)
-                except (OSError, DeploymentError) as exc:  # noqa: PERF203  (one's trouble is not the others')
-                    troubles[folder.name] = str(exc)
+                except Exception as exc:  # noqa: BLE001, PERF203  (one's trouble is not the others')
+                    troubles[folder.name] = in_words(exc)
         deadline = time.monotonic() + _ADOPT_TIMEOUT_S
         for supervised in adopted:
             news = supervised.wait_settled(deadline - time.monotonic())
@@ -191,6 +191,9 @@ class Deployments:
         except ValueError as exc:
             claim.lock.close()
             raise DeploymentError(f"it serves without a supervisor, and its orders are not understood: {exc}") from exc
+        except BaseException:
+            claim.lock.close()
+            raise
         if orders is None or news.handle is None:
             reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from engines.base import ConfigError, DeploymentError, ResourceError
+from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchError
 from launcher import holders, records, structs, trees
 from launcher.atomic import open_lock, write_text
 from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
@@ -166,11 +166,11 @@ class Ledger:
     def _sweep_dead(self) -> None:
         """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""
         for run in self.deployments.glob("*/run"):
-            if not self.is_live(run.parent.name) and not self._may_serve(run.parent.name):
-                try:
+            try:
+                if not self.is_live(run.parent.name) and not self._may_serve(run.parent.name):
                     self.sweep(run.parent.name)
-                except DeploymentError as exc:  # its trouble is no reason to refuse another
-                    log.warning("what is left of %s cannot be ended: %s", run.parent.name, exc)
+            except Exception as exc:  # noqa: BLE001, PERF203  (its trouble is no reason to refuse another)
+                log.warning("what is left of %s cannot be ended: %s", run.parent.name, in_words(exc))
 
     def sweep(self, name: str) -> tuple[str, ...]:
         """End everything that is left of `name`, and remove its folder; returns what is still there, in words."""
@@ -201,7 +201,7 @@ class Ledger:
             return self.legacy(name) is not None
         except NotAdoptableError:
             return False
-        except DeploymentError:
+        except Exception:  # noqa: BLE001  (it cannot be told; its trouble is no reason to refuse another)
             return True
 
     def _runtime(self, name: str) -> Runtime:
@@ -288,6 +288,12 @@ class Ledger:
         held = self._record(name)
         have = dict(zip(wanted, held.ports if held else (), strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
+
+
+def in_words(trouble: Exception) -> str:
+    """What one deployment's trouble is called beside the others; a bug has its kind with it."""
+    expected = isinstance(trouble, (RmLaunchError, OSError))
+    return str(trouble) if expected else f"{type(trouble).__name__}: {trouble}"
 
 
 def _first_port() -> int:

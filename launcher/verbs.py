@@ -18,6 +18,7 @@ from launcher.at_once import at_once
 from launcher.client import Message
 from launcher.control import Connection, News, NoAnswerError
 from launcher.deployments import Attached, Deployment, Deployments
+from launcher.ledger import in_words
 from launcher.lifecycle import Phase
 from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import state_root
@@ -187,6 +188,8 @@ def _stop(asked: argparse.Namespace) -> int:
             end(found[name], asked.now)
         except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
             return exc
+        except Exception as exc:  # noqa: BLE001  (a bug, or a record that nobody foresaw)
+            return DeploymentError(f"{name} cannot be stopped: {in_words(exc)}")
         return None
 
     failed = [exc for exc in at_once(stop, names) if exc is not None]

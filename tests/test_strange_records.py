@@ -8,19 +8,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engines.base import DeploymentError, RmLaunchError
-from launcher import cli, plans
+from launcher import cli, plans, registry
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
 from launcher.records import LIMIT_BYTES
+from launcher.runtimes.base import Handle
+from launcher.runtimes.process import ProcessRuntime
 from tests.supervision import detached, fake_plan, is_alive, wait_for
 from tests.test_deployments import kill, pids
 
@@ -184,6 +187,40 @@ def test_what_may_serve_and_cannot_be_adopted_is_listed_and_stopped(
         assert cli.run(["stop", "fake"]) == 0
         assert not is_alive(program)
         assert (Deployments(state).find("fake").news.phase, pids(state, "sound")) == (Phase.STOPPED, sound)
+
+
+class Careless(ProcessRuntime):
+    """A runtime of another package that does not look at what a record has."""
+
+    name = "careless"
+
+    def legacy(self, handle: Handle) -> bytes | None:
+        raise TypeError(f"what is {handle.daemon}?")
+
+    def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
+        raise TypeError(f"what is {plan['container']}?")
+
+
+@pytest.mark.parametrize("handle", [None, {"pid": 1, "started": 1, "boot_id": "x", "daemon": "5"}])
+def test_a_bug_that_one_record_finds_is_said_of_it_alone(
+    state: Path, handle: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint("careless", f"{__name__}:Careless", "rmlaunch.runtimes")
+    monkeypatch.setitem(registry._points("runtime"), "careless", point)
+    place = state / "deployments/odd"
+    (place / "run").mkdir(parents=True)
+    (place / "plan.json").write_text(json.dumps({"ports": [], "plan": {"runtime": "careless", "container": 5}}))
+    (place / "state.json").write_text(json.dumps(_SAID | {"handle": handle}))
+    with detached(fake_plan(state, name="sound"), state), detached(fake_plan(state, name="other"), state):
+        assert cli.run(["ps"]) == 0
+        told = capsys.readouterr()
+        rows = [line.split()[:2] for line in told.out.splitlines()[1:]]
+        assert rows == [["odd", "UNKNOWN"], ["other", "READY"], ["sound", "READY"]]
+        assert "odd: TypeError: what is 5?; `rmlaunch stop odd` ends it" in told.err
+        assert cli.run(["stop", "other"]) == 0
+        with pytest.raises(DeploymentError, match=r"^odd cannot be stopped: TypeError: what is 5\?$"):
+            cli.run(["stop", "--all"])
+        assert Deployments(state).find("sound").news.phase is Phase.STOPPED
 
 
 @pytest.mark.parametrize("harm", [fifo, folder])
