@@ -128,9 +128,13 @@ class Ledger:
 
     @contextmanager
     def coming_back(self, name: str) -> Iterator[None]:
-        """While the block runs, whoever looks knows that what is stopped is to be followed by another of its name."""
-        with open_lock(self.deployments / name / _COMES_BACK) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # not for long: others only ask whether it is held
+        """While the block runs, whoever looks knows that what is stopped is to be followed by another of its name.
+
+        Raises `DeploymentError` where somebody else replaces it for too long; says before whom it waits for.
+        """
+        path = self.deployments / name / _COMES_BACK
+        with open_lock(path) as lock:
+            _wait_for(lock, path)
             yield
 
     def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:

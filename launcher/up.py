@@ -45,15 +45,23 @@ def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned,
 
 
 def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitStack | None) -> tuple[str, str]:
-    name, lost = settled.config.name, False
+    name, lost, ours = settled.config.name, False, False
     while True:
         found = {item.name: item for item in Deployments(state_root()).all()}
         item = found.get(name or "")
         if item is not None and item.live:
-            if _is_same(item, settled.config, replacing):
+            changes = _changes(item, settled.config)
+            if not changes:
                 item = when_it_serves(item)
                 _note(f"{item.name} is already up")
                 return item.name, item.told("endpoints", "http")
+            if replacing is None:
+                raise _is_another(item, changes)
+            if not ours:  # until it is closed, those who wait for the deployment know that another comes
+                replacing.enter_context(Ledger(state_root()).coming_back(item.name))
+                ours = True
+                continue  # somebody else may have replaced it by now
+            end(item, now=False)
         elif lost and item is not None:
             raise _has_ended(item)
         try:
@@ -72,24 +80,18 @@ def _started(with_us: ServingEngine) -> tuple[str, str]:
         with_us.close()
 
 
-def _is_same(item: Deployment, config: LaunchConfig, replacing: contextlib.ExitStack | None) -> bool:
-    """Whether the plan of `config` is what has its name; one that is to be replaced is stopped.
-
-    Until `replacing` is closed, those who wait for it know that another comes.
-    """
-    ledger = Ledger(state_root(), replacing=item.name)
-    engine, spec = resolve(config, ledger, to_launch=True)
+def _changes(item: Deployment, config: LaunchConfig) -> list[str]:
+    """What is different between the plan that has its name and that of `config`, in words; none for the same."""
+    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
     wanted = plans.public(engine.plan(spec))
-    changes = list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
-    if changes and replacing is None:
-        shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
-        raise RequestError(
-            f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
-        )
-    if changes and replacing is not None:
-        replacing.enter_context(ledger.coming_back(item.name))
-        end(item, now=False)
-    return not changes
+    return list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
+
+
+def _is_another(item: Deployment, changes: Sequence[str]) -> RequestError:
+    shown = "\n  ".join([*changes[:8], *(["…"] if len(changes) > 8 else [])])
+    return RequestError(
+        f"{item.name} is up with another plan; --replace drains it and starts this one. It differs in:\n  {shown}"
+    )
 
 
 def when_it_serves(item: Deployment) -> Deployment:

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from engines.base import DeploymentError
 from launcher.deployments import Deployments
+from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
 from launcher.up import _differences
@@ -100,6 +102,30 @@ def test_a_variable_that_is_set_to_nothing_is_none_that_is_not_set() -> None:
     assert list(_differences({"env": {}}, {"env": {"CUDA_VISIBLE_DEVICES": ""}}))
     assert list(_differences({"container": {}}, {"container": {"read_only": True}}))
     assert not list(_differences({"container": {}}, {"container": {"read_only": False, "cap_drop": ["ALL"]}}))
+
+
+def test_of_several_that_replace_one_plan_by_another_one_does(port: int) -> None:
+    assert [code for code, _, _ in ended([up(port)])] == [0]
+    with held(state_root() / "deployments/a/replacing.lock"):
+        launches = [up(port, "supervise.liveness_period_s=7", "--replace") for _ in range(3)]
+        for launch in launches:
+            await_line(launch, "waiting for pid ")
+    results = ended(launches)
+
+    assert [code for code, _, _ in results] == [0, 0, 0], results
+    assert sum("stopped: a; nothing is left of it" in errors for _, _, errors in results) == 1, results
+    assert sum("a is already up" in errors for _, _, errors in results) == 2, results
+
+
+def test_who_replaces_for_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.2)
+    ledger = Ledger(state_root())
+    with (
+        held(ledger.deployments / "a/replacing.lock") as other,
+        pytest.raises(DeploymentError, match=rf"replacing\.lock has been held for 0\.2 s by pid {other.pid} "),
+        ledger.coming_back("a"),
+    ):
+        pass
 
 
 @contextlib.contextmanager
