@@ -138,14 +138,21 @@ class Ledger:
             yield
 
     def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:
-        """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first."""
+        """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first.
+
+        Raises `DeploymentError` where something of its last start cannot be ended.
+        """
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = open_lock(folder / "lock")
         try:
             _wait_for(lock, folder / "lock")  # somebody may be asking `is_live` at this moment, and lets go at once
             self._sweep_dead()
-            self.sweep(name)
+            if left := self.sweep(name):  # by its record it is found, which another launch would write over
+                raise DeploymentError(
+                    f"{name}: of its last start there is still {', '.join(left)}; `rmlaunch stop {name}` tries "
+                    "again to end it, or choose another name"
+                )
             (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
             write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
         except BaseException:

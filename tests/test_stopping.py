@@ -319,6 +319,17 @@ def test_what_cannot_be_ended_is_said_by_each_stop(state: Path) -> None:
         cli.run(["infer", "odd", "hi"])
 
 
+def test_what_cannot_be_ended_is_not_forgotten_by_a_launch_of_its_name(state: Path) -> None:
+    folder = ended_with(state, "its container", runtime="docker", container={"daemon": f"unix://{state}/away.sock"})
+    record = (folder / "plan.json").read_text()
+
+    with pytest.raises(DeploymentError, match=r"^odd: of its last start there is still its container, which cannot be"):
+        Ledger(state).claim("odd", (), {})
+
+    assert (folder / "plan.json").read_text() == record
+    assert Deployments(state).find("odd").there
+
+
 def test_what_another_launch_has_ended_is_listed_no_more(state: Path) -> None:
     folder = ended_with(state, "pid 7 (server)")
 
