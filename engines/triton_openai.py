@@ -210,6 +210,8 @@ def _embeddings(call: Call, answer: Mapping[str, Any]) -> bytes:
         raise InferenceError(f"its embeddings are not those of our handler: {reprlib.repr(answer)}")
     rows, size = outputs["embedding"]["shape"]
     values = outputs["embedding"]["data"]
+    if rows != len(_texts(call.fields)) or rows * size != len(values):
+        raise InferenceError(f"its embeddings have the shape {rows} × {size} and {len(values)} numbers")
     vectors = [values[row * size : (row + 1) * size] for row in range(rows)]
     packed = call.fields.get("encoding_format") == "base64"
     data = [

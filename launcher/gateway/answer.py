@@ -15,7 +15,7 @@ _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 #: bytes of the last events, in which the end of the text is looked for
 _TAIL = 4096
 #: bytes of one event
-_EVENT_LIMIT = 8 << 20
+_EVENT_LIMIT = 1 << 20
 #: bytes of the longest mark at the end of an event
 _LONGEST_MARK = 4
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
+#: bytes of an error that are read as JSON
+_MOST_WORDS = 1 << 16
+
 GATEWAY, ENGINE = "gateway", "engine"
 
 _TYPES = {
@@ -59,7 +62,7 @@ def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
 
     code: str | None = None
     try:
-        answer = orjson.loads(body)  # which has a limit for what is nested too deep
+        answer = orjson.loads(body) if len(body) <= _MOST_WORDS else None  # it refuses what is nested too deep
     except ValueError:
         answer = None
     if isinstance(answer, Mapping):

@@ -40,7 +40,9 @@ _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
 _NEWS_S = 1.0
 #: a connection that is closed so soon after a request was sent on it was closed before that came
 _STALE_S = 0.02
-#: seconds that what is no body of an answer may take
+#: of how far a server is, at most: what it took to connect has our own delays in it
+_FAR_S = 0.25
+#: seconds that the head of an answer may take, from its first byte
 _DRY_S = 10.0
 #: what the waiting may be for
 _QUEUE, _HOLD, _VERDICT = "queue", "hold", "verdict"
@@ -51,9 +53,11 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class Exchange(Ticket):
-    __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_failure", "_first",
-                 "_fresh", "_go_on_until", "_heard", "_key", "_passed_on", "_placed", "_progress", "_replica",
+    __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_else_do", "_failure",
+                 "_first", "_fresh", "_go_on_until", "_heard", "_key", "_passed_on", "_placed", "_progress", "_replica",
                  "_route", "_server", "_spent", "_status", "_stream", "_tried", "_upstream", "_waits_for")  # fmt: skip
+
+    _else_do: Callable[[], None]  #: what is to be done where a local engine has not ended over this request
 
     def __init__(
         self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
@@ -183,6 +187,9 @@ class Exchange(Ticket):
             self._connecting = None
             self.crash()
         else:
+            if self._connecting is not asyncio.current_task():  # given up as it was made, which Python may not tell us
+                connection.close()
+                return
             self._connecting = None
             self._by_itself(partial(self._use, connection, request, beside))
 
@@ -270,37 +277,46 @@ class Exchange(Ticket):
         assert upstream is not None
         now = self._server.clock()
         failure = Failure(502, f"{reason} before its answer was whole", source=ENGINE)
-        stale = now - self._progress < max(_STALE_S, 2 * connection.far_s)
-        if stale and not self._fresh and not self._heard and replica.upstream is upstream:
-            # It was closed while nobody used it, as we sent. Nobody can be sure: it counts as an attempt.
-            self._spent += (replica,)
-            forget(replica)
-            if len(self._spent) <= self._route.settings.retries:
-                self._let_go()
-                self._send_to(replica, now)
-                return
-        if upstream.start:
-            self._failure, self._waits_for, self._go_on_until = failure, _VERDICT, now + _NEWS_S
-            self._hear_verdict(now)
+        stale = now - self._progress < max(_STALE_S, 2 * min(connection.far_s, _FAR_S))
+        if stale and not self._fresh and not self._heard:
+            self._await_verdict(partial(self._send_again, failure), now)
         else:
-            self._failed(failure)
+            self._await_verdict(partial(self._failed, failure), now)
+
+    def _send_again(self, failure: Failure) -> None:
+        """The connection was closed while nobody used it, as we sent. Nobody can be sure: it counts as an attempt."""
+        replica = self._replica
+        assert replica is not None
+        if replica.upstream is not self._upstream or len(self._spent) >= self._route.settings.retries:
+            self._failed(failure, blamed=False)
+            return
+        self._spent += (replica,)
+        forget(replica)
+        self._let_go()
+        self._send_to(replica, self._server.clock())
+
+    def _await_verdict(self, else_do: Callable[[], None], now: float) -> None:
+        """Find out whether a local engine has ended over this request, which is not to cost another one its life; if it
+        has not, do what is to be done then."""
+        assert self._upstream is not None
+        if not self._upstream.start:
+            else_do()
+            return
+        self._else_do, self._waits_for, self._go_on_until = else_do, _VERDICT, now + _NEWS_S
+        self._hear_verdict(now)
 
     def _hear_verdict(self, now: float) -> None:
-        """Whether its server has ended over this request, which is not to cost another one its life."""
-        replica, upstream, failure = self._replica, self._upstream, self._failure
+        replica, upstream = self._replica, self._upstream
         assert replica is not None
         assert upstream is not None
-        assert failure is not None
-        ending = replica.ending
-        if ending is not None and ending.start == upstream.start:
-            self._waits_for = ""
-            if ending.cause:
-                self._end_lost(ending.cause)
-            else:
-                self._failed(failure, blamed=False)
-        elif now > self._go_on_until:  # it goes on, or nobody is there to say
-            self._waits_for = ""
-            self._failed(failure)
+        ending = replica.ending if replica.ending and replica.ending.start == upstream.start else None
+        if ending is None and now <= self._go_on_until:
+            return
+        self._waits_for = ""
+        if ending and ending.cause:
+            self._end_lost(ending.cause)
+        else:  # it goes on, somebody else has ended it, or nobody is there to say
+            self._else_do()
 
     def _end_lost(self, cause: str) -> None:
         text = f"its program ended while this request was worked on, which is not given to another: {cause}"
@@ -332,14 +348,19 @@ class Exchange(Ticket):
 
     def _end_refused(self, failure: Failure) -> None:
         if failure.status in _UNWELL:
-            self._failed(failure)
+            self._await_verdict(partial(self._failed, failure), self._server.clock())
+        elif failure.status >= 500 and len(self._route.choice.replicas) > 1:  # some say so, and end
+            self._await_verdict(partial(self._leave_to_another, failure), self._server.clock())
         elif failure.status in _TRY_ANOTHER:
-            replica = self._well()
-            self._spent += (replica,)
-            self._try_another(replica, failure)
+            self._leave_to_another(failure)
         else:
             self._well()
             self._refuse(failure)
+
+    def _leave_to_another(self, failure: Failure) -> None:
+        replica = self._well()
+        self._spent += (replica,)
+        self._try_another(replica, failure)
 
     def _say(self, events: bytes) -> None:
         if not events:

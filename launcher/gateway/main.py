@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _DESCRIPTORS = 1 << 16
+_USE_S = 30.0  #: for the gateway's thread, to take new settings
 #: objects that are made before cyclic garbage is looked for: the default would look every 20 requests
 _GARBAGE = 50_000
 
@@ -44,7 +45,7 @@ class Gateway:
         self._loop = loop
         self._file = file
         self._stopped = asyncio.Event()
-        self._reloader = Reloader(file, lambda settings: loop.call_soon_threadsafe(self._use, settings))
+        self._reloader = Reloader(file, self._use_from_thread)
         settings = self._reloader.settings
         self._machine = Machine(settings)
         self._server = Server(settings, loop, self._machine)
@@ -99,6 +100,14 @@ class Gateway:
             done = {"error": f"the gateway does not understand these settings: {exc}"}
         writer.write(json.dumps(done).encode())
         writer.close()
+
+    def _use_from_thread(self, settings: Settings) -> None:
+        """Raises what `_use` raises: what is not in use is not to be taken for it."""
+
+        async def use() -> None:
+            self._use(settings)
+
+        asyncio.run_coroutine_threadsafe(use(), self._loop).result(_USE_S)
 
     def _use(self, settings: Settings) -> None:
         variables = (member.api_key_env for route in settings.routes for member in route.members)

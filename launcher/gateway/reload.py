@@ -149,8 +149,12 @@ class Reloader:
             if last is None or last.why != why:
                 log.error("the changed configs are not used, and the last ones stay: %s", why)
             return
+        try:
+            self._take_from_disk(dataclasses.replace(self._asked, settings=made, marks=found))
+        except Exception as exc:
+            self._failed = _Failed(time.monotonic(), found, str(exc))
+            raise
         self._failed = None
-        self._take_from_disk(dataclasses.replace(self._asked, settings=made, marks=found))
 
     def _take_from_disk(self, asked: Asked) -> None:
         """As `_take`, for configs that somebody has changed: the log says what is wrong with them."""

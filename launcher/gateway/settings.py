@@ -254,11 +254,15 @@ def _member(entry: object, where: str) -> Member:
         entry = {"url": entry} if "://" in entry else {"name": entry}
     member = _typed(Member(), entry, f"{where}.deployments")
     if member.url:
-        parts = urlsplit(member.url)
+        try:
+            parts = urlsplit(member.url)
+            port = parts.port
+        except ValueError as exc:
+            raise ConfigError(f"{where}: {member.url!r} is no URL: {exc}") from exc
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ConfigError(f"{where}: {member.url!r} is not understood; write it as https://host/v1")
         member.url = member.url.rstrip("/")
-        member.name = member.name or f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+        member.name = member.name or f"{parts.hostname}:{port or (443 if parts.scheme == 'https' else 80)}"
     _check_name(member.name, where)
     if member.weight < 1:
         raise ConfigError(f"{where}: weight={member.weight} of {member.name!r}; it must be at least 1")

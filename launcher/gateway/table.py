@@ -113,11 +113,17 @@ class Table:
 
         `keys_of_servers` are the keys of remote servers, by the variables that hold them.
         """
+        # First all that may go wrong: half of new settings would be worse than none.
+        remote = {
+            member.name: _remote(member, keys_of_servers) for member in _members(settings) if member.url is not None
+        }
+        keys = {key.name: self._key(key) for key in settings.keys}
+        admin = bytes.fromhex(settings.admin_sha256) if settings.admin_sha256 else None
         self.settings = settings
         for member in _members(settings):
             replica = self.replica(member.name)
             if member.url is not None:
-                replica.point_to(_remote(member, keys_of_servers))
+                replica.point_to(remote[member.name])
         for name in settings.startable:
             self.replica(name)
         known = self._remote
@@ -128,12 +134,11 @@ class Table:
         for name, state in self._local.items():
             state.use(self._own(name), self.replicas)
         self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
-        keys = {key.name: self._key(key) for key in settings.keys}
         self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
         for asker in (*keys.values(), self._anonymous):  # nobody takes all of it from others
             half = max(settings.max_held_bytes // 2, MOST_TIMES * settings.max_body_bytes)
             asker.bodies.limit = half if len(keys) > 1 else settings.max_held_bytes
-        self._admin = bytes.fromhex(settings.admin_sha256) if settings.admin_sha256 else None
+        self._admin = admin
         return self.prune()
 
     def prune(self) -> list[Replica]:

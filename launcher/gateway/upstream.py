@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0
         self._dry = self._informed = 0
-        self.dry_since = 0.0  #: when what is no body began, and has not come to its end; 0 for never
+        self.dry_since = 0.0  #: when a head began that has not come to its end; 0 for none
         self.far_s = 0.0  #: seconds that it took to be made
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
@@ -92,6 +92,8 @@ class Connection(asyncio.Protocol):
             self._resting = False
             self._dry += len(data)
             self._parser.feed_data(data)
+            if self.exchange is not exchange:  # it has let go of us in the middle of this
+                return
             too_much = self._dry > _DRY_LIMIT or self._informed > _INFORMATION_LIMIT
             if too_much or len(self._headers) > _HEADERS_LIMIT:
                 self._break("it sends headers without an end")
@@ -101,7 +103,7 @@ class Connection(asyncio.Protocol):
                 self.dry_since = 0.0
                 self.exchange = None
                 exchange.ended(self, reusable=self._kept)
-            elif not self._dry:
+            elif self._complete or not self._dry:  # how long a body takes is another limit's matter
                 self.dry_since = 0.0
             elif not self.dry_since:
                 self.dry_since = time.monotonic()
@@ -150,6 +152,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
+        self._dry = 0
         if status < 200:
             self._informed += 1
         elif not self._whole:
