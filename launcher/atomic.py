@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from engines.base import DeploymentError
+from launcher.runtimes.procfs import is_alive, start_ticks
 
 #: as `write_text` names what is not whole yet
 _PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")
@@ -81,11 +82,9 @@ def _goes_on(pid: int, started: str | None) -> bool:
 
 def _started(pid: int) -> str | None:
     """Clock ticks from boot to the start of a process; None where it has ended."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in ("Z", "X") else fields[18]
+    with contextlib.suppress(OSError):
+        return str(start_ticks(pid)) if is_alive(pid) else None
+    return None
 
 
 def version(path: Path) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from launcher.ledger import Ledger
 from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root
+from launcher.runtimes import procfs
 
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
 
@@ -73,7 +74,7 @@ def _devices(kind: str, survey: Survey, ledger: Ledger) -> Iterator[dict[str, An
     for resource in survey.resources:
         attributes = {key: value for key, value in resource.attributes.items() if key != "holders"}
         holders = [
-            {"pid": pid, "program": _program(pid), "bytes": size or None}
+            {"pid": pid, "program": procfs.name(pid) or None, "bytes": size or None}
             for pid, size in sorted(resource.attributes.get("holders", {}).items())
         ]
         yield {
@@ -84,14 +85,6 @@ def _devices(kind: str, survey: Survey, ledger: Ledger) -> Iterator[dict[str, An
             "holders": holders,
             "deployment": held.get(resource.id),
         }
-
-
-def _program(pid: int) -> str | None:
-    """None where the process is not seen from here, as one of another container."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip() or None
-    except OSError:
-        return None
 
 
 def _engine(name: str, kind: str, plugin: DevicePlugin, survey: Survey) -> dict[str, str | None]:

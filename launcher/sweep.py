@@ -85,7 +85,7 @@ def peak_memory_mb(engine: ServingEngine) -> int | None:
 
 def _high_water_kib(pid: int) -> int:
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1])
     return 0

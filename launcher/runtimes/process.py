@@ -25,7 +25,7 @@ from launcher import inheritance, trees
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
-from launcher.runtimes.procfs import boot_id, is_alive, is_running, start_ticks
+from launcher.runtimes.procfs import boot_id, is_alive, is_running, name, start_ticks
 
 if TYPE_CHECKING:
     import psutil
@@ -184,7 +184,7 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
         alive = [process for process in find() if is_alive(process.pid)]
         spent = time.monotonic() - began
         if not alive or spent > deadline_s:
-            return tuple(f"pid {process.pid} ({_name(process)})" for process in alive)
+            return tuple(f"pid {process.pid} ({name(process.pid) or 'gone'})" for process in alive)
         for process in alive:
             with contextlib.suppress(psutil.Error):
                 if spent > _TRACKER_S or not any(_TRACKER in word for word in process.cmdline()):
@@ -342,15 +342,6 @@ def _listens(process: psutil.Process, port: int) -> bool:
             if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
                 return True
     return False
-
-
-def _name(process: psutil.Process) -> str:
-    import psutil
-
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return "gone"
 
 
 def _workers(leader: psutil.Process) -> list[psutil.Process]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from launcher.runtimes.base import Handle
@@ -23,7 +24,7 @@ def is_the_same(pid: int, started: int) -> bool:
 def is_alive(pid: int) -> bool:
     """Whether a process of this number runs; one that has ended and waits to be noticed does not."""
     try:
-        return _fields(pid)[0] not in ("Z", "X")
+        return _fields(pid)[0] not in (b"Z", b"X")
     except OSError:
         return False
 
@@ -37,6 +38,13 @@ def start_ticks(pid: int) -> int:
     return int(_fields(pid)[19])
 
 
-def _fields(pid: int) -> list[str]:
-    """/proc/PID/stat from its third field; the name in the second may hold spaces and brackets."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def name(pid: int) -> str:
+    """Return the name of the process `pid`, which it may have given itself; empty where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return ""
+
+
+def _fields(pid: int) -> list[bytes]:
+    """/proc/PID/stat from its third field. The name in the second may hold spaces and brackets, and be no UTF-8."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
