@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from launcher.atomic import remove_partials
-from launcher.runtimes.process import ProcessRuntime, belongs
-from launcher.runtimes.procfs import is_alive, is_the_same, name, start_ticks
+from launcher.runtimes import keeper
+from launcher.runtimes.process import ProcessRuntime, _is_anothers, belongs
+from launcher.runtimes.procfs import command, is_alive, is_the_same, name, start_ticks, variable
 
 #: gives itself a name that ends in half a character, as the kernel's cut after 15 bytes does
 RENAMED = r"import ctypes; ctypes.CDLL(None).prctl(15, b'a) Z \xff caf\xc3', 0, 0, 0)"
@@ -48,6 +52,51 @@ def test_a_writer_whose_name_is_no_text_goes_on(tmp_path: Path) -> None:
         assert partial.exists()
     remove_partials(tmp_path)
     assert not partial.exists()
+
+
+#: has 256 MiB of variables and words, of its own making
+GROWN = """
+import ctypes, mmap, struct
+libc = ctypes.CDLL(None, use_errno=True)
+libc.sbrk.restype = ctypes.c_void_p
+room = mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+room[: 4 << 20] = b"GROWN=".ljust(4 << 20, b"x")
+begin = ctypes.addressof(ctypes.c_char.from_buffer(room))
+now = [int(field) for field in open("/proc/self/stat").read().rpartition(")")[2].split()[1:]]
+code, stack, data = now[22:24], now[24], now[41:43]
+here = [begin, begin + len(room)]
+fields = struct.pack("<11QQIi", *code, *data, now[43], libc.sbrk(0), stack, *here, *here, 0, 0, -1)
+if libc.prctl(35, 14, ctypes.c_char_p(fields), len(fields), 0):  # PR_SET_MM, PR_SET_MM_MAP
+    raise OSError(ctypes.get_errno(), "prctl")
+"""
+
+
+def test_of_variables_and_words_without_end_only_the_beginning_is_read(tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    with running(GROWN) as process:
+        with Path(f"/proc/{process.pid}/environ").open("rb") as stream:
+            assert stream.read(6) == b"GROWN="
+        tracemalloc.start()
+        try:
+            assert not belongs(process.pid, run_dir)
+            assert variable(process.pid, "GROWN") is None
+            keeper.end_all(run_dir)
+            assert ProcessRuntime().clear(run_dir, {}) == ()
+            assert not _is_anothers(psutil.Process(process.pid), run_dir)
+            assert len(command(process.pid)) < 4 << 20
+            assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        finally:
+            tracemalloc.stop()
+        assert is_alive(process.pid)
+
+
+def test_a_variable_is_what_its_process_was_started_with(tmp_path: Path) -> None:
+    with running("", MINE=f"{tmp_path}=\udcff", EMPTY="") as process:
+        assert variable(process.pid, "MINE") == f"{tmp_path}=\udcff"
+        assert variable(process.pid, "EMPTY") == ""
+        assert variable(process.pid, "INE") is None
+        assert command(process.pid).startswith(os.fsencode(sys.executable) + b"\0-c\0")
+    assert variable(process.pid, "MINE") is None
 
 
 def test_one_whose_name_is_no_text_is_ended_like_any_other(tmp_path: Path) -> None:

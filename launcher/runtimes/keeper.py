@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engines.base import DeploymentError
 from launcher.runtimes.base import MARKER
-from launcher.runtimes.procfs import start_ticks
+from launcher.runtimes.procfs import start_ticks, variable
 
 _NAME = "rmlaunch"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -111,6 +111,6 @@ def end_all(run_dir: str) -> None:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                marked = f"{MARKER}={run_dir}".encode() in (entry / "environ").read_bytes().split(b"\0")
-                if marked and any(True for _ in _kept_by(int(entry.name))):
-                    end(int(entry.name), start_ticks(int(entry.name)))
+                pid = int(entry.name)
+                if variable(pid, MARKER) == run_dir and any(True for _ in _kept_by(pid)):
+                    end(pid, start_ticks(pid))

@@ -25,7 +25,7 @@ from launcher import inheritance, trees
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
-from launcher.runtimes.procfs import boot_id, is_alive, is_running, name, start_ticks
+from launcher.runtimes.procfs import boot_id, command, is_alive, is_running, name, start_ticks, variable
 
 if TYPE_CHECKING:
     import psutil
@@ -36,7 +36,7 @@ _TEMPORARY = "rml-"
 
 #: the helper of Python's multiprocessing that ends when all its processes have, and then removes their semaphores and
 #: shared memory, whose names tell nobody's; how long it may take
-_TRACKER = "multiprocessing.resource_tracker"
+_TRACKER = b"multiprocessing.resource_tracker"
 _TRACKER_S = 3.0
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -187,7 +187,7 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
             return tuple(f"pid {process.pid} ({name(process.pid) or 'gone'})" for process in alive)
         for process in alive:
             with contextlib.suppress(psutil.Error):
-                if spent > _TRACKER_S or not any(_TRACKER in word for word in process.cmdline()):
+                if spent > _TRACKER_S or _TRACKER not in command(process.pid):
                     process.kill()
         time.sleep(0.005)
 
@@ -257,12 +257,7 @@ def _descendants(process: psutil.Process, run_dir: str) -> Iterator[psutil.Proce
 
 
 def _is_anothers(process: psutil.Process, run_dir: str) -> bool:
-    import psutil
-
-    with contextlib.suppress(psutil.Error, OSError):
-        variables = process.environ()
-        return SUPERVISOR in variables or variables.get(MARKER, run_dir) != run_dir
-    return False
+    return variable(process.pid, SUPERVISOR) is not None or variable(process.pid, MARKER) not in (None, run_dir)
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
@@ -295,11 +290,7 @@ def belongs(pid: int, run_dir: str) -> bool:
 
 
 def _carries(process: psutil.Process, run_dir: str) -> bool:
-    import psutil
-
-    with contextlib.suppress(psutil.Error, OSError):
-        return process.environ().get(MARKER) == run_dir
-    return False
+    return variable(process.pid, MARKER) == run_dir
 
 
 def _stands_in(process: psutil.Process, run_dir: str) -> bool:

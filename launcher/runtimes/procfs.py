@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from launcher.runtimes.base import Handle
+
+_LIMIT_BYTES = 2 << 20  #: as much as the kernel gives a program of words and variables, with the usual stack
 
 
 def is_running(handle: Handle) -> bool:
@@ -43,6 +46,25 @@ def name(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return the variable `name` that the process `pid` was started with; None where it has none, or is not seen."""
+    _, _, rest = (b"\0" + _beginning(pid, "environ")).partition(f"\0{name}=".encode())
+    value, end, _ = rest.partition(b"\0")
+    return os.fsdecode(value) if end else None
+
+
+def command(pid: int) -> bytes:
+    """Return the words that the process `pid` was started with, each ended by a NUL; empty where it is not seen."""
+    return _beginning(pid, "cmdline")
+
+
+def _beginning(pid: int, file: str) -> bytes:
+    """The first `_LIMIT_BYTES` of what is a part of the process's own memory, and as large as it likes."""
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/{file}").open("rb") as stream:
+        return stream.read(_LIMIT_BYTES)
+    return b""
 
 
 def _fields(pid: int) -> list[bytes]:
