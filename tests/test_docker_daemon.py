@@ -64,6 +64,15 @@ def test_no_socket_no_listener_and_no_local_socket_are_three_sentences(tmp_path:
     )
 
 
+@pytest.mark.parametrize("host", ["unix://[", "unix://me:secret@[", "unix:///\ud800"])
+def test_what_is_no_address_is_one_sentence(host: str) -> None:
+    said = away(host)
+    assert said.startswith("DOCKER_HOST='unix://")
+    assert said.endswith("' is no address; set DOCKER_HOST to unix:///path/of/its/socket, or use runtime=process")
+    assert "secret" not in said
+    assert said.isascii()
+
+
 def test_a_socket_that_this_user_may_not_open_names_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -79,8 +79,12 @@ def ping(daemon: str) -> str:
 
     Without Docker's SDK, which takes a tenth of a second to import.
     """
-    place = urlsplit(daemon)
     instead = "set DOCKER_HOST to unix:///path/of/its/socket, or use runtime=process"
+    try:
+        place = urlsplit(daemon)
+        path = os.fsencode(place.path)
+    except ValueError as exc:
+        raise AwayError(f"DOCKER_HOST={mask_url(daemon)!a} is no address; {instead}") from exc
     if place.scheme != "unix":
         raise AwayError(
             f"DOCKER_HOST={mask_url(daemon)} is no Unix socket: a container of another machine sees neither the "
@@ -89,7 +93,7 @@ def ping(daemon: str) -> str:
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_PING_LIMIT_S)
-            connection.connect(place.path)
+            connection.connect(path)
             connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
             answer = connection.recv(4096).decode(errors="replace")
     except PermissionError as exc:
