@@ -57,6 +57,18 @@ def test_a_file_that_only_bears_the_name_is_neither_read_nor_waited_for(tmp_path
             process.kill()
 
 
+def test_only_what_a_process_was_given_is_looked_at() -> None:
+    script = "import os; [os.dup(0) for _ in range(1010)]; print(os.memfd_create('rmlaunch', 0), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            file = Path(f"/proc/{process.pid}/fd") / process.stdout.readline().decode().strip()
+            assert str(file.readlink()).startswith("/memfd:rmlaunch")
+            assert keeper.read(process.pid) is None
+        finally:
+            process.kill()
+
+
 def test_another_process_with_its_pid_is_left_alone() -> None:
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as other:
         keeper.end(other.pid, 1)

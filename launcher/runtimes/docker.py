@@ -140,9 +140,13 @@ class DockerRuntime(Runtime):
         return _kept_for(handle) if running else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
-        keeper.end_all(run_dir)
-        container = plan.get("container") or {}
-        return self._remove(str(container["daemon"]), run_dir, deadline_s, away_s=0.0) if "daemon" in container else ()
+        container = plan.get("container")
+        daemon = container.get("daemon") if isinstance(container, Mapping) else None
+        # A record that does not say who has the container is of another version, or damaged.
+        where = daemon if isinstance(daemon, str) else docker_daemon.address()
+        left = self._remove(where, run_dir, deadline_s, away_s=0.0)
+        keeper.end_all(run_dir)  # last: what is gone cannot make this take long
+        return left
 
     # ------------------------------------------------------------------------------------------------ one container
 

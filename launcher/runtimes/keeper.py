@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from engines.base import DeploymentError
@@ -23,6 +24,10 @@ from launcher.runtimes.procfs import start_ticks, variable
 
 _NAME = "rmlaunch"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+#: how many of its open files are looked at; the kernel lists them from the lowest number on, so that what a program was
+#: given at its start is among them, and it may have opened a million more
+_FIRST = 1000
 
 _FOR_EVER_S = "2147483647"
 _ENDED_S = 5.0  #: for the kernel, to end a process that was killed
@@ -56,12 +61,12 @@ def read(pid: int) -> bytes | None:
 
 
 def _kept_by(pid: int) -> Iterator[int]:
-    """Open each file in memory of our name that the process `pid` has open, for as long as it is looked at."""
-    with contextlib.suppress(OSError):
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
+    """Open each file in memory of our name that the process `pid` was given, for as long as it is looked at."""
+    with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+        for entry in islice(entries, _FIRST):
             with contextlib.suppress(OSError):  # closed in the meantime
-                if str(entry.readlink()).startswith(f"/memfd:{_NAME}"):
-                    descriptor = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                if str(Path(entry).readlink()).startswith(f"/memfd:{_NAME}"):
+                    descriptor = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
                     try:
                         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)  # an error for a file that only bears the name
                         yield descriptor
