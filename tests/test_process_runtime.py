@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import pytest
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher.runtimes.base import Handle
-from launcher.runtimes.process import ProcessRuntime, _workers, belongs
+from launcher.runtimes.process import ProcessRuntime, _make_temporary, _workers, belongs
 from launcher.runtimes.procfs import boot_id, is_alive, start_ticks
 from tests.supervision import fake_plan, wait_for
 
@@ -224,6 +225,36 @@ def test_only_a_folder_of_ours_is_removed_as_the_temporary_one(tmp_path: Path) -
         note.write_text(str(named))
         assert ProcessRuntime().clear(str(tmp_path / "run"), {}) == ()
         assert victim.exists()
+
+
+@pytest.mark.parametrize("harm", ["nul", "binary", "empty", "fifo", "link", "endless", "huge", "socket", "folder"])
+def test_a_note_of_the_temporary_folder_that_is_none_is_removed_and_replaced(tmp_path: Path, harm: str) -> None:
+    note, victim = tmp_path / "tmp", tmp_path / "victim"
+    victim.write_text("precious")
+    texts = {"nul": b"/tmp/rml-\0x", "binary": b"/tmp/rml-\xff", "empty": b"", "huge": b"x"}
+    if harm in texts:
+        note.write_bytes(texts[harm])
+    if harm == "fifo":
+        os.mkfifo(note)
+    if harm == "folder":
+        (note / "inner").mkdir(parents=True)
+    if harm in ("link", "endless"):
+        note.symlink_to(victim if harm == "link" else "/dev/zero")
+    if harm == "huge":
+        os.truncate(note, 100 << 20)
+    with socket.socket(socket.AF_UNIX) as bound:
+        if harm == "socket":
+            bound.bind(str(note))
+
+    assert ProcessRuntime().clear(str(tmp_path / "run"), {}) == ()
+    assert not note.is_symlink()
+    assert not note.exists()
+
+    folder = Path(_make_temporary(str(tmp_path / "run")))
+    assert note.read_text() == str(folder)
+    assert ProcessRuntime().clear(str(tmp_path / "run"), {}) == ()
+    assert not folder.exists()
+    assert victim.read_text() == "precious"
 
 
 def test_the_temporary_folder_of_what_nobody_supervises_is_removed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher import inheritance, trees
+from launcher import inheritance, records, trees
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
@@ -215,16 +215,20 @@ def _make_temporary(run_dir: str) -> str:
     there, whose paths end at 107 bytes."""
     _remove_temporary(run_dir)
     folder = tempfile.mkdtemp(prefix=_TEMPORARY)
-    _temporary(run_dir).write_text(folder)
+    with _temporary(run_dir).open("xb") as note:  # what could not be removed is not written through
+        note.write(os.fsencode(folder))
     return folder
 
 
 def _remove_temporary(run_dir: str) -> None:
-    with contextlib.suppress(OSError):
-        folder = Path(_temporary(run_dir).read_text())
-        _temporary(run_dir).unlink()
+    note = _temporary(run_dir)
+    with contextlib.suppress(OSError, ValueError):  # ValueError: it is no file, or names none
+        folder = Path(os.fsdecode(records.read_bytes(note)))
         if folder.name.startswith(_TEMPORARY) and folder.lstat().st_uid == os.getuid():
             trees.remove(folder)
+    with contextlib.suppress(OSError):
+        note.unlink()
+    trees.remove(note)  # where it was a folder
 
 
 def _temporary(run_dir: str) -> Path:
