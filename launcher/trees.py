@@ -19,6 +19,7 @@ def remove(root: Path) -> None:
     those are moved up into `root` and taken in turn.
     """
     with contextlib.suppress(OSError):
+        _opened_up(os.fspath(root), None)
         top = os.open(root, _FOLDER)
         try:
             names = os.listdir(top)  # noqa: PTH208  (by a descriptor)
@@ -50,8 +51,8 @@ def _emptied(name: str, top: int) -> Iterator[str]:
         os.rmdir(name, dir_fd=top)
 
 
-def _opened_up(name: str, folder: int) -> bool:
-    """Whether `name` is a folder; if so, its owner may do everything in it from now on."""
+def _opened_up(name: str, folder: int | None) -> bool:
+    """Whether `name` is a folder, seen from the descriptor `folder` if any; its owner may do everything in it then."""
     try:
         found = os.open(name, _LOOKED_AT, dir_fd=folder)
     except NotADirectoryError:  # a link, too
