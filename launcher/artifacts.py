@@ -13,7 +13,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import BuildProfile, BuildStep, RequestError
-from launcher import structs
+from launcher import structs, trees
 from launcher.atomic import open_lock, write_text
 from launcher.masking import mask_argv, mask_env, mask_url
 from launcher.suggest import unknown
@@ -161,7 +160,7 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.name.startswith("."):  # under its name it is whole or not there
         path = path.rename(path.with_name(f".{path.name}.partial-pruned-{os.getpid()}"))
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        trees.remove(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ import fcntl
 import glob
 import os
 import re
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from engines.base import DeploymentError
+from launcher import trees
 from launcher.runtimes.procfs import is_alive, start_ticks
 
 #: as `write_text` names what is not whole yet
@@ -39,7 +39,7 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
             yield None
             return
         for stale in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+            trees.remove(stale)
         # A name of its own: a program that outlives its killed launcher may still be writing to the stale one.
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
         partial.chmod(0o755)
@@ -47,7 +47,7 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
             yield partial
             partial.rename(target)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            trees.remove(partial)
             raise
 
 

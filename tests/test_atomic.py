@@ -127,6 +127,18 @@ def test_an_error_leaves_nothing_and_the_next_one_starts_over(tmp_path: Path, er
     assert files_in(target) == {}
 
 
+def test_what_a_killed_maker_has_left_is_removed_however_deep_it_is(tmp_path: Path) -> None:
+    stale = tmp_path / ".target.partial-1"
+    stale.mkdir()
+    script = "import os\nfor _ in range(5000): os.mkdir('deep'); os.chdir('deep')"
+    subprocess.run([sys.executable, "-c", script], cwd=stale, check=True)
+
+    with made_once(tmp_path / "target"):
+        pass
+
+    assert not stale.exists()
+
+
 def test_a_target_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
     (tmp_path / "target/mine").touch()
