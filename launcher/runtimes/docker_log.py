@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +79,28 @@ class DockerLog:
 
 
 def _overlap(written: bytes, said: bytes) -> int:
-    """How many bytes of `said`, whole lines, are the end of `written`."""
-    end = len(said)
-    while end > 0 and not written.endswith(said[:end]):
-        end = said.rfind(b"\n", 0, end - 1) + 1
+    """How many bytes of `said`, whole lines or all of it, are the end of `written`.
+
+    The time it takes grows with the bytes alone, whatever they are: a container says what it likes.
+    """
+    most = min(len(said), len(written))
+    borders = _borders(said[:most] + written[len(written) - most :])
+    end = borders[-1]
+    while end > most or not (end in (0, len(said)) or said[end - 1 : end] == b"\n"):
+        end = borders[end]
     return end
+
+
+def _borders(text: bytes) -> array[int]:
+    """Return how many bytes, for each beginning of `text`, are both its own beginning and its end (but not all of it).
+
+    The beginning of no bytes is the first. This is the table of Knuth, Morris and Pratt.
+    """
+    found = array("l", (0, 0) if text else (0,))
+    length = 0
+    for byte in memoryview(text)[1:]:
+        while length and byte != text[length]:
+            length = found[length]
+        length += byte == text[length]
+        found.append(length)
+    return found
