@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from engines.errors import InferenceError
@@ -23,6 +24,8 @@ BAD_REQUEST = 400
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
+#: fields of one request; those that come again and again are as many
+_MOST_FIELDS = 1000
 #: how each letter of `model` begins that is written as an escape
 _ESCAPED = b"\\u006"
 DONE = b"data: [DONE]\n\n"
@@ -144,7 +147,9 @@ def with_names(body: bytes, names: Mapping[str, str | None], model: str | None) 
     """The JSON object `body` with its keys as `names` has them, without those that become None, and with `model`, where
     that is given. Values stay as they were written: numbers and escapes keep every digit."""
     text = body.decode()
-    found = [(names.get(key, key), text[start:end]) for key, start, end in members(text)]
+    found = [(names.get(key, key), text[start:end]) for key, start, end in islice(members(text), _MOST_FIELDS + 1)]
+    if len(found) > _MOST_FIELDS:
+        raise refused(f"a request has at most {_MOST_FIELDS:,} fields")
     values = {name: value for name, value in found if name is not None}
     if model is not None:
         values["model"] = json.dumps(model)

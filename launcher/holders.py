@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.masking import mask_argv
+from launcher.runtimes import procfs
 
 _COMMAND_LIMIT = 80
 #: as the kernel calls a lock, in the line of an open file's fdinfo
@@ -54,10 +55,7 @@ def described(file: Path) -> str:
 
 def process(pid: int) -> str:
     """Say which process that is, secrets of its command masked."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
-    except OSError:
-        words = []
+    words = procfs.command(pid).decode(errors="replace").split("\0")[:-1]
     command = "".join(c if c.isprintable() else "?" for c in shlex.join(mask_argv(tuple(words))))
     return f"pid {pid} ({command[:_COMMAND_LIMIT] or 'unknown command'})"
 

@@ -6,6 +6,7 @@ much is in it while it comes, and what all of them hold together is counted.
 
 from __future__ import annotations
 
+import itertools
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -18,31 +19,40 @@ from engines.dialect import members
 from launcher.gateway.errors import Failure
 from launcher.gateway.settings import MOST_TIMES
 
-#: numbers, texts, lists and objects in one body; of these, the lists and objects; and how deep those are in each other
-MOST_VALUES, MOST_NESTS, DEEPEST = 500_000, 100_000, 100
-#: bytes that a value takes once it is read
-_VALUE_BYTES = 96
+#: values in one body; of these, the texts, and the lists and objects; and how deep those are in each other
+MOST_VALUES, MOST_TEXTS, MOST_NESTS, DEEPEST = 2_000_000, 1_000_000, 100_000, 100
+#: bytes that a value takes once it is read: any, and more for a text, a list or an object
+_VALUE_BYTES, _TEXT_BYTES, _NEST_BYTES = 32, 32, 64
+#: fields of one body
+_MOST_FIELDS = 1000
 #: how often a body is held: as it came, as what is read of it, and as it is sent on
 _TIMES = 3
 #: stand before the values of a list or an object; within texts they mean nothing
 _NESTS, _MARKS = b"[{", b"[{,"
 #: of these in a body of a few pages it makes no difference whether they stand in texts
 _FEW = 4096
+_MARK_BYTES = _VALUE_BYTES + _TEXT_BYTES + _NEST_BYTES
 #: bytes of a body that is not counted: as many connections as there may be hold less of these than any budget
 SMALL = 512
 
-#: fields of which no server makes a grammar, a pattern or a schema; any other may be one
+#: how fields begin of which servers make grammars, patterns, schemas or templates
+_GRAMMARS = ("chat_template", "ebnf", "extra_body", "function", "grammar", "guided", "json_schema", "lark", "pattern",
+             "regex", "response_format", "schema", "struct", "tool")  # fmt: skip
+#: others are what everybody sends, and need no look at how they begin
 _PLAIN = frozenset(
     ["best_of", "dimensions", "echo", "encoding_format", "frequency_penalty", "input", "logit_bias", "logprobs",
      "max_completion_tokens", "max_tokens", "messages", "metadata", "min_p", "model", "n", "parallel_tool_calls",
      "presence_penalty", "prompt", "repetition_penalty", "seed", "service_tier", "stop", "store", "stream",
      "stream_options", "suffix", "temperature", "top_k", "top_logprobs", "top_p", "user"]
 )  # fmt: skip
+_NESTED = (dict, list)
 _BRACKETS = re.compile(r"[(\[{]|([)\]}])")
 #: rules and references of a grammar or a schema, which servers follow from one to the next, in calls within calls
 _RULE, _REFERENCE, _MOST_LINKS = "::=", "$ref", 1000
-#: values of a schema, some hundred tools' among them; and brackets of a text in it
-_MOST_OF_SCHEMA, _MOST_BRACKETS = 100_000, 20_000
+#: values of a schema, some hundred tools' among them; brackets of all its texts; and what may be there or not, or again
+#: and again, in a grammar: a thousand in a row keep llama.cpp busy for minutes
+_MOST_OF_SCHEMA, _MOST_BRACKETS, _MOST_REPEATS = 100_000, 20_000, 200
+_REPEATS = re.compile(r"(?<=[\w\])\"'])[?*+]")
 
 
 @dataclass(eq=False, slots=True)
@@ -76,20 +86,20 @@ _ITS_HELD = Failure(429, "the bodies of this key hold as many bytes as they may;
 class Body:
     """The pieces of one body."""
 
-    __slots__ = ("_escape", "_first", "_in_text", "_nests", "_rest", "_times", "_values", "cost")
+    __slots__ = ("_escape", "_first", "_in_text", "_nests", "_quotes", "_rest", "_times", "_values", "cost")
 
     def __init__(self) -> None:
         self.cost = 0  #: bytes that its pieces hold, and that what is made of them will
         self._first = b""
         self._rest = bytearray()  # one object for many small pieces
-        self._values = self._nests = 0
+        self._values = self._nests = self._quotes = 0
         self._times = _TIMES
         self._in_text = False  #: the last piece ended within a text
         self._escape = b""  #: the backslash that the last piece ended with
 
     def weigh(self, piece: bytes) -> int:
         """Return what the next piece will cost in bytes. Raises `Failure` (400) where there is too much in the body."""
-        before, more = self._values, 0
+        before, more = self._made_of_it(), 0
         data = self._escape + piece
         outside = self._outside_of_texts(data)
         if self._times == _TIMES and (not data.isascii() or b"\\u" in data):
@@ -97,9 +107,12 @@ class Body:
             self._times = MOST_TIMES
         self._nests += len(outside) - len(outside.translate(None, _NESTS))
         self._values += len(outside) - len(outside.translate(None, _MARKS))
-        if self._values > MOST_VALUES or self._nests > MOST_NESTS:
+        if self._values > MOST_VALUES or self._nests > MOST_NESTS or self._quotes > 2 * MOST_TEXTS:
             raise _TOO_MUCH
-        return more + self._times * len(piece) + _VALUE_BYTES * (self._values - before)
+        return more + self._times * len(piece) + self._made_of_it() - before
+
+    def _made_of_it(self) -> int:
+        return _VALUE_BYTES * self._values + _NEST_BYTES * self._nests + _TEXT_BYTES * (self._quotes // 2)
 
     def add(self, piece: bytes, cost: int) -> None:
         self.cost += cost
@@ -116,6 +129,7 @@ class Body:
         self._escape = b"\\" * open_escape
         data = data[: len(data) - open_escape].replace(b"\\\\", b"").replace(b'\\"', b"")
         parts = data.split(b'"')
+        self._quotes += len(parts) - 1
         outside = parts[self._in_text :: 2]
         self._in_text ^= len(parts) % 2 == 0
         return b"".join(outside)
@@ -124,7 +138,7 @@ class Body:
 def weight(body: bytes) -> int:
     """Return what a body that came in one piece costs in bytes. Raises `Failure` (400) as `Body.weigh`."""
     marks = len(body) - len(body.translate(None, _MARKS))
-    return MOST_TIMES * len(body) + _VALUE_BYTES * marks if marks <= _FEW else Body().weigh(body)
+    return MOST_TIMES * len(body) + _MARK_BYTES * marks if marks <= _FEW else Body().weigh(body)
 
 
 def read(body: bytes) -> dict[str, Any]:
@@ -135,6 +149,8 @@ def read(body: bytes) -> dict[str, Any]:
         raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
     if not isinstance(fields, dict):
         raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")
+    if len(fields) > _MOST_FIELDS:
+        raise _TOO_MANY_FIELDS
     if len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST:
         _check_depth(fields)
     if not _PLAIN.issuperset(fields):
@@ -144,37 +160,54 @@ def read(body: bytes) -> dict[str, Any]:
 
 def check_model_once(body: bytes) -> None:
     """Raises `Failure` (400) where the object `body` has two models: one of its readers may take the other one."""
-    if sum(key == "model" for key, _, _ in members(body.decode())) > 1:
+    found = list(itertools.islice(members(body.decode()), _MOST_FIELDS + 1))
+    if len(found) > _MOST_FIELDS:
+        raise _TOO_MANY_FIELDS
+    if sum(key == "model" for key, _, _ in found) > 1:
         raise Failure(400, "model stands in the body twice; leave one of them out", "invalid_json")
 
 
 def _check_depth(fields: Mapping[str, Any]) -> None:
     level: list[Any] = [fields]
     for _ in range(DEEPEST):
-        inner = [item for nest in level for item in (nest.values() if type(nest) is dict else nest)]
-        level = [item for item in inner if type(item) in (dict, list)]
+        inner = (nest.values() if type(nest) is dict else nest for nest in level)
+        level = [item for items in inner for item in items if type(item) in _NESTED]
         if not level:
             return
     raise Failure(400, f"lists and objects of the body are more than {DEEPEST} deep in each other", "invalid_json")
 
 
 def _check_grammars(fields: Mapping[str, Any]) -> None:
-    """Servers read these in calls within calls, and some end where there are too many: llama.cpp does."""
+    """Servers read these in calls within calls, and some end, or do not come to an end, where there are too many."""
+    brackets = 0
     for name in fields.keys() - _PLAIN:
-        links = deep = 0
+        if not name.startswith(_GRAMMARS):
+            continue
+        links = 0
         for number, text in enumerate(_texts(fields[name])):
             if len(text) > DEEPEST:  # else it is no grammar to speak of
                 links += text.count(_RULE)
-                deep = _depth(text)
+                brackets += sum(map(text.count, "([{"))
+                if brackets > _MOST_BRACKETS or _depth(text) > DEEPEST or _repeats(text) > _MOST_REPEATS:
+                    raise _too_complex(name)
             elif text == _REFERENCE:
                 links += 1
-            if number > _MOST_OF_SCHEMA or links > _MOST_LINKS or deep > DEEPEST:
-                raise Failure(
-                    400,
-                    f"{name} is more than a server is asked to read: it has brackets more than {DEEPEST} deep in each "
-                    f"other, more than {_MOST_LINKS:,} rules or references, or more than {_MOST_OF_SCHEMA:,} values",
-                    "too_complex",
-                )
+            if number > _MOST_OF_SCHEMA or links > _MOST_LINKS:
+                raise _too_complex(name)
+
+
+def _too_complex(name: str) -> Failure:
+    text = (
+        f"{name} is more than a server is asked to read: it has brackets more than {DEEPEST} deep in each other, more "
+        f"than {_MOST_LINKS:,} rules or references, {_MOST_REPEATS} optional or repeated parts, or {_MOST_OF_SCHEMA:,} "
+        "values"
+    )
+    return Failure(400, text, "too_complex")
+
+
+def _repeats(text: str) -> int:
+    """Return how many parts of a grammar may be left out or repeated; 0 for a text without rules."""
+    return sum(1 for _ in _REPEATS.finditer(text)) if _RULE in text else 0
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -191,10 +224,9 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _depth(text: str) -> int:
-    """Return how deep brackets are within each other, or a number above `DEEPEST` where there are too many to tell."""
-    brackets = sum(map(text.count, "([{"))
-    if not DEEPEST < brackets <= _MOST_BRACKETS:
-        return brackets
+    """Return how deep brackets are within each other, at most."""
+    if sum(map(text.count, "([{")) <= DEEPEST:
+        return 0
     depth = deepest = 0
     for bracket in _BRACKETS.finditer(text):
         depth = max(0, depth - 1) if bracket[1] else depth + 1
@@ -202,7 +234,8 @@ def _depth(text: str) -> int:
     return deepest
 
 
+_TOO_MANY_FIELDS = Failure(400, f"a body has at most {_MOST_FIELDS:,} fields", "too_complex")
 _TOO_MUCH = Failure(
-    400, f"there is too much in the body: at most {MOST_VALUES:,} values, {MOST_NESTS:,} of them lists and objects",
-    "too_complex",
+    400, f"there is too much in the body: at most {MOST_VALUES:,} values, {MOST_TEXTS:,} of them texts and "
+    f"{MOST_NESTS:,} lists and objects", "too_complex",
 )  # fmt: skip

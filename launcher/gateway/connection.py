@@ -15,9 +15,12 @@ from launcher.gateway.reader import UPGRADED, Reader, Request
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server
+    from launcher.gateway.table import KeyState
 
 #: further requests that a client sends before it has its answer: more are not read on; and many more are refused
-_AHEAD, _MOST_AHEAD = 16, 128
+_AHEAD, _AHEAD_BYTES, _MOST_AHEAD = 16, 1 << 16, 128
+#: bytes of an answer that is counted until the client has read it
+_LARGE = 1 << 18
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
 _LINGER_BYTES = 64 << 20
 _LINGER_S = 0.02  #: between two reads of these
@@ -38,9 +41,9 @@ class Handler(Protocol):
 
 
 class ClientConnection(asyncio.Protocol):
-    __slots__ = ("_ahead", "_closing", "_cost", "_held_heads", "_let_in", "_lingered", "_reader", "_refused",
-                 "_request", "_server", "_unread", "handler", "idle_since", "paused_since", "reading_since",
-                 "transport")  # fmt: skip
+    __slots__ = ("_ahead", "_ahead_bytes", "_closing", "_cost", "_held_answer", "_held_heads", "_let_in", "_lingered",
+                 "_of_asker", "_reader", "_refused", "_request", "_served", "_server", "_unread", "handler",
+                 "idle_since", "paused_since", "reading_since", "transport")  # fmt: skip
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -50,7 +53,11 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | None = None  #: the one that is being answered
         self._cost = 0  #: bytes that are held for it
         self._ahead: deque[tuple[Request, bytes, int]] = deque()
-        self._held_heads = 0  #: bytes of a head that has not come to its end, which everybody may send
+        self._ahead_bytes = 0  #: of their heads
+        self._held_heads = 0  #: bytes of heads that wait, or have not come to their end, which everybody may send
+        self._held_answer = 0  #: bytes of a large answer that the client has yet to read
+        self._of_asker = False  #: the last answer was a deployment's
+        self._served = False  #: a request of what is being read has been served
         self._closing = False  #: after the answer
         self._refused = False  #: what comes now is not read any more
         self._lingered = 0
@@ -77,6 +84,8 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write(
             b"%b%b%bcontent-length: %d\r\n%b\r\n%b" % (head, request.extra, extra, len(body), end, said)
         )
+        if len(said) > _LARGE:
+            self._hold_answer(self.transport.get_write_buffer_size())
         self._answered()
 
     def fail(self, failure: Failure) -> None:
@@ -127,16 +136,25 @@ class ClientConnection(asyncio.Protocol):
         if self._request is None and self.transport is not None:
             self.transport.close()
 
+    def can_be_missed(self, nobody: KeyState) -> bool:
+        """Whether nothing is lost with it: no request of anybody who was let in is read, answered or waits, and no
+        answer to one is still to be read. `nobody` is who comes without a key."""
+        if self._request is not None or self._ahead or self.owes:
+            return self._refused and self._request is None
+        reading = self._reader.request
+        return reading is None or reading.payer is None or reading.payer is nobody
+
     @property
-    def can_be_missed(self) -> bool:
-        """It asks for nothing: it is idle, has begun a head alone, or was refused already."""
-        return self.idle_since is not None or self._refused or self._reader.unfinished > 0
+    def owes(self) -> bool:
+        """The client has not read the end of an answer from a deployment."""
+        return self._of_asker and self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def _answered(self) -> None:
         request, self._request = self._request, None
         self.handler = None
         assert request is not None
         assert self.transport is not None
+        self._of_asker = request.asker is not None
         if self._cost:
             self._give_back(request, self._cost)
             self._cost = 0
@@ -146,6 +164,11 @@ class ClientConnection(asyncio.Protocol):
             self._server.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
         elif self.reading_since is None:
             self.idle_since = self._server.now
+
+    def _hold_answer(self, amount: int) -> None:
+        """Count what the client has yet to read among the answers that are kept."""
+        self._server.answers.held += amount - self._held_answer
+        self._held_answer = amount
 
     def _give_back(self, request: Request, cost: int) -> None:
         if cost and request.payer is not None:
@@ -165,12 +188,19 @@ class ClientConnection(asyncio.Protocol):
     def _next(self) -> None:
         """Serve the next of those that came ahead; not while its client reads no answers, which would pile up."""
         if self._request is None and self._ahead and self.transport is not None and self.paused_since is None:
-            self._serve(*self._ahead.popleft())
+            request, body, cost = self._ahead.popleft()
+            self._ahead_bytes -= request.size
+            self._hold_heads(self._reader.unfinished + self._ahead_bytes)
+            self._serve(request, body, cost)
             self._read_on()
 
     def _read_on(self) -> None:
-        if self.transport is not None and self.paused_since is None and len(self._ahead) < _AHEAD:
+        if self.transport is not None and self.paused_since is None and not self._is_ahead:
             self.transport.resume_reading()
+
+    @property
+    def _is_ahead(self) -> bool:
+        return len(self._ahead) >= _AHEAD or self._ahead_bytes >= _AHEAD_BYTES
 
     def _serve(self, request: Request, body: bytes, cost: int) -> None:
         self._request = request
@@ -192,6 +222,7 @@ class ClientConnection(asyncio.Protocol):
         self._server.connections.discard(self)
         self._reader.close()
         self._hold_heads(0)
+        self._hold_answer(0)
         if self._request is not None:
             self._give_back(self._request, self._cost)
         self._forget_ahead()
@@ -205,6 +236,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger(len(data))
             return
         self._unread = None
+        self._served = False
         try:
             if self.idle_since is not None:
                 if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
@@ -215,8 +247,8 @@ class ClientConnection(asyncio.Protocol):
                     return
                 self._unread = Head.of(data)
             self._reader.feed(data)
-            if self._held_heads != (unfinished := self._reader.unfinished):
-                self._hold_heads(unfinished)
+            if self._held_heads != (waiting := self._reader.unfinished + self._ahead_bytes):
+                self._hold_heads(waiting)
         except Failure as failure:
             self._refuse(failure)
 
@@ -241,6 +273,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.paused_since = None
+        self._hold_answer(0)
         self._read_on()
         if self.handler is not None:
             self.handler.resume()
@@ -260,14 +293,18 @@ class ClientConnection(asyncio.Protocol):
         self.reading_since = None
         if self._unread is not None and request.asker is not None:
             self._let_in = self._unread, request
-        if self._request is None and not self._ahead and self.paused_since is None:
+        if self._request is None and not self._ahead and self.paused_since is None and not self._served:
+            self._served = True
             self._serve(request, body, cost)
             return
+        if self._request is None and not self._ahead:  # one at a time: others come in between
+            self._server.soon(self._next)
         self._ahead.append((request, body, cost))
+        self._ahead_bytes += request.size
         assert self.transport is not None
         if len(self._ahead) >= _MOST_AHEAD:
             raise _TOO_MANY_AHEAD
-        if len(self._ahead) >= _AHEAD:
+        if self._is_ahead:
             self.transport.pause_reading()
 
     def _take_known(self, request: Request, body: bytes) -> None:
@@ -293,12 +330,13 @@ class ClientConnection(asyncio.Protocol):
         for request, _, cost in self._ahead:
             self._give_back(request, cost)
         self._ahead.clear()
+        self._ahead_bytes = 0
 
     def _refuse(self, failure: Failure) -> None:
         """Answer what cannot be read, after what came before it, and hang up: where the next begins is not known."""
         refused = self._reader.request
         self._reader.close()
-        self._hold_heads(0)
+        self._hold_heads(self._ahead_bytes)
         self._refused = True
         self.reading_since = None
         if failure is UPGRADED:

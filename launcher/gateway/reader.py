@@ -40,6 +40,7 @@ class Request:
     payer: KeyState | None = None  #: of whose bytes its body's are: who asked when its head came
     refusal: Failure | None = None  #: what is wrong with its head
     judged_by: Settings | None = None  #: `asker` and `refusal` are what these made of it
+    size: int = 0  #: bytes of its head
 
 
 class Judge(Protocol):
@@ -69,13 +70,17 @@ class Sink(Protocol):
 class Reader:
     """Once it has raised a `Failure`, where the next request begins is not known: it is not to be fed again."""
 
-    __slots__ = ("_body", "_head", "_head_fed", "_headers", "_judge", "_parser", "_sink", "_size", "_url", "request")
+    __slots__ = ("_begun", "_body", "_fed", "_head", "_head_fed", "_headers", "_judge", "_parser", "_piece", "_sink",
+                 "_size", "_url", "request")  # fmt: skip
 
     def __init__(self, judge: Judge, sink: Sink) -> None:
         self._judge = judge
         self._sink = sink
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
         self._head_fed = 0  #: bytes that have come since the last request, until the head of the next has been read
+        self._fed = 0  #: bytes of the last data
+        self._begun = False  #: a request has, and not come to its end
+        self._piece = bytearray()  #: of the body, in the data that is being read
         self.request: Request | None = None  #: whose body is coming
         self._start()
 
@@ -85,8 +90,10 @@ class Reader:
             return
         if self.request is None:
             self._head_fed += len(data)
+        self._fed = len(data)
         try:
             self._parser.feed_data(data)
+            self._take_piece()
         except httptools.HttpParserUpgrade:
             # The request itself is answered as if it had not asked for it; in which protocol more comes is not known.
             raise UPGRADED from None
@@ -99,8 +106,8 @@ class Reader:
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a head that is not whole."""
-        return 0 if self.request is not None else self._head_fed
+        """Bytes of a head that is not whole, at most."""
+        return (self._head_fed or self._fed) if self._begun and self.request is None else 0
 
     def close(self) -> None:
         """Let go of a body that has not come to its end."""
@@ -112,6 +119,8 @@ class Reader:
 
     def _start(self) -> None:
         self.request = None
+        self._begun = False
+        self._piece.clear()
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._head = 0  #: bytes of the URL, and of names and values of headers
@@ -122,6 +131,7 @@ class Reader:
 
     def on_message_begin(self) -> None:
         self._start()
+        self._begun = True
         self._sink.begun()
 
     def on_url(self, url: bytes) -> None:
@@ -154,7 +164,7 @@ class Reader:
             path = path[4:]
         keep_alive = self._parser.should_keep_alive()
         method = self._parser.get_method().decode()
-        self.request = request = Request(method, path, headers, keep_alive, version == "1.1")
+        self.request = request = Request(method, path, headers, keep_alive, version == "1.1", size=self._head)
         self._judge.judge(request)
         request.payer = request.asker
         if not _FRAMING.isdisjoint(headers):
@@ -165,11 +175,18 @@ class Reader:
         assert request is not None
         self._grow(len(piece))
         if request.payer is not None:  # nobody else's is read
+            self._piece += piece  # there may be many, which are weighed together
+
+    def _take_piece(self) -> None:
+        if self._piece and self.request is not None and self.request.payer is not None:
+            piece = bytes(self._piece)
+            self._piece.clear()
             cost = self._body.weigh(piece)
-            hold(cost, self._judge.bodies, request.payer.bodies)
+            hold(cost, self._judge.bodies, self.request.payer.bodies)
             self._body.add(piece, cost)
 
     def on_message_complete(self) -> None:
+        self._take_piece()
         request, body = self.request, self._body
         assert request is not None
         self._head_fed = 0
@@ -186,6 +203,8 @@ class Reader:
         if self._parser.should_upgrade():
             raise _NO_UPGRADE  # what follows would be in the other protocol, and no body
         if headers.get(b"expect", b"").lower() == b"100-continue":
+            if request.asker is None:
+                raise _NO_BODY
             self._sink.wait_for_body()
 
     def _add_to_head(self, amount: int) -> None:
@@ -206,6 +225,7 @@ class Reader:
 #: not an answer: the request before it has its own
 UPGRADED = Failure(400, "only HTTP/1.1 is spoken here")
 _HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
+_NO_BODY = Failure(417, "nobody reads a body there: ask without the header expect")
 _NO_HOST = Failure(400, "a request of HTTP/1.1 needs the header host")
 _NO_UPGRADE = Failure(400, "only HTTP/1.1 is spoken here: ask without the header upgrade (curl --http1.1)")
 _OTHER_VERSION = Failure(400, "only HTTP/1.1 and HTTP/1.0 are spoken here")

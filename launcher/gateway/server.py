@@ -68,8 +68,9 @@ class Server:
         self.connections.add(client)
         if len(self.connections) <= self.most_connections:
             return
-        missed = [it for it in self.connections if it.can_be_missed and it is not client]
-        missed.sort(key=lambda it: it.idle_since or it.reading_since or 0.0)
+        nobody = self.table.nobody
+        missed = [it for it in self.connections if it.can_be_missed(nobody) and it is not client]
+        missed.sort(key=lambda it: (it.idle_since is None, it.idle_since or it.reading_since or 0.0))
         for connection in missed[: len(missed) // 16 + 1]:  # some at once: looking for them takes a while
             self.connections.discard(connection)  # now: more may come before the loop tells that it is lost
             connection.close()
@@ -172,7 +173,8 @@ class Server:
     def _hurry(self, connection: ClientConnection, now: float) -> None:
         settings = self.table.settings
         if connection.idle_since is not None and now - connection.idle_since > settings.keep_alive_s:
-            connection.close()
+            if not connection.owes:
+                connection.close()
         elif connection.reading_since is not None and now - connection.reading_since > settings.request_timeout_s:
             connection.too_slow()
         elif connection.paused_since is not None and now - connection.paused_since > settings.client_timeout_s:

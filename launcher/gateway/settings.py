@@ -149,7 +149,7 @@ class Settings:
     client_timeout_s: float
     drain_s: float
     of_deployments: Route  #: what is true of a deployment that is asked by its own name
-    max_held_bytes: int = 192 << 20  #: by the bodies of all requests at the same time, and what is made of them
+    max_held_bytes: int = 384 << 20  #: by the bodies of all requests at the same time, and what is made of them
     max_connections: int = 2048
 
     @property

@@ -103,7 +103,7 @@ class Table:
         self._local: dict[str, RouteState] = {}  #: deployments that are asked by their own names
         self._keys: dict[str, KeyState] = {}
         self._by_digest: dict[bytes, KeyState] = {}
-        self._anonymous = KeyState(Key(NOBODY, "00" * 32))
+        self.nobody = KeyState(Key(NOBODY, "00" * 32))
         self._unknown = bytes(32)
         self._remote: frozenset[str] = frozenset()
         self.use(settings, {})
@@ -135,7 +135,7 @@ class Table:
             state.use(self._own(name), self.replicas)
         self.routes = {route.name: self._route(self.routes.get(route.name), route) for route in settings.routes}
         self._keys, self._by_digest = keys, {key.digest: key for key in keys.values()}
-        for asker in (*keys.values(), self._anonymous):  # nobody takes all of it from others
+        for asker in (*keys.values(), self.nobody):  # nobody takes all of it from others
             half = max(settings.max_held_bytes // 2, MOST_TIMES * settings.max_body_bytes)
             asker.bodies.limit = half if len(keys) > 1 else settings.max_held_bytes
         self._admin = admin
@@ -188,17 +188,17 @@ class Table:
         yield from (state for name, state in self._local.items() if name not in self.routes)
 
     def askers(self) -> Iterable[KeyState]:
-        return self._keys.values() if self._keys else (self._anonymous,)
+        return self._keys.values() if self._keys else (self.nobody,)
 
     def who(self, presented: bytes | None) -> KeyState | None:
         """Whose key it is; None for nobody's. What is compared are hashes, all of them in the same time."""
         if not self._by_digest:
-            return self._anonymous if self.settings.host in LOOPBACK or self.is_admin(presented) else None
+            return self.nobody if self.settings.host in LOOPBACK or self.is_admin(presented) else None
         digest = hashlib.sha256(presented or b"").digest()
         found = self._by_digest.get(digest)
         if hmac.compare_digest(digest, found.digest if found else self._unknown) and found:
             return found
-        return self._anonymous if self.is_admin(presented) else None
+        return self.nobody if self.is_admin(presented) else None
 
     def is_admin(self, presented: bytes | None) -> bool:
         if self._admin is None:

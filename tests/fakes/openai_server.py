@@ -18,8 +18,9 @@ from typing import Any
 
 
 class Server:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, deaf: bool) -> None:
         self._name = name
+        self._deaf = deaf
         self._asked: list[dict[str, Any]] = []
         self._left = 0
 
@@ -54,7 +55,7 @@ class Server:
     async def _answer(
         self, asked: dict[str, Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str
     ) -> bool:
-        told = json.dumps(asked.get("messages") or asked.get("prompt") or asked.get("input"))
+        told = "" if self._deaf else json.dumps(asked.get("messages") or asked.get("prompt") or asked.get("input"))
         if "die mid" not in told and re.search(r"\bdie\b", told):
             os._exit(1)
         if "garbage" in told:
@@ -139,8 +140,11 @@ async def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", default="fake")
+    parser.add_argument("--deaf", action="store_true", help="do not do what prompts say: they are anybody's")
     options = parser.parse_args()
-    server = await asyncio.start_server(Server(options.name).connected, "127.0.0.1", options.port, limit=1 << 26)
+    server = await asyncio.start_server(
+        Server(options.name, options.deaf).connected, "127.0.0.1", options.port, limit=1 << 26
+    )
     async with server:
         await server.serve_forever()
 

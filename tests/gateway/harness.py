@@ -159,9 +159,9 @@ class Fake:
 
 
 @contextlib.contextmanager
-def fake(name: str = "a", port: int | None = None) -> Iterator[Fake]:
+def fake(name: str = "a", port: int | None = None, *more: str) -> Iterator[Fake]:
     port = port or free_port()
-    process = subprocess.Popen([sys.executable, str(FAKE), "--port", str(port), "--name", name])
+    process = subprocess.Popen([sys.executable, str(FAKE), "--port", str(port), "--name", name, *more])
     made = Fake(name, port, process)
     try:
         wait_for(lambda: _answers(port))

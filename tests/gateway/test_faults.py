@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -544,3 +545,41 @@ def test_what_a_client_has_made_of_a_stream_closes_a_server_to_nobody(fault: str
             events(it.ask(fault, stream=True))
 
         assert it.ask("hi").status_code == 200
+
+
+def test_an_answer_may_pause_after_its_head_and_between_its_pieces(a: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.gateway.exchange._DRY_S", 0.1)
+    with gateway(settings({"m": [a.member]})) as it:
+        said = events(it.ask("slow 0.4 pieces 2", stream=True))
+
+        assert text_of(said) == "01"
+    whole = slow_head(b"HTTP/1.1 200 OK\r\ncontent-length: 15\r\n\r\n", b'{"choices": []}')
+    with whole as member, gateway(settings({"m": [member]})) as it:
+        assert it.ask("hi").json() == {"choices": []}
+
+
+def test_a_head_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.gateway.exchange._DRY_S", 0.1)
+    half = slow_head(b"HTTP/1.1 200 OK\r\nx-a", b": 1\r\ncontent-length: 0\r\n\r\n")
+    with half as member, gateway(settings({"m": [member]})) as it:
+        answer = it.ask("hi")
+
+        assert answer.status_code == 502
+        assert "the head of its answer was not whole" in answer.json()["error"]["message"]
+
+
+@contextlib.contextmanager
+def slow_head(first: bytes, rest: bytes) -> Iterator[Member]:
+    """A server that says `first`, and `rest` half a second later."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                connection.recv(1 << 16)
+                connection.sendall(first)
+                time.sleep(0.5)
+                connection.sendall(rest)
+                connection.recv(1)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield Member(name="slow", url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", model="theirs")

@@ -15,7 +15,7 @@ import requests
 import yaml
 
 from launcher.gateway.settings import Member
-from tests.gateway.harness import Fake, Running, events, gateway, settings, until
+from tests.gateway.harness import Fake, Running, events, gateway, settings, text_of, until
 
 _FOLDER = Path(__file__).parent / "hostile"
 _ENDLESS_BYTES = 256 << 20  #: more than any limit, so that a test of one that is not there ends too
@@ -96,6 +96,7 @@ def test_a_hostile_answer_is_its_servers_fault_and_another_is_asked(row: Any, a:
                 assert (alone.status_code in (502, 503), error["source"]) == (True, "engine")
                 assert error["message"].startswith("bad: ")
             assert answer.headers["x-rmlaunch-deployment"] == "a"
+            assert text_of(events(answer)) == "012" if stream else answer.json()["choices"]
             assert it.server.answers.held == 0
 
 

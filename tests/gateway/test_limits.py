@@ -137,13 +137,15 @@ def test_heads_that_do_not_come_to_their_end_are_bounded_together(a: Fake) -> No
 
 def test_who_reads_no_answers_gets_no_more_of_them(a: Fake) -> None:
     with gateway(settings({"m": [a.member]})) as it, connected(it) as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):
-            for _ in range(2000):
-                client.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n" * 64)
+        client.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        until(lambda: len(it.server.connections) == 1)
         (connection,) = it.server.connections
-        until(lambda: connection.paused_since is not None)
+        asked = 0
+        while connection.paused_since is None:
+            assert asked < 100_000
+            client.sendall(b"GET /%b HTTP/1.1\r\nhost: localhost\r\n\r\n" % (b"x" * 200) * 16)
+            asked += 16
+            until(lambda asked=asked: it.server.refusals[404] == asked or connection.paused_since is not None, 20)  # type: ignore[misc]
 
         assert connection.transport is not None
         assert connection.transport.get_write_buffer_size() < MIB
@@ -269,3 +271,44 @@ def test_what_is_large_and_honest_is_let_through(a: Fake) -> None:
             assert requests.post(f"{it.url}/v1/chat/completions", json=body, timeout=20).status_code == 200
         tokens = {"model": "m", "input": [list(range(150))] * 2000}
         assert requests.post(f"{it.url}/v1/embeddings", json=tokens, timeout=20).status_code == 200
+
+
+def test_bodies_that_nobody_reads_give_way_too(a: Fake) -> None:
+    """They are begun and not ended: of what is refused, of what reads no body, and behind an answer."""
+    begun = [
+        head(60_000),
+        head(MIB * 20).replace(b"/v1/chat/completions", b"/nothing"),
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\nGET /health HTT",
+    ]
+    with gateway(settings({"m": [a.member]}, keys=KEYS, max_connections=20)) as it, contextlib.ExitStack() as stack:
+        for number in range(60):
+            with contextlib.suppress(OSError):
+                stack.enter_context(connected(it)).sendall(begun[number % 3])
+
+        until(lambda: len(it.server.connections) <= 21)
+        assert requests.get(f"{it.url}/health", timeout=5).status_code == 200
+        assert it.ask("hi", headers=bearer(BOB)).status_code == 200
+
+
+def test_who_reads_an_answer_is_not_idle(a: Fake) -> None:
+    size = 20 * MIB
+    with gateway(settings({"m": [a.member]}, max_connections=16)) as it, connected(it) as client:
+        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": f"big {size}"}]}).encode()
+        client.sendall(head(len(body)) + body)
+        until(lambda: it.server.answers.held > 10 * MIB)
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(connected(it))
+            said = 0
+            while said < size:
+                piece = client.recv(MIB)
+                assert piece
+                said += len(piece)
+        until(lambda: it.server.answers.held == 0)
+
+
+def test_a_word_to_send_a_body_that_nobody_reads_is_refused(a: Fake) -> None:
+    with gateway(settings({"m": [a.member]}, keys=KEYS)) as it, connected(it) as client:
+        client.sendall(head(10, more=b"expect: 100-continue\r\n").replace(b"/chat/completions", b"/models"))
+
+        assert client.recv(1000).startswith(b"HTTP/1.1 417 ")

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi import checks
 
 from launcher.gateway.settings import hashed
 from launcher.paths import shipped
-from tests.gateway.harness import Fake, Running, gateway
+from tests.gateway.harness import Running, fake, gateway
 from tests.gateway.harness import settings as gateway_settings
 
 ADMIN = "the-admins-own-long-key"
@@ -23,8 +23,11 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def it(a: Fake) -> Iterator[Running]:
-    with gateway(gateway_settings({"m": [a.member]}, admin_sha256=hashed(ADMIN, ""))) as running:
+def it() -> Iterator[Running]:
+    with (
+        fake("deaf", None, "--deaf") as server,  # what is made up may happen to be what another one obeys
+        gateway(gateway_settings({"m": [server.member]}, admin_sha256=hashed(ADMIN, ""))) as running,
+    ):
         yield running
 
 

@@ -81,6 +81,21 @@ def test_configs_that_could_not_be_composed_are_tried_again(
     assert [one.keys for one in taken] == [[BOB]]
 
 
+def test_what_cannot_be_used_is_not_taken_for_used(tmp_path: Path, both: Settings) -> None:
+    def use(_: Settings) -> None:
+        raise ValueError("it cannot be used")
+
+    file = tmp_path / "settings.json"
+    file.write_text(Asked([], None, both, marks(None)).dumps())
+    reloader = Reloader(file, use)
+
+    with pytest.raises(ValueError, match="it cannot be used"):
+        reloader.hand_over(Asked([], None, dataclasses.replace(both, keys=[BOB]), marks(None)).dumps())
+
+    assert reloader.settings == both
+    assert Asked.loads(file.read_text()).settings == both
+
+
 def test_what_does_not_go_together_is_told_and_changes_nothing(tmp_path: Path, both: Settings) -> None:
     taken: list[Settings] = []
     reloader = reloader_of(tmp_path / "settings.json", both, taken)
