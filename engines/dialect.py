@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from itertools import count
 from typing import Any
 
 from engines.errors import InferenceError
@@ -25,7 +25,7 @@ BAD_REQUEST = 400
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 #: fields of one request; those that come again and again are as many
-_MOST_FIELDS = 1000
+MOST_FIELDS = 1000
 #: how each letter of `model` begins that is written as an escape
 _ESCAPED = b"\\u006"
 DONE = b"data: [DONE]\n\n"
@@ -122,10 +122,15 @@ def names_model_once(body: bytes) -> bool:
 def members(text: str) -> Iterator[tuple[str, int, int]]:
     """Yield each key of the JSON object `text`, those that come twice included, and where its value begins and ends.
 
-    `text` is valid JSON, and not nested too deep for Python's own parser.
+    `text` is valid JSON, and not nested too deep for Python's own parser. Raises `InferenceError` (status 400) after
+    `MOST_FIELDS` of them.
     """
     at = _skip(text, text.index("{") + 1)
-    while text[at] != "}":
+    for number in count():
+        if text[at] == "}":
+            return
+        if number == MOST_FIELDS:
+            raise refused(f"a request has at most {MOST_FIELDS:,} fields")
         key, at = _DECODER.raw_decode(text, at)
         at = _skip(text, _skip(text, at) + 1)  # the colon
         _, end = _DECODER.raw_decode(text, at)
@@ -147,9 +152,7 @@ def with_names(body: bytes, names: Mapping[str, str | None], model: str | None) 
     """The JSON object `body` with its keys as `names` has them, without those that become None, and with `model`, where
     that is given. Values stay as they were written: numbers and escapes keep every digit."""
     text = body.decode()
-    found = [(names.get(key, key), text[start:end]) for key, start, end in islice(members(text), _MOST_FIELDS + 1)]
-    if len(found) > _MOST_FIELDS:
-        raise refused(f"a request has at most {_MOST_FIELDS:,} fields")
+    found = [(names.get(key, key), text[start:end]) for key, start, end in members(text)]
     values = {name: value for name, value in found if name is not None}
     if model is not None:
         values["model"] = json.dumps(model)

@@ -6,7 +6,6 @@ much is in it while it comes, and what all of them hold together is counted.
 
 from __future__ import annotations
 
-import itertools
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,8 @@ from typing import Any
 
 import orjson
 
-from engines.dialect import members
+from engines.base import InferenceError
+from engines.dialect import MOST_FIELDS, members
 from launcher.gateway.errors import Failure
 from launcher.gateway.settings import MOST_TIMES
 
@@ -23,8 +23,6 @@ from launcher.gateway.settings import MOST_TIMES
 MOST_VALUES, MOST_TEXTS, MOST_NESTS, DEEPEST = 2_000_000, 1_000_000, 100_000, 100
 #: bytes that a value takes once it is read: any, and more for a text, a list or an object
 _VALUE_BYTES, _TEXT_BYTES, _NEST_BYTES = 32, 32, 64
-#: fields of one body
-_MOST_FIELDS = 1000
 #: how often a body is held: as it came, as what is read of it, and as it is sent on
 _TIMES = 3
 #: stand before the values of a list or an object; within texts they mean nothing
@@ -74,6 +72,12 @@ def hold(amount: int, of_all: Budget, of_key: Budget) -> None:
         raise _ITS_HELD
     of_all.held += amount
     of_key.held += amount
+
+
+def release(amount: int, of_all: Budget, of_key: Budget) -> None:
+    """Give back what `hold` has taken."""
+    of_all.held -= amount
+    of_key.held -= amount
 
 
 _LATER = {"retry-after": "1"}
@@ -149,7 +153,7 @@ def read(body: bytes) -> dict[str, Any]:
         raise Failure(400, f"the body is not JSON: {exc}", "invalid_json") from exc
     if not isinstance(fields, dict):
         raise Failure(400, f"the body must be a JSON object, not {reprlib.repr(fields)}", "invalid_json")
-    if len(fields) > _MOST_FIELDS:
+    if len(fields) > MOST_FIELDS:
         raise _TOO_MANY_FIELDS
     if len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST:
         _check_depth(fields)
@@ -160,10 +164,11 @@ def read(body: bytes) -> dict[str, Any]:
 
 def check_model_once(body: bytes) -> None:
     """Raises `Failure` (400) where the object `body` has two models: one of its readers may take the other one."""
-    found = list(itertools.islice(members(body.decode()), _MOST_FIELDS + 1))
-    if len(found) > _MOST_FIELDS:
-        raise _TOO_MANY_FIELDS
-    if sum(key == "model" for key, _, _ in found) > 1:
+    try:
+        models = sum(key == "model" for key, _, _ in members(body.decode()))
+    except InferenceError:
+        raise _TOO_MANY_FIELDS from None
+    if models > 1:
         raise Failure(400, "model stands in the body twice; leave one of them out", "invalid_json")
 
 
@@ -187,8 +192,9 @@ def _check_grammars(fields: Mapping[str, Any]) -> None:
         for number, text in enumerate(_texts(fields[name])):
             if len(text) > DEEPEST:  # else it is no grammar to speak of
                 links += text.count(_RULE)
-                brackets += sum(map(text.count, "([{"))
-                if brackets > _MOST_BRACKETS or _depth(text) > DEEPEST or _repeats(text) > _MOST_REPEATS:
+                brackets += (found := sum(map(text.count, "([{")))
+                deep = brackets > _MOST_BRACKETS or (found > DEEPEST and _depth(text) > DEEPEST)
+                if deep or _repeats(text) > _MOST_REPEATS:
                     raise _too_complex(name)
             elif text == _REFERENCE:
                 links += 1
@@ -225,8 +231,6 @@ def _texts(value: object) -> Iterator[str]:
 
 def _depth(text: str) -> int:
     """Return how deep brackets are within each other, at most."""
-    if sum(map(text.count, "([{")) <= DEEPEST:
-        return 0
     depth = deepest = 0
     for bracket in _BRACKETS.finditer(text):
         depth = max(0, depth - 1) if bracket[1] else depth + 1
@@ -234,7 +238,7 @@ def _depth(text: str) -> int:
     return deepest
 
 
-_TOO_MANY_FIELDS = Failure(400, f"a body has at most {_MOST_FIELDS:,} fields", "too_complex")
+_TOO_MANY_FIELDS = Failure(400, f"a body has at most {MOST_FIELDS:,} fields", "too_complex")
 _TOO_MUCH = Failure(
     400, f"there is too much in the body: at most {MOST_VALUES:,} values, {MOST_TEXTS:,} of them texts and "
     f"{MOST_NESTS:,} lists and objects", "too_complex",

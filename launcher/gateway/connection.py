@@ -8,7 +8,7 @@ from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
-from launcher.gateway.body import SMALL, hold, weight
+from launcher.gateway.body import SMALL, hold, release, weight
 from launcher.gateway.errors import Failure
 from launcher.gateway.heads import Head
 from launcher.gateway.reader import UPGRADED, Reader, Request
@@ -172,8 +172,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _give_back(self, request: Request, cost: int) -> None:
         if cost and request.payer is not None:
-            self._server.bodies.held -= cost
-            request.payer.bodies.held -= cost
+            release(cost, self._server.bodies, request.payer.bodies)
 
     def _hang_up(self) -> None:
         """Close; a client that is still sending must first get to read the answer."""

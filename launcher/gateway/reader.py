@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
-from launcher.gateway.body import Body, Budget, hold
+from launcher.gateway.body import Body, Budget, hold, release
 from launcher.gateway.errors import Failure
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ class Reader:
         """Let go of a body that has not come to its end."""
         self._parser = None  # they hold each other
         if self.request is not None and self.request.payer is not None:
-            self._judge.bodies.held -= self._body.cost
-            self.request.payer.bodies.held -= self._body.cost
+            release(self._body.cost, self._judge.bodies, self.request.payer.bodies)
         self._start()
 
     def _start(self) -> None:
