@@ -4,6 +4,22 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import BinaryIO
+
+
+def opened(path: str) -> BinaryIO:
+    """Open the regular file `path` to be read. Raises `OSError`, without a number where it is a pipe or a device. Never
+    waits, and follows no link at its end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        stream = open(descriptor, "rb")  # noqa: PTH123, SIM115  (a descriptor; whoever asked closes it)
+    except OSError:  # a folder, which leaves it open
+        os.close(descriptor)
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        stream.close()
+        raise OSError("it is no regular file")
+    return stream
 
 
 def read_written(path: str, most_bytes: int) -> bytes:
@@ -11,10 +27,7 @@ def read_written(path: str, most_bytes: int) -> bytes:
 
     Raises `OSError` where it is a link, a pipe or a device, or holds more than `most_bytes`. Never waits.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with open(descriptor, "rb") as stream:  # noqa: PTH123  (a descriptor)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("it is no regular file")
+    with opened(path) as stream:
         text = stream.read(most_bytes + 1)
     if len(text) > most_bytes:
         raise OSError(f"it is larger than {most_bytes} bytes")

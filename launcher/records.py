@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
+
+from engines.files import opened
 
 LIMIT_BYTES = 1 << 24
 
@@ -20,15 +21,12 @@ def read(file: Path) -> dict[str, Any]:
 def read_bytes(file: Path) -> bytes:
     """All that is in `file`. Raises `OSError` where it cannot be read, `ValueError` for no file or one too large."""
     try:
-        # A FIFO would keep us waiting for ever, and a link may lead anywhere.
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stream = opened(os.fspath(file))
     except OSError as exc:
-        if exc.errno in (errno.ELOOP, errno.ENXIO):
+        if exc.errno in (None, errno.ELOOP, errno.ENXIO):
             raise ValueError("it is no file") from exc
         raise
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no file")
+    with stream:
         return _bounded(stream.read(LIMIT_BYTES + 1))
 
 
