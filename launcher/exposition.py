@@ -13,6 +13,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 #: clients that are answered at the same time; more of them are sent away
 _AT_ONCE = 8
 
+#: seconds that a client may be silent
+_PATIENCE_S = 5.0
+
 Sample = tuple[Mapping[str, str], float]
 
 
@@ -42,7 +45,7 @@ def render(
     return "\n".join(lines) + "\n"
 
 
-def serve(port: int, text: Callable[[], str]) -> None:
+def serve(port: int, text: Callable[[], str], patience_s: float = _PATIENCE_S) -> None:
     """Answer `GET /metrics` on loopback from now on, in a few threads: whoever is on this machine may connect.
 
     Raises `OSError` where the port is taken.
@@ -50,7 +53,7 @@ def serve(port: int, text: Callable[[], str]) -> None:
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5.0  #: of a client that says nothing
+        timeout = patience_s
 
         def do_GET(self) -> None:
             found = self.path.partition("?")[0] == "/metrics"
@@ -66,6 +69,8 @@ def serve(port: int, text: Callable[[], str]) -> None:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        #: a full queue makes clients wait a second and longer for their next attempt, instead of being sent away
+        request_queue_size = 128
         room = threading.BoundedSemaphore(_AT_ONCE)
 
         def process_request(self, request: Any, client_address: Any) -> None:
