@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
-from launcher import plans
+from launcher import plan_json
 from launcher.compose import compose
 from launcher.control import Supervised, orders_for
 from launcher.environments import describe, ensure
@@ -280,7 +280,7 @@ def _plan(name: str, program: Path, port: int, state: Path, settings: SuperviseC
 def _claim(plan: LaunchPlan, state: Path) -> Claim:
     ledger = Ledger(state)
     with ledger.exclusive():
-        claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plans.public(plan))
+        claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plan_json.public(plan))
     render_files(plan.files, plan.links, Path(plan.run_dir))
     return claim
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, DeploymentError
-from launcher import artifacts, logs, records
+from launcher import artifacts, bounded_json, logs
 from launcher.artifacts import BuildArtifact
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
@@ -124,7 +124,7 @@ def _plans(ledger: Ledger) -> tuple[dict[str, str], list[str]]:
     unreadable: list[str] = []
     for name in ledger.running():
         try:
-            plans[name] = records.read_bytes(ledger.deployments / name / "plan.json").decode(errors="replace")
+            plans[name] = bounded_json.read_bytes(ledger.deployments / name / "plan.json").decode(errors="replace")
         except (OSError, ValueError):  # noqa: PERF203  (one's trouble is not the others')
             unreadable.append(name)
     return plans, unreadable

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import BuildProfile, BuildStep, RequestError
-from launcher import structs, trees
+from launcher import dataclass_json, trees
 from launcher.atomic import open_lock, write_text
 from launcher.masking import mask_argv, mask_env, mask_url
 from launcher.suggest import unknown
@@ -179,7 +179,7 @@ def _lock(path: Path) -> Iterator[bool]:
 def _read(path: Path) -> BuildArtifact:
     try:
         data = json.loads((path / METADATA).read_text())
-        profile = structs.load(BuildProfile, data["profile"]) if data["profile"] else None
+        profile = dataclass_json.load(BuildProfile, data["profile"]) if data["profile"] else None
         return BuildArtifact(path.name, str(data["model_id"]), profile, path, data)
     except (OSError, ValueError, KeyError, TypeError):
         # <model>-<format>-<key>, of a version that wrote nothing more down

@@ -113,7 +113,7 @@ def _help() -> int:
 def _plan(words: Sequence[str]) -> int:
     words, form = _form(words)
     overrides, config_dir = split([word for word in words if word != "--json"])
-    from launcher import plans
+    from launcher import plan_json, plan_text
     from launcher.compose import normalized
     from launcher.ledger import Ledger
     from launcher.paths import state_root
@@ -127,7 +127,7 @@ def _plan(words: Sequence[str]) -> int:
     if form:
         text = _docker_run(plan)
     else:
-        text = json.dumps(plans.public(plan), indent=2) if "--json" in words else "\n".join(plans.lines(plan))
+        text = json.dumps(plan_json.public(plan), indent=2) if "--json" in words else "\n".join(plan_text.lines(plan))
     sys.stdout.write(f"{text}\n")
     return 0
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import structs
+from launcher import dataclass_json
 from launcher.masking import is_secret, mask_url
 from launcher.paths import cache_root, shipped, user_config
 from launcher.schema import ContainerConf, EngineConf, LaunchConfig, RuntimeConf, engine_conf
@@ -70,7 +70,7 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 def _our_version() -> list[int]:
     """Changes with the code that decides what a config means."""
     folder = Path(__file__).parent
-    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "structs", "adapters/conf")]
+    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "dataclass_json", "adapters/conf")]
     engines = sorted((folder.parent / "engines").glob("*.py"))  # they declare keys of their own
     return [file.stat().st_mtime_ns for file in (*ours, *engines)]
 
@@ -78,9 +78,9 @@ def _our_version() -> list[int]:
 def _load(data: Any) -> LaunchConfig:
     # The fields say EngineConf and RuntimeConf; which of their subclasses they were, only the file knows.
     kind = engine_conf(data["engine"]) if data["engine"] else EngineConf
-    engine = structs.load(kind, data["config"]["engine"])
-    runtime = structs.load(ContainerConf if data["container"] else RuntimeConf, data["config"]["runtime"])
-    return structs.load(LaunchConfig, {**data["config"], "engine": engine, "runtime": runtime})
+    engine = dataclass_json.load(kind, data["config"]["engine"])
+    runtime = dataclass_json.load(ContainerConf if data["container"] else RuntimeConf, data["config"]["runtime"])
+    return dataclass_json.load(LaunchConfig, {**data["config"], "engine": engine, "runtime": runtime})
 
 
 def _keep(file: Path, config: LaunchConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
-from launcher import plans, records, registry, structs
+from launcher import bounded_json, dataclass_json, plan_json, registry
 from launcher.devices import declared
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase, Policy
@@ -58,12 +58,12 @@ class News:
     @classmethod
     def read(cls, line: bytes) -> News:
         """Raises `ValueError` where it is no JSON object."""
-        return cls.of(records.parse(line))
+        return cls.of(bounded_json.parse(line))
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> News:
         """Take what is understood: the supervisor may be of another version. The rest is told in `reason`."""
-        given, strange = structs.understood(cls, {**data, "phase": data.get("state")})
+        given, strange = dataclass_json.understood(cls, {**data, "phase": data.get("state")})
         if strange:
             reasons = [given.get("reason", ""), *(f"its supervisor's word is not understood: {why}" for why in strange)]
             given["reason"] = "; ".join(filter(None, reasons))
@@ -213,7 +213,7 @@ class Supervised:
         if self._spawned.process.returncode == 0:
             return ()
         runtime: Runtime = plugin_at(self._orders.runtime)
-        left = runtime.clear(self.plan.run_dir, plans.public(self.plan))
+        left = runtime.clear(self.plan.run_dir, plan_json.public(self.plan))
         if left:
             log.warning("%s: still there: %s", self.plan.name, ", ".join(left))
         from launcher.runtimes.process import remove_leftovers
@@ -263,7 +263,7 @@ class Connection:
         if not line:
             raise DeploymentError(f"{self._name}: its supervisor ended before it answered")
         try:
-            answer = records.parse(line)
+            answer = bounded_json.parse(line)
         except ValueError as exc:
             raise NoAnswerError(f"{self._name}: its supervisor's answer to {op} is not understood: {exc}") from exc
         if "error" in answer:
@@ -273,7 +273,7 @@ class Connection:
     def learn(self, op: str, kind: type[T]) -> T:
         """Ask for `op`, and return the answer as a `kind`. Raises as `ask` does."""
         try:
-            return structs.load(kind, self.ask(op))
+            return dataclass_json.load(kind, self.ask(op))
         except ValueError as exc:
             raise NoAnswerError(
                 f"{self._name}: its supervisor is of another version of rmlaunch, and its answer to {op} is not "
@@ -327,7 +327,7 @@ class Connection:
 
     def _line(self, deadline: float) -> bytes:
         """The next line; empty where the supervisor has ended. Raises `TimeoutError` after `deadline`."""
-        while b"\n" not in self._heard and len(self._heard) <= records.LIMIT_BYTES:
+        while b"\n" not in self._heard and len(self._heard) <= bounded_json.LIMIT_BYTES:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError

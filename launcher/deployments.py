@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, LaunchPlan, RequestError, Target
-from launcher import logs, records, registry, structs
+from launcher import bounded_json, dataclass_json, logs, registry
 from launcher.at_once import at_once
 from launcher.atomic import remove_partials, write_text
 from launcher.client import Client, Connected
@@ -142,7 +142,7 @@ class Deployments:
     def _read(self, folder: Path, trouble: str) -> Deployment:
         live, plan = self._ledger.is_live(folder.name), None
         with contextlib.suppress(OSError, ValueError):
-            plan = records.read(folder / "plan.json").get("plan")
+            plan = bounded_json.read(folder / "plan.json").get("plan")
         said = _said(folder)
         news = said or (News(Phase.PREPARING) if live else News(Phase.FAILED, "its state.json cannot be read"))
         if trouble and not live and (said is None or not said.phase.final):
@@ -198,7 +198,7 @@ class Deployments:
             reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
-        handle = structs.load(Handle, news.handle)
+        handle = dataclass_json.load(Handle, news.handle)
         orders = dataclasses.replace(orders, adopt=handle, starts=news.starts, served=news.served)
         return [Supervised(Spawned(), orders, claim)]
 
@@ -303,7 +303,7 @@ def _of(folder: Path, orders: Orders, record: Mapping[str, Any]) -> Orders:
 def _said(folder: Path) -> News | None:
     """The state on disk; None where nothing, or nothing that can be read, is there."""
     try:
-        return News.of(records.read(folder / "state.json"))
+        return News.of(bounded_json.read(folder / "state.json"))
     except (OSError, ValueError):
         return None
 

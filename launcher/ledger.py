@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchError
-from launcher import holders, records, structs, trees
+from launcher import bounded_json, dataclass_json, holders, trees
 from launcher.atomic import open_lock, write_text
 from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
 
@@ -199,11 +199,11 @@ class Ledger:
         Raises `NotAdoptableError` where they are lost, and another `DeploymentError` where that cannot be told now.
         """
         try:
-            handle = records.read(self.deployments / name / "state.json").get("handle")
+            handle = bounded_json.read(self.deployments / name / "state.json").get("handle")
         except (OSError, ValueError):
             return None
         try:
-            return self._runtime(name).legacy(structs.load(Handle, handle)) if handle else None
+            return self._runtime(name).legacy(dataclass_json.load(Handle, handle)) if handle else None
         except ValueError as exc:  # of another version: it may serve all the same
             raise DeploymentError(f"the handle of its program is not understood: {exc}") from exc
 
@@ -227,7 +227,7 @@ class Ledger:
     def plan(self, name: str) -> Mapping[str, Any]:
         """As it was written down; empty where it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
-            plan = records.read(self.deployments / name / "plan.json").get("plan")
+            plan = bounded_json.read(self.deployments / name / "plan.json").get("plan")
             return plan if isinstance(plan, dict) else {}
         return {}
 
@@ -265,7 +265,7 @@ class Ledger:
     def _record(self, name: str) -> _Held | None:
         """None where it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
-            record = structs.load(_Record, records.read(self.deployments / name / "plan.json"))
+            record = dataclass_json.load(_Record, bounded_json.read(self.deployments / name / "plan.json"))
             return _Held(name, record.ports, record.plan.device.kind, record.plan.device.ids)
         return None
 

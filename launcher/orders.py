@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import LaunchPlan
-from launcher import records, structs
+from launcher import bounded_json, dataclass_json
 from launcher.lifecycle import Policy
 from launcher.runtimes.base import Handle
 
@@ -53,4 +53,4 @@ class Orders:
     @classmethod
     def loads(cls, text: bytes) -> Orders:
         """Raises `ValueError` where they are not understood."""
-        return structs.load(cls, records.parse(text))
+        return dataclass_json.load(cls, bounded_json.parse(text))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher import records
+from launcher import bounded_json
 
 SOCKET = "control.sock"  #: in the deployment's folder, which is its user's alone
 _REQUEST_LIMIT = 1 << 16
@@ -42,7 +42,7 @@ class Peer:
         if not data or len(self._incoming) > _REQUEST_LIMIT:
             return None
         try:
-            return [records.parse(line) for line in lines]
+            return [bounded_json.parse(line) for line in lines]
         except ValueError:
             return None
 

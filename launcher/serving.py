@@ -14,7 +14,7 @@ from engines.base import (
     PlanError,
     Target,
 )
-from launcher import logs, models, plans, registry
+from launcher import logs, models, plan_json, registry
 from launcher.client import Client, Connected
 from launcher.compose import normalized, options, quoted
 from launcher.control import News, Supervised, orders_for
@@ -93,7 +93,7 @@ class ServingEngine(Client):
             self._engine, spec = resolve(self.config, ledger, to_launch=True)
             plan = self._plan = self._engine.plan(spec)
             ours = self.config.supervise.metrics_port
-            claim = ledger.claim(plan.name, (*spec.ports, *([ours] if ours else [])), plans.public(plan))
+            claim = ledger.claim(plan.name, (*spec.ports, *([ours] if ours else [])), plan_json.public(plan))
         try:
             for note in plan.notes:
                 self.progress.note(note)

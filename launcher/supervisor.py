@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError
-from launcher import exposition, logs, plans, trees
+from launcher import exposition, logs, plan_json, trees
 from launcher.atomic import write_text
 from launcher.device_memory import DeviceMemory
 from launcher.diagnosis import evidence, explain, hint
@@ -172,7 +172,7 @@ class Supervisor:
                 peer.answer(json.loads(self._news()))
             case "target":
                 peer.answer({"api_key": self._orders.api_key, "options": dict(self._orders.options),
-                             "plan": plans.whole(self._orders.plan)})  # fmt: skip
+                             "plan": plan_json.whole(self._orders.plan)})  # fmt: skip
             case "metrics":
                 peer.answer({"text": self._metrics()})
             case "stop":

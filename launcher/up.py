@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engines.base import ConfigError, DeploymentError, RequestError
-from launcher import plans
+from launcher import plan_json
 from launcher.compose import normalized
 from launcher.deployments import Deployment, Deployments
 from launcher.holders import described
@@ -83,7 +83,7 @@ def _started(with_us: ServingEngine) -> tuple[str, str]:
 def _changes(item: Deployment, config: LaunchConfig) -> list[str]:
     """What is different between the plan that has its name and that of `config`, in words; none for the same."""
     engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
-    wanted = plans.public(engine.plan(spec))
+    wanted = plan_json.public(engine.plan(spec))
     return list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
 
 
@@ -127,7 +127,7 @@ def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
     if isinstance(have, dict) and isinstance(want, dict):
         for key in sorted({*have, *want}):
             place = f"{path}.{key}" if path else key
-            if key in have or not plans.is_default(place, want[key]):
+            if key in have or not plan_json.is_default(place, want[key]):
                 yield from _differences(have.get(key), want.get(key), place)
     elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
         for number, (old, new) in enumerate(zip(have, want, strict=True)):

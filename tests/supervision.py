@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
-from launcher import plans
+from launcher import plan_json
 from launcher.control import Connection, Supervised, orders_for
 from launcher.ledger import Claim, Ledger
 from launcher.prepare import make_run_folder
@@ -65,7 +65,7 @@ def fake_plan(
 def claimed(plan: LaunchPlan, state: Path) -> Claim:
     ledger = Ledger(state)
     with ledger.exclusive():
-        claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plans.public(plan))
+        claim = ledger.claim(plan.name, (plan.endpoints.http.port,), plan_json.public(plan))
     make_run_folder(plan)
     return claim
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
-from launcher import cli, plans, registry, structs
+from launcher import cli, dataclass_json, plan_json, registry
 from launcher.compose import compose, normalized, options
 from launcher.gateway.composing import composed
 from launcher.ledger import Ledger
@@ -53,8 +53,8 @@ def check(tmp_path: Path, *overrides: str) -> LaunchPlan:
 
     # What else runs on this machine may have taken a port between the two.
     assert again.plan(dataclasses.replace(other, ports=spec.ports)) == plan
-    assert structs.load(LaunchPlan, json.loads(json.dumps(plans.whole(plan)))) == plan
-    assert json.loads(json.dumps(plans.public(plan)))["name"] == plan.name
+    assert dataclass_json.load(LaunchPlan, json.loads(json.dumps(plan_json.whole(plan)))) == plan
+    assert json.loads(json.dumps(plan_json.public(plan)))["name"] == plan.name
     assert not (tmp_path / "state").exists(), "planning has written something"
     return plan
 

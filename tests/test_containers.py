@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, Port
-from launcher import containers, plans, runtime_choice
+from launcher import containers, plan_json, plan_text, runtime_choice
 from launcher.cli import run
 from launcher.compose import normalized
 from launcher.ledger import Ledger
@@ -300,9 +300,11 @@ def test_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
     other = plan_of(tmp_path, "engine=llamacpp", "device=cpu", *words)
     assert "--env=HTTPS_PROXY" in docker_request.docker_run(other)
     assert "sesame" not in docker_request.shown(other)
-    assert "sesame" not in docker_request.shown(plan) + json.dumps(plans.public(plan)) + "\n".join(plans.lines(plan))
+    assert "sesame" not in docker_request.shown(plan) + json.dumps(plan_json.public(plan)) + "\n".join(
+        plan_text.lines(plan)
+    )
     indexes = "engine.environments.cpu.indexes=[https://me:sesame@index/simple]"
-    assert "sesame" not in json.dumps(plans.public(plan_of(tmp_path, *CPU, indexes)))
+    assert "sesame" not in json.dumps(plan_json.public(plan_of(tmp_path, *CPU, indexes)))
 
 
 # ------------------------------------------------------------------------------------------------------ runtime=auto

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
-from launcher import plans, verbs
+from launcher import plan_json, verbs
 from launcher.control import Connection, News, NoAnswerError, orders_for
 from launcher.deployments import Deployments, _of
 from launcher.ledger import Ledger
@@ -419,7 +419,7 @@ def test_orders_that_are_not_its_own_are_refused(tmp_path: Path, key: str) -> No
     claim = claimed(plan, tmp_path)
     claim.lock.close()
     orders = orders_for(plan, claim.folder, settings(3, 5.0))
-    record = plans.public(plan)
+    record = plan_json.public(plan)
     assert _of(orders.home, orders, record) is orders
     forged = {
         "folder": dataclasses.replace(orders, folder="/"),

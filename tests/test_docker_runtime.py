@@ -193,18 +193,18 @@ def test_what_both_left_when_they_were_killed_is_removed_by_the_next_launch(
 @contextlib.contextmanager
 def orphan(plan: LaunchPlan, state: Path) -> Iterator[None]:
     """A container whose launcher and supervisor are gone, and that nobody wanted to outlive them."""
-    from launcher import plans
+    from launcher import plan_json
 
     ledger = Ledger(state)
     with ledger.exclusive():
-        claim = ledger.claim(plan.name, (), plans.public(plan))
+        claim = ledger.claim(plan.name, (), plan_json.public(plan))
     Path(plan.run_dir).mkdir()
     handle = DockerRuntime().start(plan, claim.folder / "log")
     state_json = {"state": "READY", "handle": dataclasses.asdict(handle), "reason": "", "leftovers": [], "tail": []}
     (claim.folder / "state.json").write_text(json.dumps(state_json))
     claim.lock.close()
     yield
-    DockerRuntime().clear(plan.run_dir, plans.public(plan))
+    DockerRuntime().clear(plan.run_dir, plan_json.public(plan))
 
 
 def test_a_detached_container_is_adopted_by_its_id_with_its_secrets_and_its_log(

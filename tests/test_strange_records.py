@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from engines.base import DeploymentError, RmLaunchError
-from launcher import cli, plans, registry
+from launcher import cli, plan_json, registry
+from launcher.bounded_json import LIMIT_BYTES
 from launcher.deployments import Deployments
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
-from launcher.records import LIMIT_BYTES
 from launcher.runtimes.base import Handle
 from launcher.runtimes.process import ProcessRuntime
 from tests.supervision import detached, fake_plan, is_alive, wait_for
@@ -304,7 +304,7 @@ def other_version(state: Path, answers: dict[str, str], last: object = None) -> 
     plan = fake_plan(state, name="odd")
     ledger = Ledger(state)
     with ledger.exclusive():
-        claim = ledger.claim("odd", (plan.endpoints.http.port,), plans.public(plan))
+        claim = ledger.claim("odd", (plan.endpoints.http.port,), plan_json.public(plan))
     (claim.folder / "answers.json").write_text(json.dumps(answers))
     if last is not None:
         (claim.folder / "last.json").write_text(json.dumps(last))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import ExitedBeforeReady, LaunchPlan, ReadyTimeout
-from launcher import plans
+from launcher import plan_json
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase
 from launcher.spawn import Spawned
@@ -254,7 +254,7 @@ def test_a_name_is_free_again_when_its_supervisor_has_ended(tmp_path: Path) -> N
 def orders(plan: LaunchPlan, claim: Claim) -> dict[str, object]:
     """What an owner sends, for tests that have no owner's side."""
     return {
-        "plan": plans.whole(plan),
+        "plan": plan_json.whole(plan),
         "runtime": "launcher.runtimes.process:ProcessRuntime",
         "device": "",
         "folder": str(claim.folder),

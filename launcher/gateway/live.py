@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import LaunchPlan, RmLaunchError
-from launcher import records, registry
+from launcher import bounded_json, registry
 from launcher.atomic import version
 from launcher.control import Connection, News
 from launcher.deployments import Deployments, Reached
@@ -118,10 +118,10 @@ class Watcher:
     def _read(self, name: str, folder: Path, live: bool, coming_back: bool) -> bool:
         """Tell what has become of it; False where that is not to be seen yet."""
         try:
-            plan = records.read(folder / "plan.json")["plan"]
+            plan = bounded_json.read(folder / "plan.json")["plan"]
             if plan.get("engine") == ENGINE:
                 return True
-            news = News.of(records.read(folder / "state.json"))
+            news = News.of(bounded_json.read(folder / "state.json"))
         except FileNotFoundError:  # it is being prepared
             news = News(Phase.PREPARING if live else Phase.STOPPED)
         except (OSError, ValueError, KeyError, TypeError):

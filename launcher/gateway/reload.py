@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError
-from launcher import structs
+from launcher import dataclass_json
 from launcher.atomic import version, write_text
 from launcher.gateway.settings import Settings, check
 from launcher.paths import shipped, user_config
@@ -44,7 +44,7 @@ class Asked:
 
     @classmethod
     def loads(cls, text: str) -> Asked:
-        return structs.load(cls, json.loads(text))
+        return dataclass_json.load(cls, json.loads(text))
 
 
 def marks(config_dir: str | None) -> dict[str, list[int]]:
@@ -209,7 +209,7 @@ def _composed(asked: Asked) -> tuple[Settings | None, str]:
         return None, str(exc)
     if done.returncode != 0:
         return None, done.stderr.strip()[-2000:]
-    return structs.load(Settings, json.loads(done.stdout)), ""
+    return dataclass_json.load(Settings, json.loads(done.stdout)), ""
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

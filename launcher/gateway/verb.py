@@ -112,7 +112,7 @@ def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
 
 
 def _start(name: str, asked: Asked, *, detached: bool) -> int:
-    from launcher import plans
+    from launcher import plan_json
     from launcher.control import Supervised, orders_for
     from launcher.gateway import plan as planning
     from launcher.ledger import Ledger
@@ -128,7 +128,7 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
             host, port = asked.settings.host, asked.settings.port
             ledger.choose_ports(host, {"gateway.port": port})
             plan = planning.plan(name, asked, str(ledger.deployments / name / "run"))
-            claim = ledger.claim(name, (port,), plans.public(plan))
+            claim = ledger.claim(name, (port,), plan_json.public(plan))
         make_run_folder(plan)
         orders = orders_for(plan, claim.folder, planning.supervise(asked.settings), detached=detached)
         with_us = Supervised(spawned, orders, claim)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher import inheritance, records, trees
+from launcher import bounded_json, inheritance, trees
 from launcher.commands import die_with_parent
 from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
@@ -223,7 +223,7 @@ def _make_temporary(run_dir: str) -> str:
 def _remove_temporary(run_dir: str) -> None:
     note = _temporary(run_dir)
     with contextlib.suppress(OSError, ValueError):  # ValueError: it is no file, or names none
-        folder = Path(os.fsdecode(records.read_bytes(note)))
+        folder = Path(os.fsdecode(bounded_json.read_bytes(note)))
         if folder.name.startswith(_TEMPORARY) and folder.lstat().st_uid == os.getuid():
             trees.remove(folder)
     with contextlib.suppress(OSError):

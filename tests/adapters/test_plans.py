@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan, PlanError, RequestError, ResourceError
-from launcher import cli, plans, structs
+from launcher import cli, dataclass_json, plan_json
 from launcher.adapters.conf import CompilerConf
 from launcher.compose import normalized
 from launcher.devices import declared
@@ -44,7 +44,7 @@ def test_a_device_that_yaml_declares_is_planned_like_any(tmp_path: Path, source:
     assert plan.env["NPU_VISIBLE_DEVICES"] == "0"
     assert plan.builds[0].name == "npucc-compile"
     assert plan.model.path == f"{plan.builds[0].output}/model.npu"
-    text = json.dumps(plans.public(plan))
+    text = json.dumps(plan_json.public(plan))
     assert "native.py" in text
     assert "npu_last_error" in text
 
@@ -74,7 +74,7 @@ def test_a_launch_gets_no_device_that_a_running_deployment_has(
 ) -> None:
     words = ("engine=triton", "device=acme", source, *SIGNATURE)
     first = plan_of(tmp_path, *words, to_launch=True)
-    claim = Ledger(tmp_path / "state").claim("first", (), plans.public(first))
+    claim = Ledger(tmp_path / "state").claim("first", (), plan_json.public(first))
     try:
         assert first.device.ids == (0,)
         assert plan_of(tmp_path, *words, to_launch=True).device.ids == (1,)
@@ -86,7 +86,7 @@ def test_a_launch_gets_no_device_that_a_running_deployment_has(
         shared = plan_of(tmp_path, *words, "device.ids=[0]", "device.share=true", to_launch=True)
         assert shared.device.ids == (0,)
         second = plan_of(tmp_path, *words, to_launch=True)
-        other = Ledger(tmp_path / "state").claim("second", (), plans.public(second))
+        other = Ledger(tmp_path / "state").claim("second", (), plan_json.public(second))
     finally:
         claim.release()
     try:  # device 0 is free again, but what is up keeps what it has
@@ -183,7 +183,7 @@ def test_simulated_pim_is_called_simulated_everywhere(
     )
     plan = plan_of(tmp_path, *words)
     assert plan.device.simulated
-    assert plans.public(plan)["device"]["simulated"] is True
+    assert plan_json.public(plan)["device"]["simulated"] is True
     assert cli.run(["plan", "--config-dir", CONFIG_DIR, *words]) == 0
     assert "engine       triton on pim [0], PIM-SIMULATOR, simulated\n" in capsys.readouterr().out
 
@@ -217,7 +217,7 @@ def test_a_table_of_exit_codes_survives_being_kept() -> None:
     """Composed configs are kept as JSON, where every key is a text."""
     kept = json.loads(json.dumps({"exit_codes": {3: "three"}}))
 
-    assert structs.load(CompilerConf, kept).exit_codes == {3: "three"}
+    assert dataclass_json.load(CompilerConf, kept).exit_codes == {3: "three"}
 
 
 def test_the_example_of_the_page_for_vendors_plans(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from engines.base import DeploymentError, LaunchPlan
-from launcher import structs
+from launcher import dataclass_json
 from launcher.control import Connection, News, NoAnswerError
 from launcher.lifecycle import Phase
 from launcher.peers import connect
@@ -184,7 +184,7 @@ class Deployment:
 
     def plan(self) -> LaunchPlan:
         with Connection(self.folder) as connection:
-            return structs.load(LaunchPlan, connection.ask("target")["plan"])
+            return dataclass_json.load(LaunchPlan, connection.ask("target")["plan"])
 
     def ports(self) -> list[int]:
         ports: list[int] = json.loads((self.folder / "plan.json").read_text())["ports"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan
-from launcher import plans, structs
+from launcher import dataclass_json, plan_json, plan_text
 from launcher.compose import normalized
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
@@ -36,7 +36,7 @@ def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
     ],
 )
 def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    data = plans.public(plan_of(tmp_path, *overrides))
+    data = plan_json.public(plan_of(tmp_path, *overrides))
 
     assert set(data) == KEYS
     assert set(data["device"]) == {"kind", "ids", "count", "product", "assumed", "simulated"}
@@ -50,7 +50,7 @@ def test_a_public_plan_has_exactly_these_keys(tmp_path: Path, overrides: tuple[s
 
 
 def test_a_public_plan_is_what_json_keeps(tmp_path: Path) -> None:
-    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b", "runtime=docker"))
+    data = plan_json.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b", "runtime=docker"))
 
     assert json.loads(json.dumps(data)) == data
 
@@ -59,7 +59,7 @@ def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("RMLAUNCH_CACHE", "/cache")
     port = free_port()
 
-    data = plans.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", f"port={port}"))
+    data = plan_json.public(plan_of(tmp_path, "engine=llamacpp", "device=cpu", "model=smollm2", f"port={port}"))
 
     assert data["name"] == "llamacpp-cpu-smollm2"
     assert data["device"] == {
@@ -90,7 +90,7 @@ def test_llamacpp_on_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_hardware_that_is_not_here_is_assumed_and_marked(tmp_path: Path) -> None:
     words = ("engine=triton", "device=rbln", "device.assume=RBLN-CR03", "device.count=2", "model=llama3-8b")
-    data = plans.public(plan_of(tmp_path, *words))
+    data = plan_json.public(plan_of(tmp_path, *words))
 
     assert data["device"] == {
         "kind": "rbln",
@@ -104,7 +104,7 @@ def test_hardware_that_is_not_here_is_assumed_and_marked(tmp_path: Path) -> None
 
 
 def test_two_build_steps_are_listed_in_their_order(tmp_path: Path) -> None:
-    data = plans.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=smollm2"))
+    data = plan_json.public(plan_of(tmp_path, "engine=triton", "device=rbln", "model=smollm2"))
     first, second = data["builds"]
 
     assert second["argv"][second["argv"].index("--model-id") + 1] == first["output"]
@@ -130,25 +130,25 @@ def test_a_secret_is_masked_for_people_and_kept_for_the_program(
     tmp_path: Path, overrides: tuple[str, ...], shown: str
 ) -> None:
     plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", *overrides)
-    as_json, as_text = json.dumps(plans.public(plan)), "\n".join(plans.lines(plan))
+    as_json, as_text = json.dumps(plan_json.public(plan)), "\n".join(plan_text.lines(plan))
 
     assert "hunter2" not in as_json
     assert "hunter2" not in as_text
     assert shown in as_json
     assert shown in as_text
-    assert "hunter2" in json.dumps(plans.whole(plan))
+    assert "hunter2" in json.dumps(plan_json.whole(plan))
 
 
 def test_masking_does_not_touch_the_plan_itself(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu", "api_key=hunter2")
-    plans.public(plan)
+    plan_json.public(plan)
 
     assert plan.env["LLAMA_API_KEY"] == "hunter2"
 
 
 def test_the_text_names_what_the_json_has(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "engine=triton", "device=rbln", "model=llama3-8b", "engine.env.SHOWN=yes")
-    text = "\n".join(plans.lines(plan))
+    text = "\n".join(plan_text.lines(plan))
 
     parts = [plan.name, plan.model.source, plan.model.path, plan.environment.path, *plan.environment.requirements]
     parts += [*plan.environment.indexes, *plan.builds[0].argv, *plan.argv, "SHOWN=yes", plan.endpoints.http.url]
@@ -157,7 +157,7 @@ def test_the_text_names_what_the_json_has(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
-    whole = plans.whole(plan_of(tmp_path, "engine=llamacpp", "device=cpu"))
+    whole = plan_json.whole(plan_of(tmp_path, "engine=llamacpp", "device=cpu"))
 
     for plan, why in [
         ({}, "name is missing"),
@@ -169,12 +169,12 @@ def test_what_is_no_plan_is_not_loaded(tmp_path: Path) -> None:
         ([], r"\[\] is no object"),
     ]:
         with pytest.raises(ValueError, match=f"^{why}$"):
-            structs.load(LaunchPlan, plan)
+            dataclass_json.load(LaunchPlan, plan)
 
 
 def test_a_plan_of_another_version_is_loaded_as_far_as_it_is_known(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "engine=llamacpp", "device=cpu")
-    whole = plans.whole(plan)
+    whole = plan_json.whole(plan)
     older = {key: value for key, value in whole.items() if key != "chat"}
 
-    assert structs.load(LaunchPlan, older | {"bogus": 1, "device": whole["device"] | {"colour": "red"}}) == plan
+    assert dataclass_json.load(LaunchPlan, older | {"bogus": 1, "device": whole["device"] | {"colour": "red"}}) == plan
