@@ -15,7 +15,7 @@ from benchmarks import engine_infer
 from benchmarks.engine_start import best_of, plan_in, until_answered_s
 from benchmarks.table import show
 from launcher import launch
-from launcher.prepare import prepare
+from launcher.prepare.steps import prepare
 from launcher.progress import Progress
 from launcher.runtimes import docker_request
 from tests import dockerd

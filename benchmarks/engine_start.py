@@ -18,7 +18,7 @@ from benchmarks.table import show
 from engines.base import LaunchPlan
 from launcher import launch, probes, registry
 from launcher.ledger import Ledger
-from launcher.prepare import prepare_model, render_files
+from launcher.prepare.steps import prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.settle import settle

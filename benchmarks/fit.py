@@ -19,7 +19,7 @@ import psutil
 from benchmarks.table import show
 from engines.base import RmLaunchError
 from launcher import environments, launch
-from launcher.compose import compose
+from launcher.config.compose import compose
 from launcher.ledger import Ledger
 from launcher.paths import cache_root
 from launcher.progress import Progress

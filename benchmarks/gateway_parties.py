@@ -17,10 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.config.schema import EnvironmentConf
 from launcher.environments import describe, ensure
 from launcher.paths import cache_root
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf
 from tests.supervision import free_port, wait_for
 
 PEERS = {

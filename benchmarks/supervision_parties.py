@@ -26,15 +26,15 @@ from typing import Any
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher import plan_json
-from launcher.compose import compose
+from launcher.config.compose import compose
+from launcher.config.schema import EnvironmentConf, SuperviseConf
 from launcher.control import Supervised, orders_for
 from launcher.environments import describe, ensure
 from launcher.ledger import Claim, Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import cache_root
-from launcher.prepare import render_files
+from launcher.prepare.steps import render_files
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf, SuperviseConf
 from launcher.spawn import Spawned
 from tests.supervision import FAKE, free_port, is_alive
 

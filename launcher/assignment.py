@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from engines.base import ConfigError, Device, ResourceError
-from launcher.devices import declared
+from launcher.config import declared_device
+from launcher.config.schema import LaunchConfig
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.ledger import Ledger
-from launcher.schema import LaunchConfig
 
 #: id → by whom, in words
 Taken = Mapping[int, str]
@@ -18,7 +18,7 @@ Taken = Mapping[int, str]
 
 def look(config: LaunchConfig) -> tuple[Resource, ...]:
     """What this machine has of the kind that `config` asks for; () where that is only to be assumed."""
-    return () if config.device.assume else declared.plugin(config.device).detect()
+    return () if config.device.assume else declared_device.plugin(config.device).detect()
 
 
 def in_use(plugin: DevicePlugin, found: Sequence[Resource], ledger: Ledger, share: bool) -> Taken:
@@ -35,7 +35,7 @@ def assign(
     With `to_launch`, devices that this machine lacks, or that others have, are a `ResourceError`; without, they are
     assumed, and marked so.
     """
-    plugin = declared.plugin(config.device)
+    plugin = declared_device.plugin(config.device)
     conf = dataclasses.replace(
         config.device,
         assume=_product_name(plugin, config.device.assume),

@@ -101,7 +101,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def _help() -> int:
-    from launcher.compose import options
+    from launcher.config.compose import options
 
     groups = "".join(
         f"  {group:<8} {', '.join(options(group))}\n" for group in ("engine", "device", "model", "runtime", "policy")
@@ -114,7 +114,7 @@ def _plan(words: Sequence[str]) -> int:
     words, form = _form(words)
     overrides, config_dir = split([word for word in words if word != "--json"])
     from launcher import plan_json, plan_text
-    from launcher.compose import normalized
+    from launcher.config.compose import normalized
     from launcher.ledger import Ledger
     from launcher.paths import state_root
     from launcher.resolve import resolve
@@ -223,7 +223,7 @@ def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
 
 
 def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | None) -> int:
-    from launcher.compose import normalized
+    from launcher.config.compose import normalized
     from launcher.lifecycle import Phase
     from launcher.progress import Progress
     from launcher.serving import ServingEngine
@@ -265,7 +265,7 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
 def _hydra(words: Sequence[str]) -> int:
     import hydra
 
-    from launcher.compose import HYDRA_VERSION_BASE, hydra_of_our_own, normalized, readable_errors
+    from launcher.config.compose import HYDRA_VERSION_BASE, hydra_of_our_own, normalized, readable_errors
     from launcher.paths import shipped
     from launcher.sweep import job
 

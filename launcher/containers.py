@@ -21,10 +21,10 @@ from engines.base import (
     PlanError,
 )
 from engines.container import LABEL_FOLDER, LABEL_NAME, TEMPORARY
+from launcher.config.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
 from launcher.paths import cache_root, shipped
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.base import MARKER
-from launcher.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
 
 #: where images of ours have the packages
 ENVIRONMENT = "/opt/rmlaunch/environment"

@@ -15,13 +15,13 @@ from typing import Any, TypeVar
 
 from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
 from launcher import bounded_json, dataclass_json, plan_json, registry
-from launcher.devices import declared
+from launcher.config import declared_device
+from launcher.config.schema import SuperviseConf
 from launcher.ledger import Claim
 from launcher.lifecycle import Phase, Policy
 from launcher.orders import Orders, plugin_at
 from launcher.peers import connect
 from launcher.runtimes.base import Runtime
-from launcher.schema import SuperviseConf
 from launcher.spawn import Spawned
 
 log = logging.getLogger(__name__)
@@ -81,8 +81,8 @@ def orders_for(
 ) -> Orders:
     return Orders(
         plan=plan,
-        runtime=registry.place("runtime", plan.runtime),
-        device=declared.place(plan.device.kind),
+        runtime=registry.import_path("runtime", plan.runtime),
+        device=declared_device.import_path(plan.device.kind),
         folder=str(folder),
         policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
         stop_grace_s=supervise.stop_grace_s,

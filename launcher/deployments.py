@@ -18,8 +18,8 @@ from launcher import bounded_json, dataclass_json, logs, registry
 from launcher.at_once import at_once
 from launcher.atomic import remove_partials, write_text
 from launcher.client import Client, Connected
+from launcher.config.gateway import ENGINE as GATEWAY
 from launcher.control import Connection, News, NoAnswerError, Supervised
-from launcher.gateway.settings import ENGINE as GATEWAY
 from launcher.holders import Holder, described, holders
 from launcher.ledger import Claim, Ledger, in_words
 from launcher.lifecycle import Phase
@@ -289,7 +289,7 @@ def _of(folder: Path, orders: Orders, record: Mapping[str, Any]) -> Orders:
         "folder": (orders.home.resolve(), folder.resolve()),
         "run_dir": (Path(orders.plan.run_dir).resolve(), folder.resolve() / "run"),
         "name": (orders.plan.name, folder.name),
-        "runtime": ((orders.plan.runtime, orders.runtime), (runtime, registry.place("runtime", runtime))),
+        "runtime": ((orders.plan.runtime, orders.runtime), (runtime, registry.import_path("runtime", runtime))),
     }
     for key, (found, wanted) in compared.items():
         if found != wanted:

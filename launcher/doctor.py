@@ -21,8 +21,8 @@ from engines.base import (
     RmLaunchError,
     ServeSpec,
 )
-from launcher import environments, inventory, models, prepare
-from launcher.devices import declared
+from launcher import environments, inventory
+from launcher.config import declared_device, model_source
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
 from launcher.inheritance import of_engine
@@ -30,6 +30,7 @@ from launcher.ledger import Ledger
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root
+from launcher.prepare import steps
 from launcher.resolve import resolve
 from launcher.runtimes.docker_daemon import AwayError
 from launcher.settle import Settled, settle
@@ -55,7 +56,7 @@ class Check:
 
 def report(overrides: Sequence[str], config_dir: str | None, flags: Sequence[str]) -> int:
     """The verb: 0 where nothing would stop the launch of `overrides`, else 2."""
-    from launcher.compose import normalized
+    from launcher.config.compose import normalized
 
     checks = list(examine(normalized(overrides), config_dir, online="--online" in flags))
     problems = sum(check.state == PROBLEM for check in checks)
@@ -81,7 +82,7 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
     chosen = f"engine={config.engine.name} device={config.device.kind} model={config.model.id}"
     yield Check("config", OK, "; ".join((chosen, *settled.reasons)))
     try:
-        plugin = declared.plugin(config.device)
+        plugin = declared_device.plugin(config.device)
     except RmLaunchError as exc:
         yield _refused("config", exc)
         return
@@ -267,7 +268,7 @@ def _program(plan: LaunchPlan) -> Iterator[Check]:
         yield Check("program", OK, f"{Path(plan.argv[0]).name}, of the environment that would be made")
         return
     try:
-        prepare.check_program(plan)
+        steps.check_program(plan)
     except PrepareError as exc:
         yield _refused("program", exc)
     else:
@@ -292,7 +293,7 @@ def _libraries(plan: LaunchPlan, engine: Engine) -> Iterator[Check]:
 
 
 def _model(plan: LaunchPlan) -> Iterator[Check]:
-    source = models.parse(plan.model.source)
+    source = model_source.parse(plan.model.source)
     fetched = source.kind == "url" or source.path(cache_root()).exists()
     if Path(plan.model.path).exists() or source.kind == "url":
         yield Check("model", OK, plan.model.path)
@@ -309,7 +310,7 @@ def _model(plan: LaunchPlan) -> Iterator[Check]:
         yield Check("build", state, f"{step.name} {said}: {step.output}")
 
 
-def _pin(source: models.Source) -> Iterator[Check]:
+def _pin(source: model_source.Source) -> Iterator[Check]:
     if source.kind != "hf" or source.pinned:
         return
     commit = source.commit(cache_root())

@@ -16,10 +16,10 @@ from pathlib import Path
 from engines.base import ConfigError, Environment, PrepareError
 from launcher.atomic import made_once
 from launcher.commands import run
+from launcher.config.schema import EnvironmentConf
 from launcher.inheritance import PACKAGES, inherited
 from launcher.masking import mask_url
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf
 
 #: pip's settings that uv has under another name: a machine that is set up for pip works without being asked again
 _PIP_TO_UV = {

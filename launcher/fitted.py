@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Device, Engine, MemoryUse, Model
-from launcher import fit, model_facts, models
+from launcher import fit, model_facts
+from launcher.config import model_source
+from launcher.config.schema import LaunchConfig
 from launcher.devices.base import Resource
 from launcher.fit import Fit, Question
 from launcher.paths import cache_root
-from launcher.schema import LaunchConfig
 
 
 def choose(
@@ -62,8 +63,8 @@ def _bare_model(config: LaunchConfig) -> Model:
     return Model(
         id=conf.id,
         source=conf.source,
-        format=models.format_of(conf.source, conf.format),
-        path=str(models.parse(conf.source).path(cache_root())),
+        format=model_source.format_of(conf.source, conf.format),
+        path=str(model_source.parse(conf.source).path(cache_root())),
         task=conf.task,
         context_length=conf.context_length,
         dtype=conf.dtype,

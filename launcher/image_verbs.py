@@ -34,7 +34,7 @@ def run(words: Sequence[str]) -> int:
 
 def _build(asked: argparse.Namespace) -> int:
     """Make the image of a launch, or fetch it, ahead of the launch."""
-    from launcher.compose import normalized
+    from launcher.config.compose import normalized
     from launcher.resolve import resolve
     from launcher.settle import settle
 

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from engines.base import Environment
 from launcher import environments, registry
+from launcher.config.schema import EnvironmentConf
 from launcher.devices.base import Portal
 from launcher.paths import shipped, user_config
-from launcher.schema import EnvironmentConf
 
 #: where uv and pip are told of indexes, with their passwords
 _INDEX_VARIABLES = (

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from launcher.schema import FactsConf, ModelConf
+from launcher.config.schema import FactsConf, ModelConf
 
 #: bits of one element; 4.5 are what common 4-bit formats take with their scales
 BITS: Mapping[str, float] = {

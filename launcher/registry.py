@@ -30,7 +30,7 @@ def runtime(name: str) -> Runtime:
     return cast(Runtime, _load("runtime", name)())
 
 
-def place(group: str, name: str) -> str:
+def import_path(group: str, name: str) -> str:
     """Where the plugin is, as `module:class`: for a process that has no time to look for it."""
     return _point(group, name).value
 

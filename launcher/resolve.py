@@ -24,22 +24,12 @@ from engines.base import (
     ResourceError,
     ServeSpec,
 )
-from launcher import (
-    artifacts,
-    assignment,
-    builds,
-    compiled,
-    environments,
-    fitted,
-    models,
-    registry,
-    signatures,
-)
-from launcher.devices import declared
+from launcher import artifacts, assignment, builds, compiled, environments, fitted, registry, signatures
+from launcher.config import declared_device, model_source
+from launcher.config.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
 from launcher.devices.base import Resource
 from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
-from launcher.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
@@ -170,7 +160,7 @@ def _place(
         return _Place(device, here, config.host, options, config.engine.program)
     from launcher import containers
 
-    settings = declared.plugin(config.device).container(device.ids, found)
+    settings = declared_device.plugin(config.device).container(device.ids, found)
     if not device.assumed:  # a vendor's tool that is not installed here is none that the engine could miss
         there = tuple(mount for mount in settings.mounts if Path(mount.partition(":")[0]).exists())
         settings = dataclasses.replace(settings, mounts=there)
@@ -230,7 +220,7 @@ def _model(
     to_launch: bool,
 ) -> tuple[Model, tuple[BuildStep, ...]]:
     conf, sdk = config.model, config.device.sdk
-    source = models.parse(conf.source)
+    source = model_source.parse(conf.source)
     if source.kind == "file" and not source.path(cache_root()).exists():
         raise ConfigError(f"model.source={conf.source!r}: there is no {source.name}; check the path")
     tasks = ("tensor",) if sdk else engine.capabilities.tasks(device.kind)
@@ -238,7 +228,7 @@ def _model(
         able = f"engine={engine.name} on {device.kind} cannot do model.task={conf.task}"
         raise PlanError(f"{able}; it can do: {', '.join(tasks)}")
     path = str(source.path(cache_root()))
-    given = models.format_of(conf.source, conf.format)
+    given = model_source.format_of(conf.source, conf.format)
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
     compiles = sdk is not None and sdk.compiler is not None and given not in wanted
     shop = _workshop(config, device, environment, source, compiles=compiles, to_launch=to_launch)
@@ -277,7 +267,7 @@ def _workshop(
     config: LaunchConfig,
     device: Device,
     environment: Environment,
-    source: models.Source,
+    source: model_source.Source,
     *,
     compiles: bool,
     to_launch: bool,

@@ -7,8 +7,8 @@ import shutil
 
 from engines.base import Engine
 from launcher import environments
+from launcher.config.schema import LaunchConfig, options_of
 from launcher.paths import cache_root
-from launcher.schema import LaunchConfig, options_of
 
 PROCESS, DOCKER = "process", "docker"
 

@@ -14,18 +14,18 @@ from engines.base import (
     PlanError,
     Target,
 )
-from launcher import logs, models, plan_json, registry
+from launcher import logs, plan_json, registry
 from launcher.client import Client, Connected
-from launcher.compose import normalized, options, quoted
+from launcher.config import declared_device, model_source
+from launcher.config.compose import normalized, options, quoted
+from launcher.config.schema import LaunchConfig
 from launcher.control import News, Supervised, orders_for
-from launcher.devices import declared
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 from launcher.paths import state_root
-from launcher.prepare import prepare, prepare_model, render_files
+from launcher.prepare.steps import prepare, prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import resolve
-from launcher.schema import LaunchConfig
 from launcher.settle import Settled, settle
 from launcher.spawn import Spawned
 
@@ -182,7 +182,7 @@ class ServingEngine(Client):
 
     def is_available(self) -> bool:
         """Whether this machine has the device that it is to run on."""
-        return bool(declared.plugin(self.config.device).detect())
+        return bool(declared_device.plugin(self.config.device).detect())
 
     def supported_devices(self) -> tuple[str, ...]:
         """The kinds of devices that the engine can use."""
@@ -282,5 +282,5 @@ def model_overrides(model: str) -> list[str]:
     if model in options("model"):
         return [f"model={model}"]
     source = model if ":" in model else f"hf:{model}"
-    name = models.parse(source).name.rpartition("/")[2]
+    name = model_source.parse(source).name.rpartition("/")[2]
     return normalized([f"model.source={quoted(source)}", f"model.id={quoted(name)}"])

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from engines.base import ConfigError
-from launcher.compose import quoted
+from launcher.config.compose import quoted
 from launcher.serving import ServingEngine, launch, model_overrides
 
 

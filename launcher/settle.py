@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.base import Capabilities, ConfigError, PlanError
-from launcher import assignment, builds, models, policy, registry, runtime_choice
-from launcher.composed import compose
+from launcher import assignment, builds, policy, registry, runtime_choice
+from launcher.config import model_source
+from launcher.config.cache import compose
+from launcher.config.schema import EngineConf, LaunchConfig
+from launcher.config.validate import check
 from launcher.ledger import Ledger
 from launcher.paths import state_root
-from launcher.schema import EngineConf, LaunchConfig
-from launcher.validate import check
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | No
         kind, why = policy.choose_device(_devices(config), able, task, config.policy.goal)
         reasons.append(why)
     if config.engine.name == "auto":
-        given = models.format_of(config.model.source, config.model.format)
+        given = model_source.format_of(config.model.source, config.model.format)
         order = config.policy.engines.get(kind) or config.policy.engines["default"]
         if sdk := config.device.sdk:
             able = {name: _with_library(can, kind, sdk.runtime.reads) for name, can in able.items() if can.libraries}

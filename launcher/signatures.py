@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.base import ConfigError, InferenceError, TensorSpec
-from launcher.schema import ModelConf, TensorConf
+from launcher.config.schema import ModelConf, TensorConf
 
 if TYPE_CHECKING:
     import numpy

@@ -11,7 +11,8 @@ from typing import Any
 
 from engines.base import ConfigError, DeploymentError, RequestError
 from launcher import plan_json
-from launcher.compose import normalized
+from launcher.config.compose import normalized
+from launcher.config.schema import LaunchConfig
 from launcher.deployments import Deployment, Deployments
 from launcher.holders import described
 from launcher.ledger import Ledger, NameTakenError
@@ -19,7 +20,6 @@ from launcher.lifecycle import Phase
 from launcher.paths import state_root
 from launcher.progress import Progress
 from launcher.resolve import resolve
-from launcher.schema import LaunchConfig
 from launcher.serving import ServingEngine
 from launcher.settle import Settled, settle
 from launcher.spawn import Spawned

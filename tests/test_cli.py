@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.compose import options
+from launcher.config.compose import options
 from tests.supervision import free_port
 
 

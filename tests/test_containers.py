@@ -14,7 +14,7 @@ import pytest
 from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, Port
 from launcher import containers, plan_json, plan_text, runtime_choice
 from launcher.cli import run
-from launcher.compose import normalized
+from launcher.config.compose import normalized
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.runtimes import docker_request

@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, PrepareError
+from launcher.config.schema import EnvironmentConf
 from launcher.environments import describe, ensure, lock_of, uv
 from launcher.inventory import packages as packages_of
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf
 
 QUIET = Progress(quiet=True)
 CACHE = Path("/cache")

@@ -14,7 +14,7 @@ import pytest
 
 from engines.base import ConfigError
 from launcher import info, inventory, registry
-from launcher.compose import compose
+from launcher.config.compose import compose
 from launcher.devices.base import GIB, DevicePlugin, Portal, Problem, Resource, Survey
 from launcher.environments import describe
 from launcher.paths import cache_root

@@ -10,7 +10,7 @@ import pytest
 
 from engines.base import OUTPUT, BuildStep, ConfigError, PlanError
 from launcher import builds, environments
-from launcher.compose import normalized
+from launcher.config.compose import normalized
 from launcher.devices.host import ask
 from launcher.gateway import plan as gateway
 from launcher.gateway.composing import composed

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from launcher import environments, gguf_header, model_facts, models
-from launcher.compose import compose, options
+from launcher import environments, gguf_header, model_facts
+from launcher.config import model_source
+from launcher.config.compose import compose, options
+from launcher.config.schema import FactsConf, ModelConf
 from launcher.model_facts import ModelFacts
 from launcher.paths import cache_root, shipped
+from launcher.prepare import models
 from launcher.progress import Progress
-from launcher.schema import FactsConf, ModelConf
 
 LLAMA = {
     "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
@@ -291,7 +293,7 @@ def test_declared_parameters_are_those_of_the_declared_shapes(name: str) -> None
 @pytest.mark.parametrize("name", ["smollm2", "minilm"])
 def test_declared_facts_are_what_the_files_say(name: str) -> None:
     conf = compose([f"model={name}"]).model
-    source = models.parse(conf.source)
+    source = model_source.parse(conf.source)
     models.fetch(source, cache_root(), Progress(quiet=True))
     path = source.path(cache_root())
 
@@ -309,7 +311,7 @@ def test_declared_facts_are_what_the_files_say(name: str) -> None:
 @pytest.mark.timeout(900)
 def test_a_real_gguf_file_is_read_as_its_own_library_reads_it() -> None:
     conf = compose(["model=smollm2"])
-    source = models.parse(conf.model.source)
+    source = model_source.parse(conf.model.source)
     models.fetch(source, cache_root(), Progress(quiet=True))
     environment = environments.describe("convert", "managed", conf.builders["convert"], cache_root())
     environments.ensure(environment, Progress(quiet=True))

@@ -9,9 +9,9 @@ import pytest
 
 from engines.base import PrepareError
 from launcher import environments
-from launcher.compose import compose, options
+from launcher.config.compose import compose, options
+from launcher.config.schema import EnvironmentConf
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf
 
 #: what an option cannot be composed without
 NEEDED = {"remote": ("engine.url=http://127.0.0.1:9/v1",)}

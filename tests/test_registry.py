@@ -12,7 +12,7 @@ import pytest
 
 from engines.base import ConfigError
 from launcher import registry
-from launcher.compose import compose, options
+from launcher.config.compose import compose, options
 
 
 @pytest.mark.parametrize("name", registry.names("engine"))
@@ -27,7 +27,7 @@ def test_a_device_has_the_kind_that_it_is_found_by(kind: str) -> None:
 
 @pytest.mark.parametrize("name", registry.names("runtime"))
 def test_a_runtime_has_the_name_that_it_is_found_by(name: str) -> None:
-    module, _, runtime = registry.place("runtime", name).partition(":")
+    module, _, runtime = registry.import_path("runtime", name).partition(":")
 
     assert getattr(import_module(module), runtime).name == name
 

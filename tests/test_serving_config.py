@@ -9,8 +9,8 @@ import pytest
 
 from engines.base import ConfigError
 from launcher import DeviceTarget, ServingConfig, ServingEngineType, create_serving_engine, registry
-from launcher.compose import normalized
-from launcher.composed import compose
+from launcher.config.cache import compose
+from launcher.config.compose import normalized
 
 
 def test_every_engine_and_device_of_ours_has_a_name_in_python() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from engines.base import ConfigError, InferenceError, TensorSpec
 from launcher import signatures
-from launcher.schema import ModelConf, TensorConf
+from launcher.config.schema import ModelConf, TensorConf
 
 INPUTS = (TensorSpec("x", "float32", (-1, 3)), TensorSpec("mask", "bool", (2,)))
 

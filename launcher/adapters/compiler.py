@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, ConfigError, Environment, PrepareError
-from launcher.adapters.conf import SdkConf
 from launcher.commands import search_path
+from launcher.config.sdk import SdkConf
 from launcher.inheritance import inherited
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, Device, PlanError, ResourceError, TensorSpec
-from launcher.adapters.conf import FunctionConf, LibraryConf, SdkConf
+from launcher.config.sdk import FunctionConf, LibraryConf, SdkConf
 
 _WHERE = "device.sdk.runtime"
 _NEEDED = ("load", "run")

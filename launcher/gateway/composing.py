@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from engines.base import ConfigError, RmLaunchError
-from launcher import compose
+from launcher.config import compose
 from launcher.gateway.settings import Settings, hashed, settings
 
 _KEY = re.compile(r"(\+*gateway\.(?:keys\.[^.=]+(?:\.key)?|admin_key))=(.+)")

@@ -18,10 +18,10 @@ from typing import Any
 from engines.base import LaunchPlan, RmLaunchError
 from launcher import bounded_json, registry
 from launcher.atomic import version
+from launcher.config.gateway import ENGINE
 from launcher.control import Connection, News
 from launcher.deployments import Deployments, Reached
 from launcher.gateway.routing import Upstream
-from launcher.gateway.settings import ENGINE
 from launcher.ledger import Ledger
 from launcher.lifecycle import Phase
 

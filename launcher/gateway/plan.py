@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
+from launcher.config.gateway import ENGINE
+from launcher.config.schema import SuperviseConf
 from launcher.gateway.reload import FILE, Asked
-from launcher.gateway.settings import ENGINE, Settings
+from launcher.gateway.settings import Settings
 from launcher.inheritance import ALL
-from launcher.schema import SuperviseConf
 
 #: not `-m`: that would import from whatever folder it stands in
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.main import main; main()"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from engines.dialect import Dialect
-from launcher.gateway.settings import Route, Rule
+from launcher.config.gateway import Rule
+from launcher.gateway.settings import Route
 from launcher.lifecycle import Phase
 
 if TYPE_CHECKING:

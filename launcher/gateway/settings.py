@@ -1,4 +1,4 @@
-"""What the gateway is told: the shape of conf/gateway, and what it amounts to.
+"""What a `gateway` config amounts to: checked, with its defaults filled in.
 
 `settings` turns a composed config into `Settings`, which travel as JSON to the gateway's process: keys are hashes by
 then, and nothing of Hydra is needed to read them.
@@ -10,14 +10,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 from urllib.parse import urlsplit
 
-from engines.base import LOOPBACK, MISSING, ConfigError
+from engines.base import LOOPBACK, ConfigError
+from launcher.config.gateway import GatewayConf, KeyConf, Member, RouteConf, RouteDefaults, Rule, Startable
 from launcher.suggest import did_you_mean
 
-#: what the ledger calls the engine of a gateway's own deployment
-ENGINE = "gateway"
 STRATEGIES = ("priority", "round_robin", "least_busy")
 #: how often a body may be held: as it came, as what is read of it, and as it is sent on. A text with one letter beyond
 #: Latin's takes up to four bytes for each of its letters.
@@ -29,90 +28,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 T = TypeVar("T")
-
-
-@dataclass
-class Member:
-    """One of a route's deployments: a local one by its name, or a server by its URL."""
-
-    name: str = ""
-    weight: int = 1
-    url: str | None = None  #: of a server's API: what stands before /chat/completions
-    model: str | None = None  #: what that server calls the model; None sends the route's name
-    api_key_env: str | None = None  #: the variable that holds its key
-
-
-@dataclass
-class Rule:
-    """Which deployments may answer a request that fits all that is said here."""
-
-    use: list[str] = field(default_factory=list)
-    min_chars: int | None = None  #: of the prompt, or of all messages together
-    max_chars: int | None = None
-    stream: bool | None = None
-    min_batch: int | None = None  #: texts in one request
-
-
-@dataclass
-class RouteDefaults:
-    """Times are in seconds."""
-
-    strategy: str = MISSING
-    max_concurrency: int | None = None
-    queue: int = MISSING
-    queue_timeout_s: float = MISSING
-    connect_timeout_s: float = MISSING
-    timeout_s: float = MISSING
-    retries: int = MISSING
-    hold_s: float = MISSING
-
-
-@dataclass
-class RouteConf(RouteDefaults):
-    deployments: list[Any] = field(default_factory=list)
-    rules: list[Rule] = field(default_factory=list)
-
-
-@dataclass
-class KeyConf:
-    key: str | None = None
-    sha256: str | None = None
-    routes: list[str] | None = None  #: that it may ask; None is all
-    max_concurrency: int | None = None
-
-
-@dataclass
-class Startable:
-    """A deployment that the gateway may start."""
-
-    launch: list[str] = field(default_factory=list)  #: overrides, as of `rmlaunch up`
-    ttl_s: float | None = None  #: idle for this long, it is stopped; None lets it run
-
-
-@dataclass
-class GatewayConf:
-    host: str = MISSING
-    port: int = MISSING
-    routes: dict[str, Any] = field(default_factory=dict)
-    deployments: dict[str, Any] = field(default_factory=dict)
-    keys: dict[str, Any] = field(default_factory=dict)
-    admin_key: str | None = None
-    expose_deployments: bool = MISSING
-    cors_origins: list[str] = field(default_factory=list)
-    allowed_hosts: list[str] = field(default_factory=list)
-    max_body_mib: int = MISSING
-    max_held_mib: int = MISSING
-    max_connections: int = MISSING
-    request_timeout_s: float = MISSING
-    keep_alive_s: float = MISSING
-    client_timeout_s: float = MISSING
-    drain_s: float = MISSING
-    defaults_of_routes: RouteDefaults = field(default_factory=RouteDefaults)
-
-
-@dataclass
-class GatewayRoot:
-    gateway: GatewayConf = MISSING
 
 
 @dataclass
@@ -300,7 +215,7 @@ def _typed(shape: T, item: object, where: str) -> T:
     """`item` laid over `shape`. Raises `ConfigError` for keys and types that `shape` does not have."""
     from omegaconf import OmegaConf
 
-    from launcher.compose import readable_errors
+    from launcher.config.compose import readable_errors
 
     if not isinstance(item, Mapping):
         hint = f"write {where}=[{item}]" if isinstance(item, str) else "conf/gateway/default.yaml shows what it may be"

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from engines.base import LOOPBACK
 from engines.dialect import OpenAI
+from launcher.config.gateway import Member
 from launcher.gateway.admission import Gate
 from launcher.gateway.body import Budget
 from launcher.gateway.routing import Choice, Replica, Upstream
-from launcher.gateway.settings import MOST_TIMES, Key, Member, Route, Settings
+from launcher.gateway.settings import MOST_TIMES, Key, Route, Settings
 from launcher.lifecycle import Phase
 
 #: seconds; the upper bounds of Prometheus' buckets

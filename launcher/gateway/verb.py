@@ -56,7 +56,7 @@ def _key(words: Sequence[str]) -> int:
 
 def _up(words: Sequence[str]) -> int:
     from launcher.cli import split
-    from launcher.compose import normalized
+    from launcher.config.compose import normalized
     from launcher.deployments import Deployments
     from launcher.gateway.composing import composed, without_keys
     from launcher.gateway.reload import Asked, marks
@@ -88,8 +88,8 @@ def _up(words: Sequence[str]) -> int:
 
 def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
     """Give a gateway that runs its new settings."""
+    from launcher.config.gateway import ENGINE
     from launcher.gateway.reload import SOCKET
-    from launcher.gateway.settings import ENGINE
     from launcher.peers import connect
 
     if not isinstance(plan, dict) or plan.get("engine") != ENGINE:
@@ -117,7 +117,7 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
     from launcher.gateway import plan as planning
     from launcher.ledger import Ledger
     from launcher.paths import state_root
-    from launcher.prepare import make_run_folder
+    from launcher.prepare.steps import make_run_folder
     from launcher.spawn import Spawned
 
     spawned = Spawned()

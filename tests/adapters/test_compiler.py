@@ -15,8 +15,8 @@ import pytest
 from engines.base import BuildProfile, BuildStep, ConfigError, Environment, PrepareError
 from launcher import artifacts
 from launcher.adapters.compiler import BinaryCompilerAdapter
-from launcher.adapters.conf import CompilerConf
 from launcher.builds import Workshop, reachable, run, steps
+from launcher.config.sdk import CompilerConf
 from launcher.progress import Progress
 from tests.vendor_npu import BIAS, WEIGHT, sdk, weights
 

@@ -10,15 +10,15 @@ import pytest
 
 from engines.base import LaunchPlan, PlanError, RequestError, ResourceError
 from launcher import cli, dataclass_json, plan_json
-from launcher.adapters.conf import CompilerConf
-from launcher.compose import normalized
-from launcher.devices import declared
+from launcher.config import declared_device
+from launcher.config.compose import normalized
+from launcher.config.schema import DeviceConf
+from launcher.config.sdk import CompilerConf
 from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
 from launcher.devices.pim import Pim
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
-from launcher.schema import DeviceConf
 from launcher.settle import settle
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, sdk, weights
 
@@ -155,16 +155,16 @@ def test_nodes_are_devices_where_their_number_is_one(tmp_path: Path) -> None:
     assert conf.sdk is not None
     conf.sdk.nodes = f"{tmp_path}/npu*"
 
-    found = declared.plugin(conf).detect()
+    found = declared_device.plugin(conf).detect()
 
     attributes = {"label": "Acme NPU", "product": "NPU-T1", "memory_bytes": 2 * GIB}
     assert found == (Resource(2, "npu", attributes), Resource(10, "npu", attributes))
 
 
 def test_a_process_that_does_not_read_the_config_sees_nothing_of_it() -> None:
-    assert declared.place("npu") == "launcher.devices.declared:Declared"
-    assert declared.place("pim") == "launcher.devices.pim:Pim"
-    assert declared.place("cpu") == ""
+    assert declared_device.import_path("npu") == "launcher.devices.declared:Declared"
+    assert declared_device.import_path("pim") == "launcher.devices.pim:Pim"
+    assert declared_device.import_path("cpu") == ""
     assert Declared().detect() == ()
     assert Declared().visible_env((0,), ()) == {}
     assert Declared().nodes((0,)) == ()
@@ -189,7 +189,7 @@ def test_simulated_pim_is_called_simulated_everywhere(
 
 
 def test_simulated_ranks_are_as_many_as_are_asked_for_and_tagged() -> None:
-    plugin = declared.plugin(DeviceConf("pim", count=3, sdk=sdk("pim-simulator")))
+    plugin = declared_device.plugin(DeviceConf("pim", count=3, sdk=sdk("pim-simulator")))
 
     assert [(rank.id, rank.type, rank.tags) for rank in plugin.detect()] == [
         (number, "pim", frozenset({"simulated"})) for number in range(3)
@@ -202,7 +202,7 @@ def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Pa
     words = ("engine=triton", "device=pim-simulator", "device.sdk.simulated=false", source, *SIGNATURE)
     conf = settle(words, CONFIG_DIR).config.device
 
-    assert isinstance(declared.plugin(conf), Pim)
+    assert isinstance(declared_device.plugin(conf), Pim)
     with pytest.raises(ResourceError, match=r"no PIM device found: looked for UPMEM ranks /dev/dpu_rank0"):
         plan_of(tmp_path, *words, "device.product=null", to_launch=True)
 
@@ -210,7 +210,7 @@ def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Pa
 def test_without_a_runtime_pim_serves_nothing() -> None:
     with pytest.raises(PlanError, match="no engine can use device=pim"):
         settle(["device=pim"])
-    assert isinstance(declared.plugin(DeviceConf("pim")), Pim)
+    assert isinstance(declared_device.plugin(DeviceConf("pim")), Pim)
 
 
 def test_a_table_of_exit_codes_survives_being_kept() -> None:

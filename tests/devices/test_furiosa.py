@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from engines.base import ContainerSettings
 from launcher import environments
+from launcher.config.schema import EnvironmentConf
 from launcher.devices.base import GIB, Problem, Resource, Survey
 from launcher.devices.furiosa import Furiosa
 from launcher.devices.pim import Pim
 from launcher.paths import cache_root
 from launcher.progress import Progress
-from launcher.schema import EnvironmentConf
 from tests.devices.trees import pci, write
 
 CARD = {"product": "RNGD", "memory_bytes": 48 * GIB}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from launcher import registry
+from launcher.config.schema import DeviceConf, EngineConf, ModelConf, SuperviseConf
 from launcher.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
-from launcher.schema import DeviceConf, EngineConf, ModelConf, SuperviseConf
 
 LOGS = Path(__file__).parent / "logs"
 ENGINES = ("llamacpp", "torchserve", "transformers", "triton", "vllm")

@@ -15,7 +15,7 @@ import requests
 from engines.base import Device, Environment, HttpCheck, Model, PlanError, ServeSpec, TensorSpec
 from engines.triton import Options, Triton
 from launcher.ledger import Ledger
-from launcher.prepare import render_files
+from launcher.prepare.steps import render_files
 from launcher.resolve import resolve
 from launcher.serving_config import ServingConfig, create_serving_engine
 from tests.supervision import wait_for

@@ -11,7 +11,7 @@ import pytest
 
 from engines.base import Device, Environment, Model, PlanError, ServeSpec
 from engines.vllm import Vllm, VllmOptions
-from launcher.compose import compose
+from launcher.config.compose import compose
 from launcher.environments import describe, ensure
 from launcher.paths import cache_root
 from launcher.progress import Progress

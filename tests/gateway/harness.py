@@ -19,11 +19,12 @@ from typing import Any
 import requests
 import uvloop
 
+from launcher.config.gateway import Member
 from launcher.gateway.composing import composed
 from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import Failure
 from launcher.gateway.server import Server
-from launcher.gateway.settings import Member, Route, Settings
+from launcher.gateway.settings import Route, Settings
 from tests.supervision import free_port, wait_for
 
 FAKE = Path(__file__).parents[1] / "fakes" / "openai_server.py"

@@ -18,10 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.base import ConfigError
 from engines.dialect import OpenAI
 from launcher.atomic import write_text
+from launcher.config.gateway import Member, Rule, Startable
 from launcher.gateway.composing import composed, without_keys
 from launcher.gateway.reload import Asked, Reloader, marks
 from launcher.gateway.routing import Upstream
-from launcher.gateway.settings import Key, Member, Rule, Settings, Startable, hashed
+from launcher.gateway.settings import Key, Settings, hashed
 from tests.gateway.harness import Fake, NoMachine, Running, events, gateway, route, settings, until
 
 ALICE, BOB, ADMIN = "alice-has-a-long-key", "bob-has-a-long-key-too", "the-admin-has-one-as-well"

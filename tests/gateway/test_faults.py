@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from launcher.gateway.settings import Member
+from launcher.config.gateway import Member
 from launcher.gateway.upstream import Connection
 from tests.gateway.harness import Fake, events, fake, gateway, settings, text_of, until
 from tests.supervision import free_port

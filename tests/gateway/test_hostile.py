@@ -14,7 +14,7 @@ import pytest
 import requests
 import yaml
 
-from launcher.gateway.settings import Member
+from launcher.config.gateway import Member
 from tests.gateway.harness import Fake, Running, events, gateway, settings, text_of, until
 
 _FOLDER = Path(__file__).parent / "hostile"

@@ -13,7 +13,8 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from launcher.gateway.settings import Key, Member, hashed
+from launcher.config.gateway import Member
+from launcher.gateway.settings import Key, hashed
 from tests.gateway.harness import Fake, gateway, settings
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.dialect import OpenAI
+from launcher.config.gateway import Member, Rule
 from launcher.gateway.admission import Admission, Full, Gate, Ticket
 from launcher.gateway.routing import (
     FAILURES,
@@ -23,7 +24,6 @@ from launcher.gateway.routing import (
     asked,
     fits,
 )
-from launcher.gateway.settings import Member, Rule
 from tests.gateway.harness import route
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from launcher.gateway.settings import Member
+from launcher.config.gateway import Member
 from tests.gateway.harness import events, gateway, settings, text_of
 
 WHOLE = {

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from launcher.adapters.conf import SdkConf
-from launcher.compose import compose
+from launcher.config.compose import compose
+from launcher.config.sdk import SdkConf
 
 SOURCES = Path(__file__).parent
 CONFIG_DIR = str(SOURCES / "conf")

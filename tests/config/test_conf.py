@@ -13,13 +13,13 @@ import pytest
 
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
 from launcher import cli, dataclass_json, plan_json, registry
-from launcher.compose import compose, normalized, options
+from launcher.config.compose import compose, normalized, options
 from launcher.gateway.composing import composed
 from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))
 ENGINES = {name: registry.engine(name).capabilities for name in registry.names("engine")}
 #: enough for each of the models, whatever this machine has

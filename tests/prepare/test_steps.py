@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import OUTPUT, BuildStep, Environment, LaunchPlan, Model, PrepareError
-from launcher.prepare import make_run_folder, prepare_model
+from launcher.prepare.steps import make_run_folder, prepare_model
 from launcher.progress import Progress
 from tests.supervision import fake_plan
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher import compose as composing
-from launcher.composed import compose
+from launcher.config import compose as composing
+from launcher.config.cache import compose
+from launcher.config.schema import TensorConf
 from launcher.paths import cache_root
-from launcher.schema import TensorConf
 
 MINE = """\
 defaults: [base_model, _self_]
@@ -43,7 +43,7 @@ def test_a_kept_config_is_the_one_that_composing_gives(words: list[str]) -> None
 def test_the_second_time_needs_no_hydra(engine: str) -> None:
     compose([f"engine={engine}"])
     script = (
-        "import sys; from launcher.composed import compose; "
+        "import sys; from launcher.config.cache import compose; "
         f"compose(['engine={engine}']); print('hydra' in sys.modules, 'omegaconf' in sys.modules)"
     )
 
@@ -104,7 +104,7 @@ def test_a_cache_that_cannot_be_written_is_no_failure(monkeypatch: pytest.Monkey
 
 
 def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.composed._KEPT", 3)
+    monkeypatch.setattr("launcher.config.cache._KEPT", 3)
     for port in range(8000, 8005):
         compose([f"port={port}"])
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import dataclass_json
+from launcher.config.schema import ContainerConf, EngineConf, LaunchConfig, RuntimeConf, engine_conf
 from launcher.masking import is_secret, mask_url
 from launcher.paths import cache_root, shipped, user_config
-from launcher.schema import ContainerConf, EngineConf, LaunchConfig, RuntimeConf, engine_conf
 
 _KEPT = 64
 _NEVER_KEPT = ("hydra.", "hydra/", "prompt=", "api_key=", "engine.env")
@@ -26,10 +26,10 @@ _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
-    """As `launcher.compose.compose`, which it calls where nothing fitting is kept."""
+    """As `launcher.config.compose.compose`, which it calls where nothing fitting is kept."""
 
     def anew() -> LaunchConfig:
-        from launcher import compose
+        from launcher.config import compose
 
         return compose.compose(overrides, config_dir)
 
@@ -70,9 +70,9 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 def _our_version() -> list[int]:
     """Changes with the code that decides what a config means."""
     folder = Path(__file__).parent
-    ours = [folder / f"{name}.py" for name in ("compose", "composed", "schema", "dataclass_json", "adapters/conf")]
-    engines = sorted((folder.parent / "engines").glob("*.py"))  # they declare keys of their own
-    return [file.stat().st_mtime_ns for file in (*ours, *engines)]
+    engines = folder.parents[1] / "engines"  # they declare keys of their own
+    ours = (*sorted(folder.glob("*.py")), folder.parent / "dataclass_json.py", *sorted(engines.glob("*.py")))
+    return [file.stat().st_mtime_ns for file in ours]
 
 
 def _load(data: Any) -> LaunchConfig:

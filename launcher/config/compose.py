@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from engines.base import ConfigError
-from launcher import schema
+from launcher.config import schema
+from launcher.config.schema import LaunchConfig
 from launcher.paths import shipped, user_config
-from launcher.schema import LaunchConfig
 from launcher.suggest import did_you_mean, unknown
 
 if TYPE_CHECKING:
-    from launcher.gateway.settings import GatewayConf
+    from launcher.config.gateway import GatewayConf
 
 HYDRA_VERSION_BASE = "1.3"
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, cast
 
 from engines.base import MISSING, ConfigError
-from launcher.adapters.conf import SdkConf
+from launcher.config.sdk import SdkConf
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore
 
     from launcher import registry
-    from launcher.gateway.settings import GatewayConf, GatewayRoot
+    from launcher.config.gateway import GatewayConf, GatewayRoot
 
     nodes = {**SCHEMAS, (None, "base_gateway_root"): GatewayRoot, ("gateway", "base_gateway"): GatewayConf}
     for name in registry.names("engine"):

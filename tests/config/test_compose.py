@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from engines.base import ConfigError
-from launcher.compose import compose, normalized, options
-from launcher.schema import DeviceConf, LaunchConfig, ModelConf, engine_conf
+from launcher.config.compose import compose, normalized, options
+from launcher.config.schema import DeviceConf, LaunchConfig, ModelConf, engine_conf
 
 MINE = """\
 # A model of the user's own.

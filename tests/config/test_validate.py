@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from engines.base import ConfigError
-from launcher.composed import compose
-from launcher.validate import check
+from launcher.config.cache import compose
+from launcher.config.validate import check
 
 
 @pytest.mark.parametrize(

