@@ -10,7 +10,7 @@ import requests
 from benchmarks.table import percentile, show
 from launcher import launch
 from launcher.progress import Progress
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 
 #: requests of each kind; the servers differ by a factor of ten
 ROUNDS = {"llamacpp": 400, "vllm": 150, "transformers": 100, "torchserve": 100}

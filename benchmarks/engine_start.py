@@ -16,12 +16,13 @@ from pathlib import Path
 
 from benchmarks.table import show
 from engines.base import LaunchPlan
-from launcher import launch, probes, registry
-from launcher.ledger import Ledger
+from launcher import launch, registry
+from launcher.deployments.ledger import Ledger
 from launcher.prepare.steps import prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.settle import settle
+from launcher.supervise import probes
 
 #: the engines of this CPU, and how often each is started both ways
 ROUNDS = {"llamacpp": 5, "triton": 5, "torchserve": 3, "transformers": 5, "vllm": 4}

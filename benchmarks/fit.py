@@ -20,11 +20,11 @@ from benchmarks.table import show
 from engines.base import RmLaunchError
 from launcher import environments, launch
 from launcher.config.compose import compose
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.paths import cache_root
 from launcher.progress import Progress
 from launcher.resolve import resolve
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 from launcher.settle import settle
 
 #: engine, how many requests, how much of the context each fills, context lengths

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from benchmarks.table import show
 from engines.base import Endpoint
 from launcher import launch
-from launcher.control import News
-from launcher.lifecycle import Phase
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 
 ROUNDS = 5
 

@@ -34,7 +34,7 @@ from benchmarks.supervision_parties import (
     write_program,
 )
 from benchmarks.table import percentile, show
-from launcher.control import Supervised
+from launcher.deployments.supervised import Supervised
 from tests.supervision import free_port
 
 CRASHES = 15

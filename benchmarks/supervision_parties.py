@@ -28,14 +28,14 @@ from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, La
 from launcher import plan_json
 from launcher.config.compose import compose
 from launcher.config.schema import EnvironmentConf, SuperviseConf
-from launcher.control import Supervised, orders_for
+from launcher.deployments.ledger import Claim, Ledger
+from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised, orders_for
 from launcher.environments import describe, ensure
-from launcher.ledger import Claim, Ledger
-from launcher.lifecycle import Phase
 from launcher.paths import cache_root
 from launcher.prepare.steps import render_files
 from launcher.progress import Progress
-from launcher.spawn import Spawned
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import FAKE, free_port, is_alive
 
 PEERS = EnvironmentConf(["supervisor==4.3.0", "circus==0.19.0", "psutil==7.2.2", "pyzmq==27.3.0", "tornado==6.6.1"])

@@ -9,7 +9,7 @@ from benchmarks.table import show
 from engines.base import GenerateRequest, Sampling
 from launcher import launch
 from launcher.progress import Progress
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 
 CONCURRENCY, REQUESTS, TOKENS = 8, 24, 48
 SERVERS = {

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from engines.base import InferenceError as InferenceError
     from engines.base import RmLaunchError as RmLaunchError
+    from launcher.serving import DeviceTarget as DeviceTarget
+    from launcher.serving import ServingConfig as ServingConfig
     from launcher.serving import ServingEngine as ServingEngine
+    from launcher.serving import ServingEngineType as ServingEngineType
+    from launcher.serving import create_serving_engine as create_serving_engine
     from launcher.serving import launch as launch
-    from launcher.serving_config import DeviceTarget as DeviceTarget
-    from launcher.serving_config import ServingConfig as ServingConfig
-    from launcher.serving_config import ServingEngineType as ServingEngineType
-    from launcher.serving_config import create_serving_engine as create_serving_engine
 
 __all__ = [
     "DeviceTarget",
@@ -28,20 +28,12 @@ __all__ = [
     "launch",
 ]
 
-_HOME = {
-    "InferenceError": "engines.base",
-    "RmLaunchError": "engines.base",
-    "ServingEngine": "launcher.serving",
-    "launch": "launcher.serving",
-    **dict.fromkeys(
-        ("DeviceTarget", "ServingConfig", "ServingEngineType", "create_serving_engine"), "launcher.serving_config"
-    ),
-}
+_ERRORS = ("InferenceError", "RmLaunchError")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module("engines.base" if name in _ERRORS else "launcher.serving"), name)

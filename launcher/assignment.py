@@ -9,8 +9,8 @@ from typing import Any
 from engines.base import ConfigError, Device, ResourceError
 from launcher.config import declared_device
 from launcher.config.schema import LaunchConfig
+from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Resource
-from launcher.ledger import Ledger
 
 #: id → by whom, in words
 Taken = Mapping[int, str]

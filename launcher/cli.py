@@ -21,7 +21,7 @@ from launcher import terminal
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
-    from launcher.spawn import Spawned
+    from launcher.deployments.spawn import Spawned
 
 _USAGE = """\
 rmlaunch: plan, start, prove and stop model servers
@@ -115,7 +115,7 @@ def _plan(words: Sequence[str]) -> int:
     overrides, config_dir = split([word for word in words if word != "--json"])
     from launcher import plan_json, plan_text
     from launcher.config.compose import normalized
-    from launcher.ledger import Ledger
+    from launcher.deployments.ledger import Ledger
     from launcher.paths import state_root
     from launcher.resolve import resolve
     from launcher.settle import settle
@@ -213,7 +213,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
-    from launcher.spawn import Spawned
+    from launcher.deployments.spawn import Spawned
 
     spawned = Spawned()  # first of all, because it takes a while
     try:
@@ -224,10 +224,10 @@ def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
 
 def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | None) -> int:
     from launcher.config.compose import normalized
-    from launcher.lifecycle import Phase
     from launcher.progress import Progress
-    from launcher.serving import ServingEngine
+    from launcher.serving.engine import ServingEngine
     from launcher.settle import settle
+    from launcher.supervise.lifecycle import Phase
 
     engine = ServingEngine(settle(normalized(overrides), config_dir), Progress(), spawned)
     _say_reasons(engine.reasons)

@@ -23,10 +23,10 @@ from engines.base import (
 )
 from launcher import environments, inventory
 from launcher.config import declared_device, model_source
+from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
 from launcher.inheritance import of_engine
-from launcher.ledger import Ledger
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root

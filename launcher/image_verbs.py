@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.base import ConfigError
 from launcher import images
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.output import duration, gib, print_json, print_table
 from launcher.paths import state_root
 from launcher.progress import Progress

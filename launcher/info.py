@@ -11,8 +11,8 @@ from typing import Any
 
 from engines.base import ConfigError, RmLaunchError
 from launcher import inventory, registry
+from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Survey
-from launcher.ledger import Ledger
 from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root

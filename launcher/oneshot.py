@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from engines.base import GenerateRequest, Sampling
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from engines.base import (
 from launcher import artifacts, assignment, builds, compiled, environments, fitted, registry, signatures
 from launcher.config import declared_device, model_source
 from launcher.config.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
+from launcher.deployments.ledger import Ledger
 from launcher.devices.base import Resource
-from launcher.ledger import Ledger
 from launcher.paths import cache_root, shipped
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside

@@ -13,7 +13,7 @@ from launcher.config import model_source
 from launcher.config.cache import compose
 from launcher.config.schema import EngineConf, LaunchConfig
 from launcher.config.validate import check
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.paths import state_root
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from engines.base import RmLaunchError
 from launcher.oneshot import measure
 from launcher.progress import Progress
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 from launcher.settle import settle
 
 log = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from engines.base import ConfigError, DeploymentError, RequestError
 from launcher import plan_json
 from launcher.config.compose import normalized
 from launcher.config.schema import LaunchConfig
-from launcher.deployments import Deployment, Deployments
-from launcher.holders import described
-from launcher.ledger import Ledger, NameTakenError
-from launcher.lifecycle import Phase
+from launcher.deployments.holders import described
+from launcher.deployments.ledger import Ledger, NameTakenError
+from launcher.deployments.records import Deployment, Deployments
+from launcher.deployments.spawn import Spawned
 from launcher.paths import state_root
 from launcher.progress import Progress
 from launcher.resolve import resolve
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 from launcher.settle import Settled, settle
-from launcher.spawn import Spawned
+from launcher.supervise.lifecycle import Phase
 from launcher.verbs import end
 
 _PERIOD_S = 0.2

@@ -15,14 +15,16 @@ from typing import Any, NoReturn
 from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
 from launcher import terminal
 from launcher.at_once import at_once
-from launcher.client import Message
-from launcher.control import Connection, News, NoAnswerError
-from launcher.deployments import Attached, Deployment, Deployments
-from launcher.ledger import in_words
-from launcher.lifecycle import Phase
+from launcher.deployments.connection import Connection, NoAnswerError
+from launcher.deployments.ledger import in_words
+from launcher.deployments.records import Deployment, Deployments
 from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import state_root
+from launcher.serving.attached import Attached
+from launcher.serving.client import Message
 from launcher.suggest import unknown
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 
 #: of a restart, beyond its start
 _STOP_TIMEOUT_S = 60.0
@@ -162,7 +164,7 @@ def _metrics(asked: argparse.Namespace) -> int:
 
 
 def _up(asked: argparse.Namespace) -> int:
-    from launcher.spawn import Spawned
+    from launcher.deployments.spawn import Spawned
 
     spawned = Spawned()  # first of all, because it takes a while
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from engines.base import Container, LaunchPlan, Mount, Port
 from engines.container import LABEL_FOLDER, LABEL_NAME
-from launcher.control import Connection
+from launcher.deployments.connection import Connection
 from tests.dockerd import BASE, PYTHON, Daemon
 from tests.supervision import FAKE, fake_plan, is_alive, marked_processes, wait_for
 

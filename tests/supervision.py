@@ -16,12 +16,13 @@ from typing import Any
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher import plan_json
 from launcher.config.schema import SuperviseConf
-from launcher.control import Connection, Supervised, orders_for
-from launcher.ledger import Claim, Ledger
+from launcher.deployments.connection import Connection
+from launcher.deployments.ledger import Claim, Ledger
+from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised, orders_for
 from launcher.prepare.steps import make_run_folder
 from launcher.runtimes.process import ProcessRuntime
 from launcher.runtimes.procfs import is_alive as is_alive
-from launcher.spawn import Spawned
 
 FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
 

@@ -23,7 +23,7 @@ from engines.base import OUTPUT, BuildProfile, BuildStep, Environment, RequestEr
 from launcher import artifacts, cli
 from launcher.artifacts import Pruned
 from launcher.builds import run
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.progress import Progress
 from tests.supervision import wait_for
 

@@ -9,7 +9,7 @@ import pytest
 
 from engines.base import Environment, PlanError
 from launcher.compiled import check
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 

@@ -15,7 +15,7 @@ from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, P
 from launcher import containers, plan_json, plan_text, runtime_choice
 from launcher.cli import run
 from launcher.config.compose import normalized
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.runtimes import docker_request
 from launcher.runtimes.docker import linked

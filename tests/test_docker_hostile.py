@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan, Mount
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 from tests.containers import nothing_left, plan_of
 from tests.dockerd import PYTHON, Daemon
 from tests.supervision import supervised, wait_for

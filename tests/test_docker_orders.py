@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from engines.base import LaunchPlan
-from launcher.deployments import Deployments
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
+from launcher.supervise.lifecycle import Phase
 from tests.containers import lose_supervisor, name_of, nothing_left, plan_of, status
 from tests.dockerd import PYTHON, Daemon
 from tests.supervision import detached, is_alive, wait_for

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from engines.base import LaunchPlan, Mount
-from launcher import logs
-from launcher.control import Connection, News, Supervised
-from launcher.deployments import Deployments
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.connection import Connection
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
+from launcher.deployments.supervised import Supervised
 from launcher.runtimes.docker import DockerRuntime
+from launcher.supervise import logs
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 from tests.containers import containers, lose_supervisor, name_of, nothing_left, plan_of, status
 from tests.dockerd import BASE, PYTHON, Daemon
 from tests.supervision import FAKE, detached, marked_processes, supervised, wait_for

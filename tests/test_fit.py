@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from engines.base import Device, MemoryUse, PlanError, ServeSpec
 from launcher import fit, registry
+from launcher.deployments.ledger import Ledger
 from launcher.fit import Question
-from launcher.ledger import Ledger
 from launcher.model_facts import ModelFacts
 from launcher.resolve import resolve
 from launcher.settle import settle

@@ -68,7 +68,9 @@ def test_help_loads_nothing_heavy(code: str) -> None:
 def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None:
     heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "rich", "torch", "docker"}
     engines = "{m for m in sys.modules if m.startswith('engines.')}"
-    code = f"import sys, launcher.supervisor\nassert {engines} == {{f'engines.{{name}}' for name in {CONTRACT}}}"
+    code = (
+        f"import sys, launcher.supervise.supervisor\nassert {engines} == {{f'engines.{{name}}' for name in {CONTRACT}}}"
+    )
 
     assert heavy & loaded_by(code) == set()
 

@@ -11,12 +11,12 @@ import pytest
 from engines.base import OUTPUT, BuildStep, ConfigError, PlanError
 from launcher import builds, environments
 from launcher.config.compose import normalized
+from launcher.deployments.ledger import Ledger
 from launcher.devices.host import ask
 from launcher.gateway import plan as gateway
 from launcher.gateway.composing import composed
 from launcher.gateway.reload import Asked
 from launcher.inheritance import ALL, ENGINE, OWN, PACKAGES, inherited, of_engine
-from launcher.ledger import Ledger
 from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.settle import settle

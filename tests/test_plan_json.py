@@ -10,7 +10,7 @@ import pytest
 from engines.base import LaunchPlan
 from launcher import dataclass_json, plan_json, plan_text
 from launcher.config.compose import normalized
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 from tests.supervision import free_port

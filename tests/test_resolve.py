@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, PlanError, RequestError, ServeSpec
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 

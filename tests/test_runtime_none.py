@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from engines.base import ExitedBeforeReady, LaunchPlan
-from launcher.lifecycle import Phase
 from launcher.runtimes.base import Exit, Handle
 from launcher.runtimes.none import NoRuntime
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import FAKE, fake_plan, is_alive, supervised, wait_for
 
 

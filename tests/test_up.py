@@ -14,14 +14,14 @@ from collections.abc import Iterator
 import pytest
 
 from engines.base import DeploymentError
-from launcher.deployments import Deployments
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
 from launcher.paths import state_root
+from launcher.supervise.lifecycle import Phase
 from launcher.up import _differences
+from tests.deployments.test_ledger import held
 from tests.gateway.harness import FAKE
 from tests.supervision import free_port, wait_for
-from tests.test_ledger import held
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -118,7 +118,7 @@ def test_of_several_that_replace_one_plan_by_another_one_does(port: int) -> None
 
 
 def test_who_replaces_for_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.2)
+    monkeypatch.setattr("launcher.deployments.ledger._LOCK_LIMIT_S", 0.2)
     ledger = Ledger(state_root())
     with (
         held(ledger.deployments / "a/replacing.lock") as other,

@@ -19,11 +19,13 @@ from engines.base import LaunchPlan, RmLaunchError
 from launcher import bounded_json, registry
 from launcher.atomic import version
 from launcher.config.gateway import ENGINE
-from launcher.control import Connection, News
-from launcher.deployments import Deployments, Reached
+from launcher.deployments.connection import Connection
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
 from launcher.gateway.routing import Upstream
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.serving.attached import Reached
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 
 log = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.base import RequestError
-from launcher import logs
 from launcher.gateway.errors import ENGINE, Failure
 from launcher.gateway.live import Seen
 from launcher.gateway.routing import Replica
 from launcher.gateway.settings import Settings
-from launcher.lifecycle import Phase
+from launcher.supervise import logs
+from launcher.supervise.lifecycle import Phase
 
 if TYPE_CHECKING:
     from launcher.gateway.server import Server

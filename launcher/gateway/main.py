@@ -27,7 +27,7 @@ from launcher.gateway.routing import Ending
 from launcher.gateway.server import TICK_S, Server
 from launcher.gateway.settings import Settings
 from launcher.paths import state_root
-from launcher.peers import listen
+from launcher.supervise.control_socket import listen
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engines.dialect import Dialect
 from launcher.config.gateway import Rule
 from launcher.gateway.settings import Route
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 
 if TYPE_CHECKING:
     from launcher.gateway.upstream import Connection

@@ -21,7 +21,7 @@ from launcher.gateway.admission import Gate
 from launcher.gateway.body import Budget
 from launcher.gateway.routing import Choice, Replica, Upstream
 from launcher.gateway.settings import MOST_TIMES, Key, Route, Settings
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 
 #: seconds; the upper bounds of Prometheus' buckets
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)

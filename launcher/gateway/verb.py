@@ -16,7 +16,7 @@ from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchErr
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
-    from launcher.control import Supervised
+    from launcher.deployments.supervised import Supervised
     from launcher.gateway.reload import Asked
 
 NAME = "gateway"  #: of its deployment, unless name=… says otherwise
@@ -57,10 +57,10 @@ def _key(words: Sequence[str]) -> int:
 def _up(words: Sequence[str]) -> int:
     from launcher.cli import split
     from launcher.config.compose import normalized
-    from launcher.deployments import Deployments
+    from launcher.deployments.ledger import NameTakenError
+    from launcher.deployments.records import Deployments
     from launcher.gateway.composing import composed, without_keys
     from launcher.gateway.reload import Asked, marks
-    from launcher.ledger import NameTakenError
     from launcher.paths import state_root
     from launcher.verbs import end
 
@@ -90,7 +90,7 @@ def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
     """Give a gateway that runs its new settings."""
     from launcher.config.gateway import ENGINE
     from launcher.gateway.reload import SOCKET
-    from launcher.peers import connect
+    from launcher.supervise.control_socket import connect
 
     if not isinstance(plan, dict) or plan.get("engine") != ENGINE:
         raise RequestError(f"name={name!r} is taken by a deployment that is no gateway; choose another")
@@ -113,12 +113,12 @@ def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
 
 def _start(name: str, asked: Asked, *, detached: bool) -> int:
     from launcher import plan_json
-    from launcher.control import Supervised, orders_for
+    from launcher.deployments.ledger import Ledger
+    from launcher.deployments.spawn import Spawned
+    from launcher.deployments.supervised import Supervised, orders_for
     from launcher.gateway import plan as planning
-    from launcher.ledger import Ledger
     from launcher.paths import state_root
     from launcher.prepare.steps import make_run_folder
-    from launcher.spawn import Spawned
 
     spawned = Spawned()
     try:
@@ -145,7 +145,7 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
 
 def _stay(gateway: Supervised, plan: LaunchPlan) -> int:
     """In the foreground, until it is stopped."""
-    from launcher.lifecycle import Phase
+    from launcher.supervise.lifecycle import Phase
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         gateway.stop()

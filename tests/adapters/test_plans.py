@@ -14,10 +14,10 @@ from launcher.config import declared_device
 from launcher.config.compose import normalized
 from launcher.config.schema import DeviceConf
 from launcher.config.sdk import CompilerConf
+from launcher.deployments.ledger import Ledger
 from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
 from launcher.devices.pim import Pim
-from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, sdk, weights

@@ -15,8 +15,8 @@ import pytest
 
 from engines.base import DeploymentError, InferenceError
 from launcher import cli, launch
-from launcher.lifecycle import Phase
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import marked_processes
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, linear, weights
 

@@ -14,8 +14,8 @@ import pytest
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
 from launcher import cli, dataclass_json, plan_json, registry
 from launcher.config.compose import compose, normalized, options
+from launcher.deployments.ledger import Ledger
 from launcher.gateway.composing import composed
-from launcher.ledger import Ledger
 from launcher.resolve import resolve
 from launcher.settle import settle
 

@@ -15,7 +15,7 @@ import pytest
 
 from launcher import registry
 from launcher.config.schema import DeviceConf, EngineConf, ModelConf, SuperviseConf
-from launcher.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
+from launcher.supervise.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
 
 LOGS = Path(__file__).parent / "logs"
 ENGINES = ("llamacpp", "torchserve", "transformers", "triton", "vllm")

@@ -18,8 +18,8 @@ import requests
 
 from engines.base import GenerateRequest, InferenceError, Sampling
 from launcher import launch
-from launcher.lifecycle import Phase
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
+from launcher.supervise.lifecycle import Phase
 from tests import dockerd
 from tests.faults import traces
 from tests.supervision import marked_processes, wait_for

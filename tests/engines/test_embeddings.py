@@ -11,7 +11,7 @@ import pytest
 
 from engines.base import InferenceError
 from launcher import launch
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 
 # The first start makes an environment and fetches the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]

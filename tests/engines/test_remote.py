@@ -25,8 +25,8 @@ from engines.base import (
 )
 from engines.remote import Remote
 from launcher import launch
-from launcher.lifecycle import Phase
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import free_port, wait_for
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -14,8 +14,8 @@ import pytest
 
 from engines.base import DeploymentError, InferenceError
 from launcher import launch
-from launcher.lifecycle import Phase
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
+from launcher.supervise.lifecycle import Phase
 from tests.tensor_models import DTYPES, SIGNATURE, expected, onnx_model, onnx_of_every_dtype, torchscript_models
 
 # The first start makes an environment.

@@ -12,8 +12,8 @@ import pytest
 
 from engines.base import BuildStep, Device, Endpoint, Environment, KeyFile, Model, PlanError, ServeSpec, TensorSpec
 from engines.torchserve import Options, TorchServe
-from launcher.serving import ServingEngine
-from launcher.serving_config import ServingConfig, create_serving_engine
+from launcher.serving.config import ServingConfig, create_serving_engine
+from launcher.serving.engine import ServingEngine
 from tests.tensor_models import onnx_model
 
 FOLDERS = [Path(__file__).parents[2] / "templates" / name for name in ("torchserve", "models")]

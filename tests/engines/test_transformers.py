@@ -26,7 +26,7 @@ from engines.base import (
 )
 from engines.transformers import FLAGS, OURS, VERSION, Transformers
 from launcher import launch
-from launcher.serving import ServingEngine
+from launcher.serving.engine import ServingEngine
 from tests.engines.specs import ENVIRONMENT
 
 SMALL = ("engine=transformers", "device=cpu", "model=smollm2")

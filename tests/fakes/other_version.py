@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from launcher.peers import listen
+from launcher.supervise.control_socket import listen
 
 
 def main(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 from tests import dockerd
 from tests.faults import machine
 from tests.faults.columns import COLUMNS, Column

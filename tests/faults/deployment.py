@@ -17,10 +17,11 @@ import psutil
 
 from engines.base import DeploymentError, LaunchPlan
 from launcher import dataclass_json
-from launcher.control import Connection, News, NoAnswerError
-from launcher.lifecycle import Phase
-from launcher.peers import connect
-from launcher.probes import Door, check
+from launcher.deployments.connection import Connection, NoAnswerError
+from launcher.supervise.control_socket import connect
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.probes import Door, check
+from launcher.supervise.protocol import News
 from tests.faults import traces
 from tests.faults.columns import Column
 from tests.supervision import free_port

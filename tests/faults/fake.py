@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from engines.base import DeploymentError, Endpoint, Endpoints, LaunchPlan
-from launcher.control import Supervised, orders_for
-from launcher.lifecycle import Phase
+from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised, orders_for
 from launcher.paths import state_root
-from launcher.spawn import Spawned
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import claimed, fake_plan, settings
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 from tests.faults import machine
 from tests.faults.columns import FAKE, NO_WORKER
 from tests.faults.conftest import Here

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 from tests.faults import machine
 from tests.faults.columns import FAKE
 from tests.faults.conftest import Here

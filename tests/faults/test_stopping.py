@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 from tests.faults.columns import NO_SESSION
 from tests.faults.conftest import Here
 from tests.faults.deployment import Deployment, running

@@ -22,9 +22,9 @@ import pytest
 import requests
 
 from engines.base import Endpoint, Endpoints, HttpCheck, Model
-from launcher.control import Connection
+from launcher.deployments.connection import Connection
+from launcher.deployments.ledger import Ledger
 from launcher.gateway.settings import hashed
-from launcher.ledger import Ledger
 from tests.gateway.harness import FAKE, events, until
 from tests.supervision import detached, fake_plan, free_port, is_alive, marked_processes
 

@@ -218,8 +218,9 @@ def test_a_package_that_the_index_lacks_is_named_with_uvs_words(tmp_path: Path) 
 def fetch_elsewhere(text: str, cache: Path, **env: str) -> str:
     """`fetch` in a process of its own, since the hub's library reads its variables once; returns what it raised."""
     code = (
-        "import sys; from pathlib import Path; from launcher.config.model_source import fetch, parse\n"
-        "from launcher.progress import Progress; from engines.base import PrepareError\n"
+        "import sys; from pathlib import Path; from launcher.config.model_source import parse\n"
+        "from launcher.prepare.models import fetch; from launcher.progress import Progress\n"
+        "from engines.base import PrepareError\n"
         "try: fetch(parse(sys.argv[1]), Path(sys.argv[2]), Progress(quiet=True))\n"
         "except PrepareError as exc: print(exc)"
     )

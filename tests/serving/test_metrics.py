@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.base import InferenceError
-from launcher import metrics
+from launcher.serving import metrics
 
 PAGE = """\
 # HELP nv_inference_count Number of inferences

@@ -16,8 +16,8 @@ import pytest
 
 from engines.base import ConfigError, DeploymentError, ResourceError
 from launcher.atomic import open_lock
-from launcher.holders import Holder, described, holders
-from launcher.ledger import Claim, Ledger
+from launcher.deployments.holders import Holder, described, holders
+from launcher.deployments.ledger import Claim, Ledger
 
 LOOPBACK = "127.0.0.1"
 
@@ -71,7 +71,7 @@ def test_a_derived_name_is_cut_to_what_a_sockets_path_allows(ledger: Ledger) -> 
 
 def test_a_name_whose_owner_was_killed_is_free(ledger: Ledger) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from launcher.ledger import Ledger\n"
+        "import os, signal, sys; from pathlib import Path; from launcher.deployments.ledger import Ledger\n"
         "claim = Ledger(Path(sys.argv[1])).claim('a', (8123,), {}); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(ledger.deployments.parent)], check=False)
@@ -152,8 +152,8 @@ def held(path: Path, how: str = "LOCK_EX") -> Iterator[subprocess.Popen[bytes]]:
 def test_whoever_holds_the_ledger_is_named_and_waited_for_so_long_and_no_longer(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("launcher.ledger._LOCK_SILENT_S", 0.1)
-    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.3)
+    monkeypatch.setattr("launcher.deployments.ledger._LOCK_SILENT_S", 0.1)
+    monkeypatch.setattr("launcher.deployments.ledger._LOCK_LIMIT_S", 0.3)
     path = ledger.deployments.parent / "ledger.lock"
     with held(path) as holder, pytest.raises(DeploymentError) as caught, ledger.exclusive():
         pass
@@ -169,7 +169,7 @@ def test_whoever_holds_the_ledger_is_named_and_waited_for_so_long_and_no_longer(
 def test_somebody_who_never_ends_asking_for_a_name_does_not_hang_a_claim(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.ledger._LOCK_LIMIT_S", 0.3)
+    monkeypatch.setattr("launcher.deployments.ledger._LOCK_LIMIT_S", 0.3)
     with (
         held(ledger.deployments / "a" / "lock", "LOCK_SH") as asker,
         pytest.raises(DeploymentError, match=rf"a/lock has been held for 0\.3 s by pid {asker.pid} "),

@@ -18,14 +18,14 @@ import pytest
 from engines.base import DeploymentError, RmLaunchError
 from launcher import cli, plan_json, registry
 from launcher.bounded_json import LIMIT_BYTES
-from launcher.deployments import Deployments
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
 from launcher.paths import state_root
 from launcher.runtimes.base import Handle
 from launcher.runtimes.process import ProcessRuntime
+from launcher.supervise.lifecycle import Phase
+from tests.deployments.test_records import kill, pids
 from tests.supervision import detached, fake_plan, is_alive, wait_for
-from tests.test_deployments import kill, pids
 
 Harm = Callable[[Path], None]
 

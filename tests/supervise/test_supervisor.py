@@ -14,9 +14,9 @@ import pytest
 
 from engines.base import ExitedBeforeReady, LaunchPlan, ReadyTimeout
 from launcher import plan_json
-from launcher.ledger import Claim
-from launcher.lifecycle import Phase
-from launcher.spawn import Spawned
+from launcher.deployments.ledger import Claim
+from launcher.deployments.spawn import Spawned
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import claimed, fake_plan, is_alive, marked_processes, supervised, wait_for
 
 
@@ -236,7 +236,7 @@ def test_the_state_on_disk_says_what_was_announced_last(tmp_path: Path) -> None:
 
 
 def test_a_name_is_free_again_when_its_supervisor_has_ended(tmp_path: Path) -> None:
-    from launcher.ledger import Ledger
+    from launcher.deployments.ledger import Ledger
 
     plan = fake_plan(tmp_path)
     ledger = Ledger(tmp_path)

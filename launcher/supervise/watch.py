@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from engines.base import HttpCheck, Probes
-from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
-from launcher.probes import Door, Missing, check, count
 from launcher.runtimes.base import Activity
+from launcher.supervise.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
+from launcher.supervise.probes import Door, Missing, check, count
 
 #: between two looks at a server that is starting; it bounds how late READY is said
 _STARTING_PERIOD_S = 0.01

@@ -16,7 +16,7 @@ from engines.base import DeploymentError
 from launcher.runtimes.base import MARKER, SUPERVISOR
 
 #: not `-m`: that would import from whatever folder the user stands in
-_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.supervisor import main; main()"
+_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.supervise.supervisor import main; main()"
 
 
 class Spawned:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launcher.device_memory import DeviceMemory
 from launcher.devices.base import GIB, Resource
+from launcher.supervise.device_memory import DeviceMemory
 
 
 class Machine:

@@ -9,25 +9,25 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.base import DeploymentError, LaunchPlan, RequestError, Target
-from launcher import bounded_json, dataclass_json, logs, registry
+from engines.base import DeploymentError, RequestError
+from launcher import bounded_json, dataclass_json, registry
 from launcher.at_once import at_once
 from launcher.atomic import remove_partials, write_text
-from launcher.client import Client, Connected
-from launcher.config.gateway import ENGINE as GATEWAY
-from launcher.control import Connection, News, NoAnswerError, Supervised
-from launcher.holders import Holder, described, holders
-from launcher.ledger import Claim, Ledger, in_words
-from launcher.lifecycle import Phase
-from launcher.orders import Orders
+from launcher.deployments.connection import Connection, NoAnswerError
+from launcher.deployments.holders import Holder, described, holders
+from launcher.deployments.ledger import Claim, Ledger, in_words
+from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised
 from launcher.runtimes.base import Handle, NotAdoptableError
 from launcher.runtimes.procfs import is_alive
-from launcher.spawn import Spawned
 from launcher.suggest import unknown
+from launcher.supervise import logs
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News, Orders
 
 _ASK_TIMEOUT_S = 2.0
 _ADOPT_TIMEOUT_S = 30.0
@@ -241,40 +241,6 @@ class Deployments:
             last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name) or last.leftovers)
             write_text(claim.folder / "state.json", json.dumps(_record(last)))
         return last
-
-
-class Attached(Client):
-    """A deployment that somebody else has started, to be asked; it goes on when this is closed."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        with deployment.connect() as connection:
-            given = connection.learn("target", Reached)
-        plan = given.plan
-        if plan.engine == GATEWAY:
-            raise RequestError(
-                f"{plan.name} is the gateway; ask it as OpenAI's server, at {plan.endpoints.http.url}/v1"
-            )
-        target = Target(plan.endpoints, plan.model.id, given.options, given.api_key, key=plan.key)
-        self._asked = Connected(registry.engine(plan.engine), plan, target)
-
-    @property
-    def plan(self) -> LaunchPlan:
-        return self._asked.plan
-
-    def close(self) -> None:
-        self._asked.engine.close()
-
-    def _connected(self) -> Connected:
-        return self._asked
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """What a supervisor tells of how its engine is reached."""
-
-    plan: LaunchPlan
-    options: Mapping[str, Any] = field(default_factory=dict)
-    api_key: str | None = None
 
 
 def _has_record(folder: Path) -> bool:

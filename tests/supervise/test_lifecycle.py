@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from launcher.lifecycle import (
+from launcher.supervise.lifecycle import (
     Action,
     BackoffOver,
     Begin,

@@ -9,7 +9,7 @@ from typing import Any
 
 from engines.base import ConfigError
 from launcher.config.compose import quoted
-from launcher.serving import ServingEngine, launch, model_overrides
+from launcher.serving.engine import ServingEngine, launch, model_overrides
 
 
 class ServingEngineType(str, Enum):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import Endpoint, HttpCheck, KeyFile
-from launcher.probes import Door, Missing, check, count
+from launcher.supervise.probes import Door, Missing, check, count
 
 
 @contextmanager

@@ -14,20 +14,22 @@ from engines.base import (
     PlanError,
     Target,
 )
-from launcher import logs, plan_json, registry
-from launcher.client import Client, Connected
+from launcher import plan_json, registry
 from launcher.config import declared_device, model_source
 from launcher.config.compose import normalized, options, quoted
 from launcher.config.schema import LaunchConfig
-from launcher.control import News, Supervised, orders_for
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised, orders_for
 from launcher.paths import state_root
 from launcher.prepare.steps import prepare, prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import resolve
+from launcher.serving.client import Client, Connected
 from launcher.settle import Settled, settle
-from launcher.spawn import Spawned
+from launcher.supervise import logs
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 
 _NOT_RUNNING = "the deployment is not running; enter it or call start()"
 

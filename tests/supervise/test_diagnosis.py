@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
 from launcher.runtimes.process import oom_kills
+from launcher.supervise.diagnosis import SIGNATURES, Diagnosis, evidence, explain, hint
 
 #: a line as the programs write it → (the cause that is named, permanent)
 LINES = [

@@ -23,7 +23,8 @@ from engines.base import (
     Tensors,
     Vector,
 )
-from launcher import probes, signatures
+from launcher import signatures
+from launcher.supervise import probes
 
 if TYPE_CHECKING:
     import numpy
@@ -63,7 +64,7 @@ class Client(ABC):
 
         Raises `InferenceError` where it has none or does not answer.
         """
-        from launcher import metrics
+        from launcher.serving import metrics
 
         connected = self._connected()
         if (url := connected.plan.endpoints.metrics) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher import logs
+from launcher.supervise import logs
 
 
 def test_each_start_has_a_file_and_the_oldest_go_with_what_was_cut_off_them(tmp_path: Path) -> None:

@@ -19,12 +19,14 @@ import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
 from launcher import plan_json, verbs
-from launcher.control import Connection, News, NoAnswerError, orders_for
-from launcher.deployments import Deployments, _of
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
-from launcher.peers import SOCKET, connect
+from launcher.deployments.connection import Connection, NoAnswerError
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments, _of
+from launcher.deployments.supervised import orders_for
 from launcher.runtimes.base import NotAdoptableError
+from launcher.supervise.control_socket import SOCKET, connect
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
 from tests.supervision import (
     claimed,
     detached,

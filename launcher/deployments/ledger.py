@@ -6,7 +6,7 @@
     <state>/deployments/<name>/plan.json, state.json, control.sock, tmp, logs/, run/
 
 A lock dies with its last holder, so a deployment whose owner was killed is seen as gone without looking at pids. One
-that is detached may serve all the same, and is adopted (launcher/deployments.py).
+that is detached may serve all the same, and is adopted (launcher/deployments/records.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchError
-from launcher import bounded_json, dataclass_json, holders, trees
+from launcher import bounded_json, dataclass_json, trees
 from launcher.atomic import open_lock, write_text
+from launcher.deployments import holders
 from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
 
 log = logging.getLogger(__name__)

@@ -16,20 +16,20 @@ import pytest
 
 from engines.base import DeploymentError, RequestError
 from launcher import cli
-from launcher.deployments import Deployments
-from launcher.holders import holders
-from launcher.ledger import Ledger
-from launcher.lifecycle import Phase
+from launcher.deployments.holders import holders
+from launcher.deployments.ledger import Ledger
+from launcher.deployments.records import Deployments
 from launcher.paths import state_root
+from launcher.supervise.lifecycle import Phase
+from tests.deployments.test_records import pids
 from tests.supervision import detached, fake_plan, is_alive, marked_processes, wait_for
-from tests.test_deployments import pids
 
 pytestmark = pytest.mark.timeout(90)
 
 #: claim argv[1], start a program as an engine's, and wait until stdin ends
 LAUNCHER = """\
 import os, signal, subprocess, sys
-from launcher.ledger import Ledger
+from launcher.deployments.ledger import Ledger
 from launcher.paths import state_root
 
 ledger = Ledger(state_root())
@@ -162,7 +162,7 @@ def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(
         began = time.monotonic()
         assert cli.run(["metrics", "sound"]) == 0
         assert time.monotonic() - began < 1  # the others are not its business
-        monkeypatch.setattr("launcher.deployments._ASK_TIMEOUT_S", 0.2)
+        monkeypatch.setattr("launcher.deployments.records._ASK_TIMEOUT_S", 0.2)
         for words in (["metrics", "a"], ["infer", "a", "hi"], ["restart", "a"]):
             with pytest.raises(DeploymentError, match="a: its supervisor does not answer"):
                 cli.run(words)
@@ -186,7 +186,7 @@ def test_what_is_being_prepared_is_stopped_by_ending_who_prepares_it(state: Path
 def test_a_launcher_that_does_not_end_is_named_and_killed_only_when_asked(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.deployments._END_S", 0.5)
+    monkeypatch.setattr("launcher.deployments.records._END_S", 0.5)
     with running(LAUNCHER, "new", "stubborn") as launcher:
         with pytest.raises(DeploymentError, match=rf"^new is held by pid {launcher.pid} \(.*`rmlaunch stop new --now`"):
             cli.run(["stop", "new"])
@@ -232,9 +232,9 @@ def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The grace of 5 s is more than a silence may last."""
-    monkeypatch.setattr("launcher.control._ANSWER_S", 2.0)
-    monkeypatch.setattr("launcher.control._BUSY_S", 2.0)
-    monkeypatch.setattr("launcher.control._PING_S", 0.2)
+    monkeypatch.setattr("launcher.deployments.connection._ANSWER_S", 2.0)
+    monkeypatch.setattr("launcher.deployments.connection._BUSY_S", 2.0)
+    monkeypatch.setattr("launcher.deployments.connection._PING_S", 0.2)
     with detached(fake_plan(state, "--ignore-sigterm"), state):
         began = time.monotonic()
         assert cli.run(["stop", "fake"]) == 0
@@ -251,8 +251,8 @@ def test_what_takes_too_long_is_told_as_such(state: Path) -> None:
 
 
 def test_a_supervisor_that_begins_to_hang_in_a_drain_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.control._BUSY_S", 1.0)
-    monkeypatch.setattr("launcher.control._PING_S", 0.1)
+    monkeypatch.setattr("launcher.deployments.connection._BUSY_S", 1.0)
+    monkeypatch.setattr("launcher.deployments.connection._PING_S", 0.1)
     with detached(fake_plan(state, "--ignore-sigterm"), state):
         supervisor, _ = pids(state)
         with Deployments(state).find("fake").connect() as connection:

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from launcher.lifecycle import (
+from launcher.supervise.lifecycle import (
     BackoffOver,
     Begin,
     Crashed,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from launcher.lifecycle import Phase
+from launcher.supervise.lifecycle import Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

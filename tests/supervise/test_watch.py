@@ -13,10 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from engines.base import Endpoint, HttpCheck, Probes, ProbeSettings
-from launcher.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
-from launcher.probes import Door, count
 from launcher.runtimes.base import Activity
-from launcher.watch import Effort, Watch
+from launcher.supervise.lifecycle import Crashed, Event, Missed, Proved, Recovered, TimedOut
+from launcher.supervise.probes import Door, count
+from launcher.supervise.watch import Effort, Watch
 
 PERIOD_S, TIMEOUT_S = 0.02, 0.1
 

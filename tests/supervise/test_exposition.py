@@ -10,8 +10,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.exposition import render, serve
-from launcher.lifecycle import Phase
+from launcher.supervise.exposition import render, serve
+from launcher.supervise.lifecycle import Phase
 from tests.supervision import free_port, wait_for
 
 

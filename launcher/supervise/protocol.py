@@ -1,4 +1,4 @@
-"""What a supervisor is told to do, as one line of JSON."""
+"""The protocol between a deployment's processes: what a supervisor is told, and what it says."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from engines.base import LaunchPlan
 from launcher import bounded_json, dataclass_json
-from launcher.lifecycle import Policy
 from launcher.runtimes.base import Handle
+from launcher.supervise.lifecycle import Phase, Policy
 
 
 def plugin_at(place: str) -> Any:
@@ -54,3 +54,40 @@ class Orders:
     def loads(cls, text: bytes) -> Orders:
         """Raises `ValueError` where they are not understood."""
         return dataclass_json.load(cls, bounded_json.parse(text))
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the supervisor said last."""
+
+    phase: Phase = Phase.PENDING
+    reason: str = ""
+    timed_out: bool = False
+    killed: bool = False  #: its last crash was a signal that somebody else sent, and nothing of its own
+    returns: bool = False  #: it is being stopped to be started again
+    crashes: int = 0
+    served: bool = False  #: it has been READY at least once
+    starts: int = 0
+    pid: int | None = None  #: of the engine's program
+    handle: Mapping[str, Any] | None = None  #: the same, as `Handle` has it
+    supervisor: int | None = None  #: its pid
+    detached: bool = False
+    since: float = 0.0  #: epoch seconds, of the supervisor's start
+    log: str = ""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
+    tail: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, line: bytes) -> News:
+        """Raises `ValueError` where it is no JSON object."""
+        return cls.of(bounded_json.parse(line))
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> News:
+        """Take what is understood: the supervisor may be of another version. The rest is told in `reason`."""
+        given, strange = dataclass_json.understood(cls, {**data, "phase": data.get("state")})
+        if strange:
+            reasons = [given.get("reason", ""), *(f"its supervisor's word is not understood: {why}" for why in strange)]
+            given["reason"] = "; ".join(filter(None, reasons))
+        return cls(**{"phase": Phase.UNKNOWN, **given})

@@ -1,11 +1,11 @@
 """The process that owns one deployment: it starts the engine, proves it, restarts it, and leaves nothing of it.
 
-    python -c "from launcher.supervisor import main; main()" CONTROL_FD OWNER_PID
+    python -c "from launcher.supervise.supervisor import main; main()" CONTROL_FD OWNER_PID
 
-Its owner (`launcher.control`) sends it the deployment's lock and one line of JSON with its orders, and hears a line for
-each change of state. When the owner is gone, so is the engine, unless the deployment is detached. Requests, from the
-owner or from the socket in the deployment's folder, are lines such as `{"op": "stop"}`. It imports neither Hydra nor
-an engine.
+Its owner (`launcher.deployments.supervised`) sends it the deployment's lock and one line of JSON with its orders, and
+hears a line for each change of state. When the owner is gone, so is the engine, unless the deployment is detached.
+Requests, from the owner or from the socket in the deployment's folder, are lines such as `{"op": "stop"}`. It imports
+neither Hydra nor an engine.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError
-from launcher import exposition, logs, plan_json, trees
+from launcher import plan_json, trees
 from launcher.atomic import write_text
-from launcher.device_memory import DeviceMemory
-from launcher.diagnosis import evidence, explain, hint
-from launcher.lifecycle import (
+from launcher.runtimes.base import Handle, Runtime
+from launcher.supervise import exposition, logs
+from launcher.supervise.control_socket import Peer, listen
+from launcher.supervise.device_memory import DeviceMemory
+from launcher.supervise.diagnosis import evidence, explain, hint
+from launcher.supervise.lifecycle import (
     Action,
     BackoffOver,
     Begin,
@@ -56,11 +59,9 @@ from launcher.lifecycle import (
     WatchLiveness,
     step,
 )
-from launcher.orders import Orders, plugin_at
-from launcher.peers import Peer, listen
-from launcher.probes import Door
-from launcher.runtimes.base import Handle, Runtime
-from launcher.watch import Effort, Watch
+from launcher.supervise.probes import Door
+from launcher.supervise.protocol import Orders, plugin_at
+from launcher.supervise.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,47 @@
+"""Clients of deployments that somebody else has started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from engines.base import LaunchPlan, RequestError, Target
+from launcher import registry
+from launcher.config.gateway import ENGINE as GATEWAY
+from launcher.deployments.records import Deployment
+from launcher.serving.client import Client, Connected
+
+
+class Attached(Client):
+    """A deployment that somebody else has started, to be asked; it goes on when this is closed."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        with deployment.connect() as connection:
+            given = connection.learn("target", Reached)
+        plan = given.plan
+        if plan.engine == GATEWAY:
+            raise RequestError(
+                f"{plan.name} is the gateway; ask it as OpenAI's server, at {plan.endpoints.http.url}/v1"
+            )
+        target = Target(plan.endpoints, plan.model.id, given.options, given.api_key, key=plan.key)
+        self._asked = Connected(registry.engine(plan.engine), plan, target)
+
+    @property
+    def plan(self) -> LaunchPlan:
+        return self._asked.plan
+
+    def close(self) -> None:
+        self._asked.engine.close()
+
+    def _connected(self) -> Connected:
+        return self._asked
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a supervisor tells of how its engine is reached."""
+
+    plan: LaunchPlan
+    options: Mapping[str, Any] = field(default_factory=dict)
+    api_key: str | None = None
