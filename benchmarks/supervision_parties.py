@@ -30,11 +30,12 @@ from launcher.config.compose import compose
 from launcher.config.schema import EnvironmentConf, SuperviseConf
 from launcher.deployments.ledger import Claim, Ledger
 from launcher.deployments.spawn import Spawned
-from launcher.deployments.supervised import Supervised, orders_for
+from launcher.deployments.supervised import Supervised
 from launcher.environments import describe, ensure
 from launcher.paths import cache_root
 from launcher.prepare.steps import render_files
 from launcher.progress import Progress
+from launcher.serving.hand_over import orders_for
 from launcher.supervise.lifecycle import Phase
 from tests.supervision import FAKE, free_port, is_alive
 

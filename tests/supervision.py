@@ -19,10 +19,11 @@ from launcher.config.schema import SuperviseConf
 from launcher.deployments.connection import Connection
 from launcher.deployments.ledger import Claim, Ledger
 from launcher.deployments.spawn import Spawned
-from launcher.deployments.supervised import Supervised, orders_for
+from launcher.deployments.supervised import Supervised
 from launcher.prepare.steps import make_run_folder
 from launcher.runtimes.process import ProcessRuntime
 from launcher.runtimes.procfs import is_alive as is_alive
+from launcher.serving.hand_over import orders_for
 
 FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
 

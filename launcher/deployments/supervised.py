@@ -6,46 +6,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from engines.base import DeploymentError, ExitedBeforeReady, LaunchPlan, ReadyTimeout, StoppedBeforeReady
-from launcher import plan_json, registry
-from launcher.config import declared_device
-from launcher.config.schema import SuperviseConf
+from engines.base import DeploymentError, ExitedBeforeReady, ReadyTimeout, StoppedBeforeReady
+from launcher import plan_json
 from launcher.deployments.ledger import Claim
 from launcher.deployments.spawn import Spawned
 from launcher.runtimes.base import Runtime
-from launcher.supervise.lifecycle import Phase, Policy
+from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News, Orders, plugin_at
 
 log = logging.getLogger(__name__)
-
-
-def orders_for(
-    plan: LaunchPlan,
-    folder: Path,
-    supervise: SuperviseConf,
-    api_key: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    *,
-    detached: bool = False,
-) -> Orders:
-    return Orders(
-        plan=plan,
-        runtime=registry.import_path("runtime", plan.runtime),
-        device=declared_device.import_path(plan.device.kind),
-        folder=str(folder),
-        policy=Policy(supervise.max_crashes, supervise.backoff_s, supervise.backoff_max_s),
-        stop_grace_s=supervise.stop_grace_s,
-        stable_s=supervise.stable_s,
-        log_bytes=supervise.log_mib << 20,
-        api_key=api_key,
-        options=options or {},
-        detached=detached,
-        metrics_port=supervise.metrics_port,
-    )
 
 
 class Supervised:

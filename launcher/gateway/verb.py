@@ -112,38 +112,35 @@ def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
 
 
 def _start(name: str, asked: Asked, *, detached: bool) -> int:
-    from launcher import plan_json
     from launcher.deployments.ledger import Ledger
     from launcher.deployments.spawn import Spawned
-    from launcher.deployments.supervised import Supervised, orders_for
     from launcher.gateway import plan as planning
     from launcher.paths import state_root
     from launcher.prepare.steps import make_run_folder
+    from launcher.serving.hand_over import hand_over
 
-    spawned = Spawned()
+    ledger, host, port = Ledger(state_root()), asked.settings.host, asked.settings.port
+
+    def choose() -> tuple[LaunchPlan, tuple[int, ...]]:
+        ledger.free_name(name, name)
+        ledger.choose_ports(host, {"gateway.port": port})
+        return planning.plan(name, asked, str(ledger.deployments / name / "run")), (port,)
+
+    spawned, conf = Spawned(), planning.supervise(asked.settings)
     try:
-        ledger = Ledger(state_root())
-        with ledger.exclusive():
-            ledger.free_name(name, name)
-            host, port = asked.settings.host, asked.settings.port
-            ledger.choose_ports(host, {"gateway.port": port})
-            plan = planning.plan(name, asked, str(ledger.deployments / name / "run"))
-            claim = ledger.claim(name, (port,), plan_json.public(plan))
-        make_run_folder(plan)
-        orders = orders_for(plan, claim.folder, planning.supervise(asked.settings), detached=detached)
-        with_us = Supervised(spawned, orders, claim)
+        deployment = hand_over(spawned, ledger, choose, make_run_folder, conf, detached=detached)
         try:
-            with_us.wait_ready()
-            sys.stdout.write(f"{name} {plan.endpoints.http.url}\n")
+            deployment.wait_ready()
+            sys.stdout.write(f"{name} {deployment.plan.endpoints.http.url}\n")
             sys.stdout.flush()
-            return 0 if detached else _stay(with_us, plan)
+            return 0 if detached else _stay(deployment)
         finally:
-            with_us.close()
+            deployment.close()
     finally:
         spawned.close()
 
 
-def _stay(gateway: Supervised, plan: LaunchPlan) -> int:
+def _stay(gateway: Supervised) -> int:
     """In the foreground, until it is stopped."""
     from launcher.supervise.lifecycle import Phase
 
@@ -152,6 +149,7 @@ def _stay(gateway: Supervised, plan: LaunchPlan) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+    plan = gateway.plan
     sys.stderr.write(f"ready: {plan.name} at {plan.endpoints.http.url}; Ctrl-C stops it\n")
     news = gateway.wait_final()
     if news.phase is not Phase.STOPPED or news.leftovers:

@@ -14,18 +14,19 @@ from engines.base import (
     PlanError,
     Target,
 )
-from launcher import plan_json, registry
+from launcher import registry
 from launcher.config import declared_device, model_source
 from launcher.config.compose import normalized, options, quoted
 from launcher.config.schema import LaunchConfig
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.spawn import Spawned
-from launcher.deployments.supervised import Supervised, orders_for
+from launcher.deployments.supervised import Supervised
 from launcher.paths import state_root
 from launcher.prepare.steps import prepare, prepare_model, render_files
 from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.serving.client import Client, Connected
+from launcher.serving.hand_over import hand_over
 from launcher.settle import Settled, settle
 from launcher.supervise import logs
 from launcher.supervise.lifecycle import Phase
@@ -90,25 +91,31 @@ class ServingEngine(Client):
 
     def _hand_over(self, spawned: Spawned) -> Supervised:
         """Resolve, plan, claim and prepare; the supervisor has its orders when this returns."""
-        ledger = Ledger(state_root())
-        with ledger.exclusive():
+        ledger, options = Ledger(state_root()), dataclasses.asdict(self.config.engine)
+
+        def choose() -> tuple[LaunchPlan, tuple[int, ...]]:
             self._engine, spec = resolve(self.config, ledger, to_launch=True)
-            plan = self._plan = self._engine.plan(spec)
+            self._plan = self._engine.plan(spec)
             ours = self.config.supervise.metrics_port
-            claim = ledger.claim(plan.name, (*spec.ports, *([ours] if ours else [])), plan_json.public(plan))
-        try:
+            return self._plan, (*spec.ports, *([ours] if ours else []))
+
+        def make(plan: LaunchPlan) -> None:
             for note in plan.notes:
                 self.progress.note(note)
             prepare(plan, self.progress)
-            options = dataclasses.asdict(self.config.engine)
             self._target = Target(plan.endpoints, plan.model.id, options, self.config.api_key, key=plan.key)
-            orders = orders_for(
-                plan, claim.folder, self.config.supervise, self.config.api_key, options, detached=self._detached
-            )
-            return Supervised(spawned, orders, claim, self._tell)
-        except BaseException:
-            claim.release()
-            raise
+
+        return hand_over(
+            spawned,
+            ledger,
+            choose,
+            make,
+            self.config.supervise,
+            api_key=self.config.api_key,
+            options=options,
+            detached=self._detached,
+            on_news=self._tell,
+        )
 
     def stop(self) -> News | None:
         """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""

@@ -22,8 +22,8 @@ from launcher import plan_json, verbs
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments, _of
-from launcher.deployments.supervised import orders_for
 from launcher.runtimes.base import NotAdoptableError
+from launcher.serving.hand_over import orders_for
 from launcher.supervise.control_socket import SOCKET, connect
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News

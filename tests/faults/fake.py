@@ -15,8 +15,9 @@ from pathlib import Path
 
 from engines.base import DeploymentError, Endpoint, Endpoints, LaunchPlan
 from launcher.deployments.spawn import Spawned
-from launcher.deployments.supervised import Supervised, orders_for
+from launcher.deployments.supervised import Supervised
 from launcher.paths import state_root
+from launcher.serving.hand_over import orders_for
 from launcher.supervise.lifecycle import Phase
 from tests.supervision import claimed, fake_plan, settings
 
