@@ -36,7 +36,7 @@ DESCRIPTORS, IDLE = 256, 300
 SECONDS = 8.0
 QUERIES = 3
 _ASK = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 8}
-_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
 
 
 @dataclass

@@ -188,7 +188,7 @@ def our_gateway(
              "gateway.routes.m.strategy=round_robin", *keys, *more]  # fmt: skip
     state = folder / "state"
     environment = {**os.environ, "RMLAUNCH_STATE": str(state)}
-    program = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+    program = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
     with process([*limits, python, "-c", program, *words], environment, quiet=True):
         until_open(port)
         record = state / "deployments" / "gateway" / "state.json"

@@ -44,3 +44,8 @@ def duration(seconds: float) -> str:
 
 def print_json(data: object) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
+
+
+def note(text: str) -> None:
+    """Write one line for the person at the terminal: to stderr, so that stdout has answers alone."""
+    sys.stderr.write(f"{text}\n")

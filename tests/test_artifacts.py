@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import OUTPUT, BuildProfile, BuildStep, Environment, RequestError
-from launcher import artifacts, cli
+from launcher import artifacts
 from launcher.artifacts import Pruned
 from launcher.builds import run
+from launcher.cli import main
 from launcher.deployments.ledger import Ledger
 from launcher.progress import Progress
 from tests.supervision import wait_for
@@ -294,7 +295,7 @@ def test_list_show_and_prune_know_who_uses_what(store: Path, capsys: pytest.Capt
     mine, theirs = artifacts.found(store)
 
     with live(state, "d1", {"model": {"path": f"{mine.path}/w"}}):
-        assert cli.run(["artifact", "list"]) == 0
+        assert main.run(["artifact", "list"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [line.split() for line in lines] == [
             ["ID", "MODEL", "FORMAT", "TARGET", "SIZE", "AGE", "USED", "BY"],
@@ -302,24 +303,24 @@ def test_list_show_and_prune_know_who_uses_what(store: Path, capsys: pytest.Capt
             [theirs.id, "theirs", "npu", "NPU-T1", "5", "B", "0s", "–"],
         ]
 
-        assert cli.run(["artifact", "show", "mine", "--json"]) == 0
+        assert main.run(["artifact", "show", "mine", "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert (shown["used_by"], shown["compiler"], shown["log_tail"]) == (["d1"], "cc 1.0", ["compiled well"])
         assert shown["profile"]["flags"] == {"level": 2}
 
-        assert cli.run(["artifact", "prune", "--unused", "--json"]) == 0
+        assert main.run(["artifact", "prune", "--unused", "--json"]) == 0
         removed = json.loads(capsys.readouterr().out)
         assert [Path(item["path"]).name for item in removed] == [theirs.id, theirs.log.name]
         assert artifacts.found(store) == [mine]
 
-    assert cli.run(["artifact", "prune", "--older-than", "1"]) == 0
+    assert main.run(["artifact", "prune", "--older-than", "1"]) == 0
     assert artifacts.found(store) == [mine]
-    assert cli.run(["artifact", "prune", "--older-than", "0"]) == 0
+    assert main.run(["artifact", "prune", "--older-than", "0"]) == 0
     assert artifacts.found(store) == []
 
 
 def test_an_action_that_nobody_knows_is_refused() -> None:
     with pytest.raises(RequestError, match="invalid choice: 'drop'"):
-        cli.run(["artifact", "drop"])
+        main.run(["artifact", "drop"])
     with pytest.raises(RequestError, match="--older-than -1 must not be negative"):
-        cli.run(["artifact", "prune", "--older-than", "-1"])
+        main.run(["artifact", "prune", "--older-than", "-1"])

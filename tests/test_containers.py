@@ -13,7 +13,7 @@ import pytest
 
 from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, Port
 from launcher import containers, plan_json, plan_text, runtime_choice
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
 from launcher.resolve import resolve

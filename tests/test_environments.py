@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, PrepareError
+from launcher.cli.inventory import packages as packages_of
 from launcher.config.schema import EnvironmentConf
 from launcher.environments import describe, ensure, lock_of, uv
-from launcher.inventory import packages as packages_of
 from launcher.progress import Progress
 
 QUIET = Progress(quiet=True)

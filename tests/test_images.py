@@ -17,7 +17,7 @@ import requests
 
 from engines.base import ConfigError, Container, Environment, ImageBuild, PrepareError
 from launcher import images
-from launcher.cli import run
+from launcher.cli.main import run
 from launcher.paths import shipped
 from launcher.progress import Progress
 from tests.dockerd import BASE, Daemon

@@ -58,11 +58,11 @@ def test_no_engine_imports_a_module_of_another(module: str) -> None:
     assert others == []
 
 
-@pytest.mark.parametrize("code", ["", "assert launcher.cli.run(['--help']) == 0"])
+@pytest.mark.parametrize("code", ["", "assert launcher.cli.main.run(['--help']) == 0"])
 def test_help_loads_nothing_heavy(code: str) -> None:
     heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "psutil", "rich", "torch"}
 
-    assert heavy & loaded_by(f"import launcher.cli\n{code}") == set()
+    assert heavy & loaded_by(f"import launcher.cli.main\n{code}") == set()
 
 
 def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None:

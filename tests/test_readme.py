@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import run
+from launcher.cli.main import run
 from tests.dockerd import BASE
 from tests.tensor_models import onnx_model
 
@@ -73,7 +73,7 @@ def test_a_command_with_docker_does_what_it_says(command: str, tmp_path: Path) -
 
 
 def stdout_of(command: str, folder: Path) -> str:
-    words = [sys.executable, "-m", "launcher.cli", *shlex.split(command)[1:]]
+    words = [sys.executable, "-m", "launcher", *shlex.split(command)[1:]]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -82,7 +82,7 @@ def stdout_of(command: str, folder: Path) -> str:
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_deployments_are_managed_in_the_order_of_the_readme(tmp_path: Path) -> None:
-    rmlaunch, said = [sys.executable, "-m", "launcher.cli"], {}
+    rmlaunch, said = [sys.executable, "-m", "launcher"], {}
     try:
         for command in SEQUENCE:
             program, *words = shlex.split(command)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli.sweep import _print_table
 from launcher.progress import Progress
-from launcher.sweep import _print_table
 from launcher.terminal import guarded, shown
 from tests.supervision import detached, fake_plan, wait_for
 
@@ -34,7 +34,11 @@ def on_a_terminal(state: Path, *words: str, encoding: str = "utf-8") -> str:
     ours, theirs = pty.openpty()
     env = {**os.environ, "RMLAUNCH_STATE": str(state), "TERM": "xterm", "PYTHONIOENCODING": encoding}
     with subprocess.Popen(
-        [sys.executable, "-m", "launcher.cli", *words], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=env
+        [sys.executable, "-m", "launcher", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
     ) as process:
         os.close(theirs)
         said = b""
@@ -90,7 +94,7 @@ def hostile(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_logs_show_a_terminal_and_send_a_pipe(hostile: Path) -> None:
-    command = [sys.executable, "-m", "launcher.cli", "logs", "fake"]
+    command = [sys.executable, "-m", "launcher", "logs", "fake"]
     piped = subprocess.run(command, env={**os.environ, "RMLAUNCH_STATE": str(hostile)}, capture_output=True, check=True)
 
     assert piped.stdout.decode() == f"{HOSTILE}\n"
@@ -102,7 +106,7 @@ def test_a_followed_log_is_shown_too_though_a_character_comes_in_two_pieces(host
     log = hostile / "deployments/fake/logs/000001.log"
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "launcher.cli", "logs", "fake", "-f"], stdout=theirs, stderr=theirs,
+        [sys.executable, "-m", "launcher", "logs", "fake", "-f"], stdout=theirs, stderr=theirs,
         env={**os.environ, "RMLAUNCH_STATE": str(hostile)},
     ) as process:  # fmt: skip
         os.set_blocking(ours, False)
@@ -170,7 +174,7 @@ def strange(tmp_path: Path) -> Path:
 def test_what_a_stream_cannot_have_is_written_out(strange: Path, encoding: str, log: str, record: str) -> None:
     assert on_a_terminal(strange, "logs", "odd", encoding=encoding) == f"{log}\n"
     for words in (["ps", "--all"], ["status", "odd"]):
-        command = [sys.executable, "-m", "launcher.cli", *words]
+        command = [sys.executable, "-m", "launcher", *words]
         env = {**os.environ, "RMLAUNCH_STATE": str(strange), "PYTHONIOENCODING": encoding}
         piped = subprocess.run(command, env=env, capture_output=True, check=True)
         assert record in piped.stdout.decode(encoding)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_RMLAUNCH = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli import main; main()"
+_RMLAUNCH = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
 _SEEN_S = 3.0
 #: after a start that failed, until a request may try it again
 _AGAIN_S = 10.0

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan, PlanError, RequestError, ResourceError
-from launcher import cli, dataclass_json, plan_json
+from launcher import dataclass_json, plan_json
+from launcher.cli import main
 from launcher.config import declared_device
 from launcher.config.compose import normalized
 from launcher.config.schema import DeviceConf
@@ -184,7 +185,7 @@ def test_simulated_pim_is_called_simulated_everywhere(
     plan = plan_of(tmp_path, *words)
     assert plan.device.simulated
     assert plan_json.public(plan)["device"]["simulated"] is True
-    assert cli.run(["plan", "--config-dir", CONFIG_DIR, *words]) == 0
+    assert main.run(["plan", "--config-dir", CONFIG_DIR, *words]) == 0
     assert "engine       triton on pim [0], PIM-SIMULATOR, simulated\n" in capsys.readouterr().out
 
 

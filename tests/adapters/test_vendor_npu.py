@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from engines.base import DeploymentError, InferenceError
-from launcher import cli, launch
+from launcher import launch
+from launcher.cli import main
 from launcher.serving.engine import ServingEngine
 from launcher.supervise.lifecycle import Phase
 from tests.supervision import marked_processes
@@ -44,7 +45,7 @@ def test_it_is_compiled_and_served_and_nothing_is_left(
     with served(engine, "device=acme", "device.ids=[1]", "+model.build.npu.activation=relu", source) as serving:
         answer = serving.infer({"x": -X})
         step, run_dir = serving.plan.builds[0], serving.plan.run_dir
-        assert cli.run(["artifact", "list", "--json"]) == 0
+        assert main.run(["artifact", "list", "--json"]) == 0
         (listed,) = [item for item in json.loads(capsys.readouterr().out) if item["id"] == Path(step.output).name]
 
     np.testing.assert_allclose(answer["y"], np.maximum(linear(-X), 0), rtol=1e-6)
@@ -105,7 +106,7 @@ def test_pim_is_served_on_a_simulator_that_is_called_one(
 ) -> None:
     with served(engine, "device=pim-simulator", source) as serving:
         answer = serving.infer({"x": X})
-        assert cli.run(["status", serving.name]) == 0
+        assert main.run(["status", serving.name]) == 0
 
     np.testing.assert_allclose(answer["y"], X @ WEIGHT.T, rtol=1e-6)  # the simulator has no bias
     assert serving.reasons[-1].startswith("device=pim is simulated")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import Engine, LaunchPlan, PlanError, ServeSpec
-from launcher import cli, dataclass_json, plan_json, registry
+from launcher import dataclass_json, plan_json, registry
+from launcher.cli import main
 from launcher.config.compose import compose, normalized, options
 from launcher.deployments.ledger import Ledger
 from launcher.gateway.composing import composed
@@ -162,10 +163,10 @@ def test_the_command_in_the_first_comment_works(file: Path, command: str, capsys
     asked = {word.partition("=")[0]: word.partition("=")[2] for word in words}
     if meaning("device", asked.get("device", "auto")) in UNUSABLE:
         with pytest.raises(PlanError, match=r"^no engine can use device="):
-            cli.run(planned)
+            main.run(planned)
         return
 
-    assert cli.run([*planned, "--json"]) == 0
+    assert main.run([*planned, "--json"]) == 0
 
     assert "-m" not in words
     shown = json.loads(capsys.readouterr().out)

@@ -23,7 +23,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def rmlaunch(tmp_path: Path) -> Iterator[Run]:
     def run(*words: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "launcher.cli", *words]
+        command = [sys.executable, "-m", "launcher", *words]
         done = subprocess.run(command, cwd=tmp_path, input=stdin, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, done.stderr
         return done
@@ -98,7 +98,7 @@ def test_a_killed_supervisor_is_replaced_by_the_next_command_and_nothing_is_load
 def test_a_log_is_followed_over_a_restart_to_the_end(rmlaunch: Run, tmp_path: Path) -> None:
     rmlaunch("up", "-d", "engine=llamacpp", "name=a")
     with (tmp_path / "followed").open("wb") as output:
-        follower = subprocess.Popen([sys.executable, "-m", "launcher.cli", "logs", "a", "-f"], stdout=output)
+        follower = subprocess.Popen([sys.executable, "-m", "launcher", "logs", "a", "-f"], stdout=output)
     try:
         first = status(rmlaunch, "a")["log"]
         rmlaunch("restart", "a")

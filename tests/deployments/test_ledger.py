@@ -180,7 +180,7 @@ def test_somebody_who_never_ends_asking_for_a_name_does_not_hang_a_claim(
 def test_a_command_says_whom_it_waits_for_and_goes_on_when_that_ends(tmp_path: Path) -> None:
     (tmp_path / "state/deployments").mkdir(parents=True)
     with held(tmp_path / "state/ledger.lock") as holder:
-        command = [sys.executable, "-m", "launcher.cli", "ps"]
+        command = [sys.executable, "-m", "launcher", "ps"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
             assert waiting.stderr is not None
             assert waiting.stderr.readline().startswith(f"waiting for pid {holder.pid} (")

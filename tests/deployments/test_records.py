@@ -18,7 +18,8 @@ import pytest
 import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
-from launcher import plan_json, verbs
+from launcher import plan_json
+from launcher.cli import deployments
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments, _of
@@ -409,7 +410,7 @@ def test_restart_does_not_wait_for_what_keeps_crashing(tmp_path: Path, monkeypat
         program.unlink()
 
         with pytest.raises(DeploymentError, match="fake is BACKOFF after the restart: fake: could not start"):
-            verbs.run("restart", ["fake"])
+            deployments.run("restart", ["fake"])
 
         program.symlink_to(sys.executable)
         wait_for(lambda: said(folder)["state"] == "READY")

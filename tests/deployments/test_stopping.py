@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from engines.base import DeploymentError, RequestError
-from launcher import cli
+from launcher.cli import main
 from launcher.deployments.holders import holders
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
@@ -108,7 +108,7 @@ def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
         with halted(supervisor):
             began = time.monotonic()
             with pytest.raises(DeploymentError) as caught:
-                cli.run(["stop", "--all"])
+                main.run(["stop", "--all"])
 
             assert str(caught.value) == (
                 "hung: its supervisor does not answer; `rmlaunch stop hung --now` ends it by force"
@@ -119,7 +119,7 @@ def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
             assert "stopped: z; nothing is left of it" in told
             assert is_alive(program)
 
-            assert cli.run(["stop", "--all", "--now"]) == 0
+            assert main.run(["stop", "--all", "--now"]) == 0
             assert (is_alive(supervisor), is_alive(program)) == (False, False)
         assert phases(state) == dict.fromkeys(("a", "hung", "z"), Phase.STOPPED)
         assert marked_processes(str(state / "deployments/hung/run")) == []
@@ -133,7 +133,7 @@ def test_a_state_that_says_stopped_is_no_reason_to_leave_what_runs(state: Path) 
             said = json.loads((folder / "state.json").read_text())
             (folder / "state.json").write_text(json.dumps(said | {"state": "STOPPED"}))
 
-            assert cli.run(["stop", "fake", "--now"]) == 0
+            assert main.run(["stop", "fake", "--now"]) == 0
 
         assert (is_alive(supervisor), is_alive(program)) == (False, False)
 
@@ -150,7 +150,7 @@ def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(
             stack.enter_context(halted(supervisor))
         began = time.monotonic()
 
-        assert cli.run(["ps"]) == 0
+        assert main.run(["ps"]) == 0
 
         assert time.monotonic() - began < 4
         told = capsys.readouterr()
@@ -160,22 +160,22 @@ def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(
         ]
         assert told.err.count("its supervisor does not answer; `rmlaunch stop") == 3
         began = time.monotonic()
-        assert cli.run(["metrics", "sound"]) == 0
+        assert main.run(["metrics", "sound"]) == 0
         assert time.monotonic() - began < 1  # the others are not its business
         monkeypatch.setattr("launcher.deployments.records._ASK_TIMEOUT_S", 0.2)
         for words in (["metrics", "a"], ["infer", "a", "hi"], ["restart", "a"]):
             with pytest.raises(DeploymentError, match="a: its supervisor does not answer"):
-                cli.run(words)
-        assert cli.run(["logs", "a"]) == 0
+                main.run(words)
+        assert main.run(["logs", "a"]) == 0
         assert [is_alive(program) for _, program in found.values()] == [True] * 3
-        assert cli.run(["stop", "--now", *names]) == 0
+        assert main.run(["stop", "--now", *names]) == 0
 
 
 def test_what_is_being_prepared_is_stopped_by_ending_who_prepares_it(state: Path) -> None:
     with running(LAUNCHER, "new") as launcher, detached(fake_plan(state), state):
         assert phases(state) == {"fake": Phase.READY, "new": Phase.PREPARING}
 
-        assert cli.run(["stop", "--all"]) == 0
+        assert main.run(["stop", "--all"]) == 0
 
         assert launcher.wait(10) == -signal.SIGTERM
         assert phases(state) == {"fake": Phase.STOPPED, "new": Phase.STOPPED}
@@ -189,10 +189,10 @@ def test_a_launcher_that_does_not_end_is_named_and_killed_only_when_asked(
     monkeypatch.setattr("launcher.deployments.records._END_S", 0.5)
     with running(LAUNCHER, "new", "stubborn") as launcher:
         with pytest.raises(DeploymentError, match=rf"^new is held by pid {launcher.pid} \(.*`rmlaunch stop new --now`"):
-            cli.run(["stop", "new"])
+            main.run(["stop", "new"])
         assert launcher.poll() is None
 
-        assert cli.run(["stop", "new", "--now"]) == 0
+        assert main.run(["stop", "new", "--now"]) == 0
 
         assert launcher.wait(10) == -signal.SIGKILL
         assert phases(state) == {"new": Phase.STOPPED}
@@ -202,7 +202,7 @@ def test_the_owner_of_a_supervisor_that_hangs_goes_on_to_its_own_end(state: Path
     with running(OWNER, str(state)) as owner:
         supervisor, program = pids(state, "owned")
         with halted(supervisor):
-            assert cli.run(["stop", "owned", "--now"]) == 0
+            assert main.run(["stop", "owned", "--now"]) == 0
 
         assert owner.communicate(timeout=10)[0] == "its supervisor was killed\n"
         assert owner.returncode == 0
@@ -212,11 +212,11 @@ def test_the_owner_of_a_supervisor_that_hangs_goes_on_to_its_own_end(state: Path
 def test_a_wrong_name_keeps_nobody_from_being_stopped(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with detached(fake_plan(state), state):
         with pytest.raises(RequestError, match="deployment 'fakee' not found; did you mean 'fake'"):
-            cli.run(["stop", "fakee", "fake", "fake"])
+            main.run(["stop", "fakee", "fake", "fake"])
         assert phases(state) == {"fake": Phase.STOPPED}
         capsys.readouterr()
 
-        assert cli.run(["stop", "x", "fake"]) == 2
+        assert main.run(["stop", "x", "fake"]) == 2
         assert capsys.readouterr().err.splitlines() == [
             "error: deployment 'x' not found; available: fake",
             "error: fake is STOPPED, not running; start it with `rmlaunch up -d`",
@@ -225,7 +225,7 @@ def test_a_wrong_name_keeps_nobody_from_being_stopped(state: Path, capsys: pytes
 
 def test_one_that_failed_makes_it_a_failure_whatever_else_was_wrong(state: Path) -> None:
     with detached(fake_plan(state), state), halted(pids(state)[0]):
-        assert cli.run(["stop", "x", "fake"]) == 1
+        assert main.run(["stop", "x", "fake"]) == 1
 
 
 def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
@@ -237,7 +237,7 @@ def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
     monkeypatch.setattr("launcher.deployments.connection._PING_S", 0.2)
     with detached(fake_plan(state, "--ignore-sigterm"), state):
         began = time.monotonic()
-        assert cli.run(["stop", "fake"]) == 0
+        assert main.run(["stop", "fake"]) == 0
         assert time.monotonic() - began > 4
 
 
@@ -292,20 +292,20 @@ def test_what_an_end_has_left_is_listed_until_a_stop_has_ended_it(
         try:
             assert program.stdout is not None
             program.stdout.readline()
-            assert cli.run(["ps"]) == 0
+            assert main.run(["ps"]) == 0
             told = capsys.readouterr()
             assert told.out.splitlines()[1].split()[:2] == ["odd", "FAILED"]
             assert told.err == "odd: still there: pid 7 (server); `rmlaunch stop odd` tries again to end it\n"
 
-            assert cli.run(["stop", *words]) == 0
+            assert main.run(["stop", *words]) == 0
             assert program.wait(10) == -signal.SIGKILL
         finally:
             program.kill()
-    assert cli.run(["ps"]) == 0
+    assert main.run(["ps"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert not (folder / "run").exists()
     with pytest.raises(RequestError, match="odd is STOPPED, not running"):
-        cli.run(["stop", "odd"])
+        main.run(["stop", "odd"])
 
 
 def test_what_cannot_be_ended_is_said_by_each_stop(state: Path) -> None:
@@ -313,10 +313,10 @@ def test_what_cannot_be_ended_is_said_by_each_stop(state: Path) -> None:
 
     for _ in range(2):
         with pytest.raises(DeploymentError, match=r"^odd did not stop cleanly: its container, which cannot be removed"):
-            cli.run(["stop", "odd"])
+            main.run(["stop", "odd"])
         assert Deployments(state).find("odd").there
     with pytest.raises(RequestError, match=r"^odd is STOPPED, not running; start it"):
-        cli.run(["infer", "odd", "hi"])
+        main.run(["infer", "odd", "hi"])
 
 
 def test_what_cannot_be_ended_is_not_forgotten_by_a_launch_of_its_name(state: Path) -> None:

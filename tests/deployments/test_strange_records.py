@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from engines.base import DeploymentError, RmLaunchError
-from launcher import cli, plan_json, registry
+from launcher import plan_json, registry
 from launcher.bounded_json import LIMIT_BYTES
+from launcher.cli import main
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.paths import state_root
@@ -139,10 +140,10 @@ def test_a_strange_record_of_what_runs_is_no_harm(
         sound = pids(state, "sound")
         harm(odd / file)
 
-        assert cli.run(["ps"]) == 0
+        assert main.run(["ps"]) == 0
         assert listed(capsys.readouterr().out) == [["odd", "READY"], ["sound", "READY"]]
-        assert cli.run(["ps", "--json"]) == cli.run(["status", "odd"]) == cli.run(["metrics", "odd"]) == 0
-        assert cli.run(["stop", "odd"]) == 0
+        assert main.run(["ps", "--json"]) == main.run(["status", "odd"]) == main.run(["metrics", "odd"]) == 0
+        assert main.run(["stop", "odd"]) == 0
         assert "stopped: odd; nothing is left of it" in capsys.readouterr().err
         assert pids(state, "sound") == sound
 
@@ -180,14 +181,14 @@ def test_what_may_serve_and_cannot_be_adopted_is_listed_and_stopped(
         kill(supervisor)
         changed(handle=handle)(place / "state.json")
 
-        assert cli.run(["ps"]) == 0
+        assert main.run(["ps"]) == 0
         told = capsys.readouterr()
         assert told.out.splitlines()[1].split()[:2] == ["fake", "UNKNOWN"]
         assert (
             "fake: it has no supervisor, and it cannot be told whether it serves: the handle of its program" in told.err
         )
         assert is_alive(program)
-        assert cli.run(["stop", "fake"]) == 0
+        assert main.run(["stop", "fake"]) == 0
         assert not is_alive(program)
         assert (Deployments(state).find("fake").news.phase, pids(state, "sound")) == (Phase.STOPPED, sound)
 
@@ -215,13 +216,13 @@ def test_a_bug_that_one_record_finds_is_said_of_it_alone(
     (place / "plan.json").write_text(json.dumps({"ports": [], "plan": {"runtime": "careless", "container": 5}}))
     (place / "state.json").write_text(json.dumps(_SAID | {"handle": handle}))
     with detached(fake_plan(state, name="sound"), state), detached(fake_plan(state, name="other"), state):
-        assert cli.run(["ps"]) == 0
+        assert main.run(["ps"]) == 0
         told = capsys.readouterr()
         assert listed(told.out) == [["odd", "UNKNOWN"], ["other", "READY"], ["sound", "READY"]]
         assert "odd: TypeError: what is 5?; `rmlaunch stop odd` ends it" in told.err
-        assert cli.run(["stop", "other"]) == 0
+        assert main.run(["stop", "other"]) == 0
         with pytest.raises(DeploymentError, match=r"^odd cannot be stopped: TypeError: what is 5\?$"):
-            cli.run(["stop", "--all"])
+            main.run(["stop", "--all"])
         assert Deployments(state).find("sound").news.phase is Phase.STOPPED
 
 
@@ -236,25 +237,25 @@ def test_what_lies_in_place_of_its_lock_is_said_of_it_alone(
     (place / "lock").touch()
     harm(place / "lock")
     with detached(fake_plan(state, name="sound"), state):
-        assert cli.run(["ps"]) == 0
+        assert main.run(["ps"]) == 0
         told = capsys.readouterr()
         assert listed(told.out) == [["odd", "UNKNOWN"], ["sound", "READY"]]
         assert "odd/lock is to be locked and is no file; remove it" in told.err
         with pytest.raises(DeploymentError, match=r"odd/lock is to be locked and is no file; remove it$"):
-            cli.run(["stop", "odd"])
+            main.run(["stop", "odd"])
         assert pids(state, "sound")
 
 
 def test_artifacts_are_kept_while_it_cannot_be_told_who_uses_them(state: Path) -> None:
     with detached(fake_plan(state), state) as place:
-        assert cli.run(["artifact", "prune", "--unused"]) == 0
+        assert main.run(["artifact", "prune", "--unused"]) == 0
         fifo(place / "plan.json")
 
-        assert cli.run(["artifact", "list"]) == cli.run(["artifact", "prune"]) == 0
+        assert main.run(["artifact", "list"]) == main.run(["artifact", "prune"]) == 0
         with pytest.raises(
             DeploymentError, match=r"^the plan\.json of fake cannot be read, so it cannot be told which"
         ):
-            cli.run(["artifact", "prune", "--unused"])
+            main.run(["artifact", "prune", "--unused"])
 
 
 def test_what_its_next_supervisor_cannot_take_over_is_listed_and_stopped(state: Path) -> None:
@@ -266,7 +267,7 @@ def test_what_its_next_supervisor_cannot_take_over_is_listed_and_stopped(state: 
         news = Deployments(state).find("fake").news
         assert (news.phase, is_alive(program)) == (Phase.UNKNOWN, True)
         assert news.reason.startswith("fake: it cannot be adopted: its supervisor was killed; see ")
-        assert cli.run(["stop", "fake"]) == 0
+        assert main.run(["stop", "fake"]) == 0
         assert not is_alive(program)
 
 
@@ -289,13 +290,13 @@ def test_whatever_else_lies_there_a_launch_goes_on(state: Path, capsys: pytest.C
     (locked / "plan.json").write_text("{}")
 
     with detached(fake_plan(state, name="sound"), state):
-        assert cli.run(["ps", "--all", "--json"]) == 0
+        assert main.run(["ps", "--all", "--json"]) == 0
         told = {item["name"]: item for item in json.loads(capsys.readouterr().out)}
         assert told["sound"]["state"] == "READY"
         assert "of another package" in told["plugin"]["reason"]
         assert len(told) == len(STATE) + len(PLAN) + 3
         for words in (["logs", "sound"], ["restart", "sound"], ["info"], ["artifact", "list"], ["stop", "sound"]):
-            assert cli.run(words) == 0, words
+            assert main.run(words) == 0, words
 
 
 @contextlib.contextmanager
@@ -350,13 +351,13 @@ def test_the_word_of_another_version_is_taken_as_far_as_it_is_understood(
         other_version(state, dict.fromkeys(ops, answer), _SAID | {"state": "STOPPED", "mood": "calm"}),
         detached(fake_plan(state, name="sound"), state),
     ):
-        assert cli.run(["ps", "--json"]) == 0
+        assert main.run(["ps", "--json"]) == 0
         odd, sound = json.loads(capsys.readouterr().out)
         assert (odd["name"], odd["state"], sound["state"]) == ("odd", phase, "READY")
         assert reason in odd["reason"]
         for words in (["infer", "odd", "hi"], ["metrics", "odd"]):
             with pytest.raises(RmLaunchError, match=r"^odd: its supervisor"):
-                cli.run(words)
-        assert cli.run(["stop", "odd"]) == 0
+                main.run(words)
+        assert main.run(["stop", "odd"]) == 0
         assert pids(state, "sound")
     wait_for(lambda: not Ledger(state).is_live("odd"))

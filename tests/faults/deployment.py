@@ -123,7 +123,7 @@ class Deployment:
         `options` are for the fake alone; `more` is for whichever engine it is.
         """
         if self.column.real:
-            words = ["launcher.cli", *(("up", "-d") if detached else ())]
+            words = ["launcher", *(("up", "-d") if detached else ())]
             words += [f"engine={self.column.engine}", "device=cpu", "model=smollm2", f"name={self.name}"]
             words += self.column.words
             # A port that nobody else looks for: another launcher may be choosing from 8000 up at this moment.
@@ -135,7 +135,7 @@ class Deployment:
         return Started(self._popen(*words, *more))
 
     def rmlaunch(self, *words: str) -> subprocess.CompletedProcess[str]:
-        process = self._popen("launcher.cli", *words)
+        process = self._popen("launcher", *words)
         out, errors = process.communicate(timeout=_COMMAND_S)
         assert "\nTraceback" not in f"\n{errors}", errors  # an engine's is quoted, with a margin
         return subprocess.CompletedProcess(words, process.returncode, out, errors)

@@ -46,7 +46,7 @@ class Gateway:
         return requests.post(url, json=body, stream=stream, timeout=30, headers=headers)
 
     def rmlaunch(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "launcher.cli", *words]
+        command = [sys.executable, "-m", "launcher", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     def up(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -362,9 +362,7 @@ def test_a_stop_lets_answers_end_and_takes_no_new_ones(it: Gateway) -> None:
     with deployed(it, "a"):
         it.up("gateway.routes.m=[a]")
         answer = it.ask("m", "slow 0.1 pieces 10", stream=True)
-        stopping = subprocess.Popen(
-            [sys.executable, "-m", "launcher.cli", "stop", "gateway"], stderr=subprocess.DEVNULL
-        )
+        stopping = subprocess.Popen([sys.executable, "-m", "launcher", "stop", "gateway"], stderr=subprocess.DEVNULL)
 
         assert events(answer)[-1] == "[DONE]"
         assert stopping.wait(10) == 0
@@ -373,7 +371,7 @@ def test_a_stop_lets_answers_end_and_takes_no_new_ones(it: Gateway) -> None:
 
 
 def test_in_the_foreground_ctrl_c_stops_it(it: Gateway) -> None:
-    words = [sys.executable, "-m", "launcher.cli", "gateway", "up", f"gateway.port={it.port}"]
+    words = [sys.executable, "-m", "launcher", "gateway", "up", f"gateway.port={it.port}"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == f"gateway {it.url}\n"

@@ -28,7 +28,7 @@ ADMIN = "the-admins-own-long-key"
 
 
 def rmlaunch(*words: str) -> str:
-    command = [sys.executable, "-m", "launcher.cli", *words]
+    command = [sys.executable, "-m", "launcher", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, RmLaunchError
-from launcher import inventory, registry
+from launcher import registry
+from launcher.cli import inventory
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Survey
 from launcher.masking import mask_url

@@ -17,7 +17,7 @@ from tests.supervision import free_port
 
 
 def rmlaunch(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher.cli", *words]
+    command = [sys.executable, "-m", "launcher", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=25, check=False, cwd=cwd)
     assert "Traceback" not in done.stderr
     return done
@@ -159,7 +159,16 @@ def test_hydras_own_flags_work(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:
-    command = [sys.executable, "-m", "launcher.cli", "plan", "--json", "engine=triton", "device=cpu", "runtime=process"]
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "plan",
+        "--json",
+        "engine=triton",
+        "device=cpu",
+        "runtime=process",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -175,7 +184,7 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv(variable, str(tmp_path / "file"))
-    command = [sys.executable, "-m", "launcher.cli", "engine=llamacpp", "device=cpu", "prompt=hi"]
+    command = [sys.executable, "-m", "launcher", "engine=llamacpp", "device=cpu", "prompt=hi"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
     assert done.returncode == 1

@@ -13,12 +13,12 @@ from typing import Any
 from engines.base import ConfigError, DeploymentError
 from launcher import artifacts, bounded_json
 from launcher.artifacts import BuildArtifact
+from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import cache_root, state_root
 from launcher.supervise import logs
-from launcher.verbs import Parser
 
 _DAY_S = 86400.0
 _LOG_LINES = 12

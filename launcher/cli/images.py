@@ -10,13 +10,13 @@ from typing import Any
 
 from engines.base import ConfigError
 from launcher import images
+from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.output import duration, gib, print_json, print_table
 from launcher.paths import state_root
 from launcher.progress import Progress
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.docker_daemon import explained
-from launcher.verbs import Parser
 
 
 def run(words: Sequence[str]) -> int:

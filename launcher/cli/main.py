@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from engines.base import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
 from launcher import terminal
+from launcher.cli.words import HYDRA_FLAGS, refuse_written_secrets, split
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
@@ -54,10 +55,6 @@ _PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EP
                  errno.ENOENT, errno.EISDIR, errno.ELOOP)  # fmt: skip
 _PLACES = "; RMLAUNCH_STATE and RMLAUNCH_CACHE name other folders"
 
-#: what makes Hydra itself run the application; without them composing is all that is needed of it
-_HYDRA_FLAGS = ("-m", "--multirun", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion", "--hydra-help",
-                "-p", "--package", "--resolve", "-r", "--run", "--experimental-rerun")  # fmt: skip
-
 
 def main() -> None:
     """The console script `rmlaunch`."""
@@ -85,19 +82,19 @@ def run(words: Sequence[str]) -> int:
     """Do what `words` ask for; returns the exit code. Raises `RmLaunchError`."""
     if "--help" in words or "-h" in words:
         return _help()
-    verb = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
-    hydras = [word.partition("=")[0] for word in words if word.partition("=")[0] in _HYDRA_FLAGS]
-    if verb and hydras:
-        raise ConfigError(f"{verb} is rmlaunch's and {hydras[0]} is Hydra's; they do not go together")
+    gateway = words[0] if words and "=" not in words[0] and not words[0].startswith("-") else None
+    hydras = [word.partition("=")[0] for word in words if word.partition("=")[0] in HYDRA_FLAGS]
+    if gateway and hydras:
+        raise ConfigError(f"{gateway} is rmlaunch's and {hydras[0]} is Hydra's; they do not go together")
     if hydras:
         return _hydra(words)
-    if verb is None:
+    if gateway is None:
         return _launch(*split(words))
-    if verb not in _VERBS:
+    if gateway not in _VERBS:
         from launcher.suggest import unknown
 
-        raise ConfigError(unknown("verb", verb, sorted(_VERBS)) + "; overrides are written key=value")
-    return _VERBS[verb](words[1:])
+        raise ConfigError(unknown("verb", gateway, sorted(_VERBS)) + "; overrides are written key=value")
+    return _VERBS[gateway](words[1:])
 
 
 def _help() -> int:
@@ -163,37 +160,37 @@ def _up(words: Sequence[str]) -> int:
 
 
 def _manage(verb: str, words: Sequence[str]) -> int:
-    from launcher import verbs
+    from launcher.cli import deployments
 
-    return verbs.run(verb, words)
+    return deployments.run(verb, words)
 
 
 def _artifact(words: Sequence[str]) -> int:
-    from launcher import artifact_verbs
+    from launcher.cli import artifacts
 
-    return artifact_verbs.run(words)
+    return artifacts.run(words)
 
 
 def _image(words: Sequence[str]) -> int:
-    from launcher import image_verbs
+    from launcher.cli import images
 
-    return image_verbs.run(words)
+    return images.run(words)
 
 
 def _gateway(words: Sequence[str]) -> int:
-    from launcher.gateway import verb
+    from launcher.cli import gateway
 
-    return verb.run(words)
+    return gateway.run(words)
 
 
 def _info(words: Sequence[str]) -> int:
-    from launcher.info import report
+    from launcher.cli.info import report
 
     return report(words)
 
 
 def _doctor(words: Sequence[str]) -> int:
-    from launcher.doctor import FLAGS, report
+    from launcher.cli.doctor import FLAGS, report
 
     overrides, config_dir = split([word for word in words if word not in FLAGS])
     return report(overrides, config_dir, [word for word in words if word in FLAGS])
@@ -208,7 +205,7 @@ _VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "gateway": _gateway,
     "info": _info,
     "doctor": _doctor,
-    **{verb: partial(_manage, verb) for verb in _MANAGED},
+    **{gateway: partial(_manage, gateway) for gateway in _MANAGED},
 }
 
 
@@ -241,7 +238,7 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
     try:
         engine.start()
         if engine.config.prompt is not None:
-            from launcher.oneshot import ask
+            from launcher.cli.oneshot import ask
 
             try:
                 ask(engine, engine.config.prompt)
@@ -265,46 +262,18 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
 def _hydra(words: Sequence[str]) -> int:
     import hydra
 
+    from launcher.cli.sweep import job
     from launcher.config.compose import HYDRA_VERSION_BASE, hydra_of_our_own, normalized, readable_errors
     from launcher.paths import shipped
-    from launcher.sweep import job
 
     overrides, config_dir = split(words)
-    _refuse_written_secrets(overrides)
+    refuse_written_secrets(overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
     sys.argv = [sys.argv[0], *normalized(words)]
     decorate = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     with readable_errors(), hydra_of_our_own():  # it reads --config-dir itself
         decorate(job(config_dir))()
     return 0
-
-
-def _refuse_written_secrets(overrides: Sequence[str]) -> None:
-    """Hydra writes the words of a multirun into its folders."""
-    from launcher.masking import is_secret, mask_url
-
-    for item in overrides:
-        key, _, value = item.partition("=")
-        if (is_secret(key.rpartition(".")[2]) and not value.startswith("${oc.env:")) or mask_url(value) != value:
-            raise ConfigError(f"{key}: Hydra would write it to its folder; give it as {key}='${{oc.env:NAME}}'")
-
-
-def split(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The overrides and the value of --config-dir. Raises `ConfigError` for a flag that nobody knows."""
-    overrides: list[str] = []
-    config_dir: str | None = None
-    rest = iter(words)
-    for word in rest:
-        flag, equals, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            config_dir = value if equals else next(rest, "")
-            if not config_dir:
-                raise ConfigError(f"{flag} needs a folder: {flag} DIR")
-        elif word.startswith("-") and flag not in _HYDRA_FLAGS:
-            raise ConfigError(f"unknown flag {word!r}; see rmlaunch --help")
-        else:
-            overrides.append(word)
-    return overrides, config_dir
 
 
 def _say_reasons(reasons: Sequence[str]) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher import inventory, registry
+from launcher import registry
+from launcher.cli import inventory
+from launcher.cli.doctor import NOTE, OK, PROBLEM, Check, examine
 from launcher.devices.base import Problem, Resource, Surroundings, Survey
 from launcher.devices.gpu import Gpu
 from launcher.devices.rbln import Rbln
-from launcher.doctor import NOTE, OK, PROBLEM, Check, examine
 from launcher.paths import cache_root
-from tests.test_info import Npus, npus
+from tests.cli.test_info import Npus, npus
 
 __all__ = ["npus"]
 
@@ -37,7 +38,7 @@ def problems(*overrides: str) -> list[Check]:
 
 
 def doctored(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher.cli", "doctor", *words]
+    command = [sys.executable, "-m", "launcher", "doctor", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
 
 

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from engines.base import RmLaunchError
-from launcher.oneshot import measure
+from launcher.cli.oneshot import measure
 from launcher.progress import Progress
 from launcher.serving.engine import ServingEngine
 from launcher.settle import settle

@@ -10,21 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
+from engines.base import ConfigError, DeploymentError, RequestError
 from launcher import terminal
-from launcher.at_once import at_once
-from launcher.deployments.connection import Connection, NoAnswerError
-from launcher.deployments.ledger import in_words
+from launcher.cli import stop
+from launcher.cli.words import Parser
 from launcher.deployments.records import Deployment, Deployments
-from launcher.output import duration, print_fields, print_json, print_table
+from launcher.output import duration, note, print_fields, print_json, print_table
 from launcher.paths import state_root
 from launcher.serving.attached import Attached
 from launcher.serving.client import Message
-from launcher.suggest import unknown
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import News
 
 #: of a restart, beyond its start
 _STOP_TIMEOUT_S = 60.0
@@ -32,11 +29,6 @@ _STARTUP_S = 600.0  #: where the record does not tell
 _LOG_PERIOD_S = 0.1
 _WATCH_PERIOD_S = 1.0
 _CLEAR = "\x1b[H\x1b[2J"
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 def run(verb: str, words: Sequence[str]) -> int:
@@ -69,10 +61,10 @@ def _print_table(found: Sequence[Deployment]) -> None:
     print_table([head, *(_row(item) for item in found)])
     for item in found:
         if item.news.phase is Phase.UNKNOWN:
-            _note(item.news.reason)
+            note(item.news.reason)
         elif item.news.phase.final and item.news.leftovers:
             left = ", ".join(item.news.leftovers)
-            _note(f"{item.name}: still there: {left}; `rmlaunch stop {item.name}` tries again to end it")
+            note(f"{item.name}: still there: {left}; `rmlaunch stop {item.name}` tries again to end it")
 
 
 def _row(item: Deployment) -> tuple[str, ...]:
@@ -168,63 +160,13 @@ def _up(asked: argparse.Namespace) -> int:
 
     spawned = Spawned()  # first of all, because it takes a while
     try:
-        from launcher.up import bring_up
+        from launcher.cli.up import bring_up
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         name, url = bring_up(asked.overrides, asked.config_dir, spawned, replace=asked.replace)
         return _say_endpoint(name, url, asked.json)
     finally:
         spawned.close()
-
-
-def _stop(asked: argparse.Namespace) -> int:
-    if bool(asked.names) == asked.all:
-        raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
-    found = {item.name: item for item in Deployments(state_root()).all()}
-    names = [name for name, item in found.items() if item.there] if asked.all else list(dict.fromkeys(asked.names))
-
-    def stop(name: str) -> RmLaunchError | OSError | None:
-        try:
-            if name not in found:
-                raise RequestError(unknown("deployment", name, sorted(found)))
-            end(found[name], asked.now)
-        except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
-            return exc
-        except Exception as exc:  # noqa: BLE001  (a bug, or a record that nobody foresaw)
-            return DeploymentError(f"{name} cannot be stopped: {in_words(exc)}")
-        return None
-
-    failed = [exc for exc in at_once(stop, names) if exc is not None]
-    if len(failed) == 1:
-        raise failed[0]
-    for exc in failed:
-        _note(f"error: {exc}")
-    return min((getattr(exc, "exit_code", 1) for exc in failed), default=0)
-
-
-def end(item: Deployment, now: bool) -> None:
-    """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or nobody answers."""
-    if not item.there:
-        raise item.not_running()
-    news = _drained(item, now) or Deployments(state_root()).put_down(item.name, now=now)
-    if news.phase is not Phase.STOPPED or news.leftovers:
-        left = ", ".join(news.leftovers) or news.reason or news.phase.value
-        raise DeploymentError(f"{item.name} did not stop cleanly: {left}")
-    Deployments(state_root()).wait_ended(item.name)
-    _note(f"stopped: {item.name}; nothing is left of it")
-
-
-def _drained(item: Deployment, now: bool) -> News | None:
-    """The last word of its supervisor; None where that is for others to find: nobody listens, or it is to be killed."""
-    try:
-        with Connection(item.folder) as connection:
-            return connection.until(lambda news: news.phase.final, *(["stop", "stop"] if now else ["stop"]))
-    except OSError:
-        return None
-    except NoAnswerError:
-        if not now:
-            raise
-        return None
 
 
 def _restart(asked: argparse.Namespace) -> int:
@@ -318,10 +260,6 @@ def _say_endpoint(name: str, url: str, as_json: bool) -> int:
     return 0
 
 
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-
-
 _Argument = tuple[tuple[str, ...], dict[str, Any]]
 _NAME: _Argument = (("name",), {})
 _JSON: _Argument = (("--json",), {"action": "store_true"})
@@ -361,7 +299,7 @@ _VERBS: dict[str, tuple[list[_Argument], Callable[[argparse.Namespace], int]]] =
             (("--all",), {"action": "store_true"}),
             (("--now",), {"action": "store_true"}),
         ],
-        _stop,
+        stop.stop,
     ),
     "restart": ([_NAME], _restart),
     "metrics": ([_NAME], _metrics),

@@ -119,13 +119,13 @@ def test_a_model_that_is_damaged_is_told_in_one_message(tmp_path: Path) -> None:
 
 
 def _run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launcher.cli", *words]
+    command = [sys.executable, "-m", "launcher", *words]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=500, check=False)
 
 
 @contextmanager
 def _started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "launcher.cli", "engine=llamacpp", "device=cpu", "name=here"]
+    command = [sys.executable, "-m", "launcher", "engine=llamacpp", "device=cpu", "name=here"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process

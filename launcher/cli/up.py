@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engines.base import ConfigError, DeploymentError, RequestError
 from launcher import plan_json
+from launcher.cli.stop import end
 from launcher.config.compose import normalized
 from launcher.config.schema import LaunchConfig
 from launcher.deployments.holders import described
 from launcher.deployments.ledger import Ledger, NameTakenError
 from launcher.deployments.records import Deployment, Deployments
 from launcher.deployments.spawn import Spawned
+from launcher.output import note
 from launcher.paths import state_root
 from launcher.progress import Progress
 from launcher.resolve import resolve
 from launcher.serving.engine import ServingEngine
 from launcher.settle import Settled, settle
 from launcher.supervise.lifecycle import Phase
-from launcher.verbs import end
 
 _PERIOD_S = 0.2
 _SILENCE_S = 10.0  #: that a supervisor may have, while many start
@@ -39,7 +39,7 @@ def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned,
     if settled.config.prompt is not None:
         raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
     for reason in settled.reasons:
-        _note(reason)
+        note(reason)
     with contextlib.ExitStack() as replacing:
         return _brought_up(settled, spawned, replacing if replace else None)
 
@@ -53,7 +53,7 @@ def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitSt
             changes = _changes(item, settled.config)
             if not changes:
                 item = when_it_serves(item)
-                _note(f"{item.name} is already up")
+                note(f"{item.name} is already up")
                 return item.name, item.told("endpoints", "http")
             if replacing is None:
                 raise _is_another(item, changes)
@@ -110,7 +110,7 @@ def when_it_serves(item: Deployment) -> Deployment:
             if not item.live or item.news.phase.final:
                 raise _has_ended(item)
         if not told:
-            _note(f"{item.name} is {item.news.phase.value}; waiting for {described(item.folder / 'lock')}")
+            note(f"{item.name} is {item.news.phase.value}; waiting for {described(item.folder / 'lock')}")
             told = True
         time.sleep(_PERIOD_S)
         item = deployments.look(item.folder)
@@ -139,7 +139,3 @@ def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
 def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"{text}\n")

@@ -55,14 +55,14 @@ def _key(words: Sequence[str]) -> int:
 
 
 def _up(words: Sequence[str]) -> int:
-    from launcher.cli import split
+    from launcher.cli.stop import end
+    from launcher.cli.words import split
     from launcher.config.compose import normalized
     from launcher.deployments.ledger import NameTakenError
     from launcher.deployments.records import Deployments
     from launcher.gateway.composing import composed, without_keys
     from launcher.gateway.reload import Asked, marks
     from launcher.paths import state_root
-    from launcher.verbs import end
 
     detached, replace = bool({"-d", "--detach"} & {*words}), "--replace" in words
     overrides, config_dir = split([word for word in words if word not in ("-d", "--detach", "--replace")])
@@ -74,7 +74,7 @@ def _up(words: Sequence[str]) -> int:
     while True:
         live = {item.name: item for item in Deployments(state_root()).all() if item.live}
         if name in live and not replace:
-            from launcher.up import when_it_serves  # not above: a first start does without the planner
+            from launcher.cli.up import when_it_serves  # not above: a first start does without the planner
 
             item = when_it_serves(live[name])
             return _apply(name, item.folder, item.plan, asked)

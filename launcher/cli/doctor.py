@@ -21,7 +21,8 @@ from engines.base import (
     RmLaunchError,
     ServeSpec,
 )
-from launcher import environments, inventory
+from launcher import environments
+from launcher.cli import inventory
 from launcher.config import declared_device, model_source
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import pytest
 
 from engines.base import ConfigError
-from launcher import info, inventory, registry
+from launcher import registry
+from launcher.cli import info, inventory
 from launcher.config.compose import compose
 from launcher.devices.base import GIB, DevicePlugin, Portal, Problem, Resource, Survey
 from launcher.environments import describe
@@ -157,7 +158,7 @@ def test_packages_are_those_installed_or_those_pinned() -> None:
 
 def test_the_verb_prints_text_or_data(tmp_path: Path) -> None:
     def said(*words: str) -> str:
-        command = [sys.executable, "-m", "launcher.cli", "info", *words]
+        command = [sys.executable, "-m", "launcher", "info", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
 
     assert said().startswith("rmlaunch ")

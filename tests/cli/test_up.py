@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import pytest
 
 from engines.base import DeploymentError
+from launcher.cli.up import _differences
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.paths import state_root
 from launcher.supervise.lifecycle import Phase
-from launcher.up import _differences
 from tests.deployments.test_ledger import held
 from tests.gateway.harness import FAKE
 from tests.supervision import free_port, wait_for
@@ -39,7 +39,7 @@ def port() -> Iterator[int]:
 
 
 def rmlaunch(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "launcher.cli", *words]
+    command = [sys.executable, "-m", "launcher", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -1,0 +1,66 @@
+"""The verb `stop`: drain and stop deployments, and wait until nothing is left of them."""
+
+from __future__ import annotations
+
+import argparse
+
+from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
+from launcher.at_once import at_once
+from launcher.deployments.connection import Connection, NoAnswerError
+from launcher.deployments.ledger import in_words
+from launcher.deployments.records import Deployment, Deployments
+from launcher.output import note
+from launcher.paths import state_root
+from launcher.suggest import unknown
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import News
+
+
+def stop(asked: argparse.Namespace) -> int:
+    if bool(asked.names) == asked.all:
+        raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
+    found = {item.name: item for item in Deployments(state_root()).all()}
+    names = [name for name, item in found.items() if item.there] if asked.all else list(dict.fromkeys(asked.names))
+
+    def one(name: str) -> RmLaunchError | OSError | None:
+        try:
+            if name not in found:
+                raise RequestError(unknown("deployment", name, sorted(found)))
+            end(found[name], asked.now)
+        except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
+            return exc
+        except Exception as exc:  # noqa: BLE001  (a bug, or a record that nobody foresaw)
+            return DeploymentError(f"{name} cannot be stopped: {in_words(exc)}")
+        return None
+
+    failed = [exc for exc in at_once(one, names) if exc is not None]
+    if len(failed) == 1:
+        raise failed[0]
+    for exc in failed:
+        note(f"error: {exc}")
+    return min((getattr(exc, "exit_code", 1) for exc in failed), default=0)
+
+
+def end(item: Deployment, now: bool) -> None:
+    """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or nobody answers."""
+    if not item.there:
+        raise item.not_running()
+    news = _drained(item, now) or Deployments(state_root()).put_down(item.name, now=now)
+    if news.phase is not Phase.STOPPED or news.leftovers:
+        left = ", ".join(news.leftovers) or news.reason or news.phase.value
+        raise DeploymentError(f"{item.name} did not stop cleanly: {left}")
+    Deployments(state_root()).wait_ended(item.name)
+    note(f"stopped: {item.name}; nothing is left of it")
+
+
+def _drained(item: Deployment, now: bool) -> News | None:
+    """The last word of its supervisor; None where that is for others to find: nobody listens, or it is to be killed."""
+    try:
+        with Connection(item.folder) as connection:
+            return connection.until(lambda news: news.phase.final, *(["stop", "stop"] if now else ["stop"]))
+    except OSError:
+        return None
+    except NoAnswerError:
+        if not now:
+            raise
+        return None
