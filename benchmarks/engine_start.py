@@ -18,10 +18,10 @@ from benchmarks.table import show
 from engines.base import LaunchPlan
 from launcher import launch, registry
 from launcher.deployments.ledger import Ledger
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 from launcher.prepare.steps import prepare_model, render_files
 from launcher.progress import Progress
-from launcher.resolve import resolve
-from launcher.settle import settle
 from launcher.supervise import probes
 
 #: the engines of this CPU, and how often each is started both ways

@@ -1,4 +1,4 @@
-"""The estimate of launcher/fit.py beside what the engines of this CPU really take, as the table of docs/fit.md.
+"""The estimate of launcher/fit beside what the engines of this CPU really take, as the table of docs/fit.md.
 
 Measured is the highest PSS (memory that is shared is shared out) of all processes of the engine, from the start until
 as many requests as it computes at a time have filled most of their context.
@@ -18,14 +18,16 @@ import psutil
 
 from benchmarks.table import show
 from engines.base import RmLaunchError
-from launcher import environments, launch
+from launcher import launch
 from launcher.config.compose import compose
 from launcher.deployments.ledger import Ledger
 from launcher.paths import cache_root
+from launcher.planning import environments
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
-from launcher.resolve import resolve
 from launcher.serving.engine import ServingEngine
-from launcher.settle import settle
 
 #: engine, how many requests, how much of the context each fills, context lengths
 CASES = [
@@ -105,7 +107,7 @@ def _pss(process: psutil.Process) -> int:
 def _random_model(output: Path) -> Path:
     config = compose(["model=smollm2"])
     environment = environments.describe("convert", "managed", config.builders["convert"], cache_root())
-    environments.ensure(environment, Progress())
+    ensure(environment, Progress())
     _, spec = resolve(settle(["engine=transformers", "device=cpu"]).config, Ledger(output.parent), to_launch=False)
     tokenizer = spec.model.path
     script = str(Path(__file__).with_name("random_llama.py"))

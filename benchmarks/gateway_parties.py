@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import EnvironmentConf
-from launcher.environments import describe, ensure
 from launcher.paths import cache_root
+from launcher.planning.environments import describe
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
 from tests.supervision import free_port, wait_for
 

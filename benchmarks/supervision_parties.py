@@ -31,8 +31,9 @@ from launcher.config.schema import EnvironmentConf, SuperviseConf
 from launcher.deployments.ledger import Claim, Ledger
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
-from launcher.environments import describe, ensure
 from launcher.paths import cache_root
+from launcher.planning.environments import describe
+from launcher.prepare.environments import ensure
 from launcher.prepare.steps import render_files
 from launcher.progress import Progress
 from launcher.serving.hand_over import orders_for

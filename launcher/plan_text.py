@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from engines.base import Container, LaunchPlan
-from launcher import fit
+from launcher.fit import estimate
 from launcher.plan_json import public
 
 
@@ -22,7 +22,7 @@ def lines(plan: LaunchPlan) -> Iterator[str]:
     yield f"model        {data['model']['id']} ({data['model']['format']}) from {data['model']['source']}"
     yield f"             {data['model']['path']}"
     if plan.memory:
-        yield f"memory       {fit.line(plan.memory)}"
+        yield f"memory       {estimate.line(plan.memory)}"
     yield f"runtime      {data['runtime']}"
     yield f"environment  {environment['path']} (Python {environment['python']})"
     for key in ("requirements", "overrides", "indexes"):

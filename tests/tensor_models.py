@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from launcher import environments
 from launcher.paths import cache_root
+from launcher.planning import environments
+from launcher.planning.settle import settle
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
-from launcher.settle import settle
 
 #: what the file of the TorchScript model does not say, as overrides; the ONNX file says the same
 SIGNATURE = (
@@ -70,7 +71,7 @@ def torchscript_models(folder: Path) -> Path:
     """The folder of as_tuple.pt, as_dict.pt and half.pt, made where torch is: in the environment that converts."""
     converter = settle(["engine=triton", "device=cpu"]).config.builders["convert"]
     environment = environments.describe("convert", "managed", converter, cache_root())
-    environments.ensure(environment, Progress(quiet=True))
+    ensure(environment, Progress(quiet=True))
     subprocess.run([f"{environment.bin}/python", "-W", "ignore", str(_MAKER), str(folder)], check=True)
     return folder
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from engines.base import OUTPUT, BuildStep, ConfigError, PlanError
-from launcher import builds, environments
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
 from launcher.devices.host import ask
@@ -17,9 +16,10 @@ from launcher.gateway import plan as gateway
 from launcher.gateway.composing import composed
 from launcher.gateway.reload import Asked
 from launcher.inheritance import ALL, ENGINE, OWN, PACKAGES, inherited, of_engine
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
+from launcher.prepare import builds, environments
 from launcher.progress import Progress
-from launcher.resolve import resolve
-from launcher.settle import settle
 from tests.supervision import fake_plan
 
 NEEDED = {

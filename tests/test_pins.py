@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from engines.base import PrepareError
-from launcher import environments
 from launcher.config.compose import compose, options
 from launcher.config.schema import EnvironmentConf
+from launcher.prepare import environments
 from launcher.progress import Progress
 
 #: what an option cannot be composed without

@@ -11,8 +11,8 @@ from engines.base import LaunchPlan
 from launcher import dataclass_json, plan_json, plan_text
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 from tests.supervision import free_port
 
 KEYS = {

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, DeploymentError
-from launcher import artifacts, bounded_json
-from launcher.artifacts import BuildArtifact
+from launcher import bounded_json
 from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.output import duration, print_fields, print_json, print_table
 from launcher.paths import cache_root, state_root
+from launcher.prepare import artifacts
+from launcher.prepare.artifacts import BuildArtifact
 from launcher.supervise import logs
 
 _DAY_S = 86400.0

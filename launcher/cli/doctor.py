@@ -21,7 +21,6 @@ from engines.base import (
     RmLaunchError,
     ServeSpec,
 )
-from launcher import environments
 from launcher.cli import inventory
 from launcher.config import declared_device, model_source
 from launcher.deployments.ledger import Ledger
@@ -31,10 +30,10 @@ from launcher.inheritance import of_engine
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root
-from launcher.prepare import steps
-from launcher.resolve import resolve
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import Settled, settle
+from launcher.prepare import environments, steps
 from launcher.runtimes.docker_daemon import AwayError
-from launcher.settle import Settled, settle
 
 FLAGS = ("--json", "--online")
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -235,7 +234,7 @@ def _can_be_made(name: str, environment: Environment, online: bool) -> Check:
 
 def _container(container: Container) -> Iterator[Check]:
     """The daemon, what it has of the image, and whether it can give the devices."""
-    from launcher import images
+    from launcher.prepare import images
     from launcher.runtimes import docker_daemon
 
     try:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.base import ConfigError
-from launcher import images
 from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.output import duration, gib, print_json, print_table
 from launcher.paths import state_root
+from launcher.prepare import images
 from launcher.progress import Progress
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.docker_daemon import explained
@@ -35,8 +35,8 @@ def run(words: Sequence[str]) -> int:
 def _build(asked: argparse.Namespace) -> int:
     """Make the image of a launch, or fetch it, ahead of the launch."""
     from launcher.config.compose import normalized
-    from launcher.resolve import resolve
-    from launcher.settle import settle
+    from launcher.planning.resolve import resolve
+    from launcher.planning.settle import settle
 
     said = any(word.startswith("runtime=") for word in asked.overrides)
     settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]), asked.config_dir)

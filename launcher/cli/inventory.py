@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engines.base import Environment
-from launcher import environments, registry
+from launcher import registry
 from launcher.config.schema import EnvironmentConf
 from launcher.devices.base import Portal
 from launcher.paths import shipped, user_config
+from launcher.planning import environments
 
 #: where uv and pip are told of indexes, with their passwords
 _INDEX_VARIABLES = (

@@ -114,8 +114,8 @@ def _plan(words: Sequence[str]) -> int:
     from launcher.config.compose import normalized
     from launcher.deployments.ledger import Ledger
     from launcher.paths import state_root
-    from launcher.resolve import resolve
-    from launcher.settle import settle
+    from launcher.planning.resolve import resolve
+    from launcher.planning.settle import settle
 
     settled = settle(normalized(overrides), config_dir)
     engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
@@ -221,9 +221,9 @@ def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
 
 def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | None) -> int:
     from launcher.config.compose import normalized
+    from launcher.planning.settle import settle
     from launcher.progress import Progress
     from launcher.serving.engine import ServingEngine
-    from launcher.settle import settle
     from launcher.supervise.lifecycle import Phase
 
     engine = ServingEngine(settle(normalized(overrides), config_dir), Progress(), spawned)

@@ -21,9 +21,9 @@ from omegaconf import DictConfig
 
 from engines.base import RmLaunchError
 from launcher.cli.oneshot import measure
+from launcher.planning.settle import settle
 from launcher.progress import Progress
 from launcher.serving.engine import ServingEngine
-from launcher.settle import settle
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from launcher.deployments.records import Deployment, Deployments
 from launcher.deployments.spawn import Spawned
 from launcher.output import note
 from launcher.paths import state_root
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import Settled, settle
 from launcher.progress import Progress
-from launcher.resolve import resolve
 from launcher.serving.engine import ServingEngine
-from launcher.settle import Settled, settle
 from launcher.supervise.lifecycle import Phase
 
 _PERIOD_S = 0.2

@@ -8,7 +8,7 @@ from pathlib import Path
 from engines.base import PrepareError
 from launcher.atomic import made_once
 from launcher.config.model_source import Source
-from launcher.environments import install
+from launcher.prepare.environments import install
 from launcher.progress import Progress
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engines.base import Container, LaunchPlan, PrepareError
-from launcher import builds, environments, trees
+from launcher import trees
 from launcher.config import model_source
 from launcher.paths import cache_root
-from launcher.prepare import models
+from launcher.prepare import builds, environments, models
 from launcher.progress import Progress
 
 
@@ -31,7 +31,7 @@ def prepare(plan: LaunchPlan, progress: Progress) -> None:
 
 
 def _prepare_container(container: Container, progress: Progress) -> None:
-    from launcher import images  # not at the top: a launch without a container would wait for it
+    from launcher.prepare import images  # not at the top: a launch without a container would wait for it
 
     images.ensure(container, progress)
     Path(container.cache).mkdir(mode=0o700, parents=True, exist_ok=True)

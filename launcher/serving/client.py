@@ -23,7 +23,7 @@ from engines.base import (
     Tensors,
     Vector,
 )
-from launcher import signatures
+from launcher.planning import signatures
 from launcher.supervise import probes
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from launcher.deployments.ledger import Ledger
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
 from launcher.paths import state_root
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import Settled, settle
 from launcher.prepare.steps import prepare, prepare_model, render_files
 from launcher.progress import Progress
-from launcher.resolve import resolve
 from launcher.serving.client import Client, Connected
 from launcher.serving.hand_over import hand_over
-from launcher.settle import Settled, settle
 from launcher.supervise import logs
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News

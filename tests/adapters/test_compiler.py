@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from engines.base import BuildProfile, BuildStep, ConfigError, Environment, PrepareError
-from launcher import artifacts
-from launcher.adapters.compiler import BinaryCompilerAdapter
-from launcher.builds import Workshop, reachable, run, steps
 from launcher.config.sdk import CompilerConf
+from launcher.planning.compiler import BinaryCompilerAdapter
+from launcher.planning.conversions import reachable, steps
+from launcher.planning.workshop import Workshop
+from launcher.prepare import artifacts
+from launcher.prepare.builds import run
 from launcher.progress import Progress
 from tests.vendor_npu import BIAS, WEIGHT, sdk, weights
 

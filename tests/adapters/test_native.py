@@ -16,7 +16,7 @@ from native import BinaryRuntimeAdapter, LibraryError, Native
 from tensors import Tensor, load
 
 from engines.base import Device
-from launcher.adapters.runtime import RuntimeDeclaration
+from launcher.planning.library import RuntimeDeclaration
 from tests.vendor_npu import BIAS, WEIGHT, linear, sdk, weights
 
 X, Y = Tensor("x", "float32", (-1, 3)), Tensor("y", "float32", (-1, 2))

@@ -19,8 +19,8 @@ from launcher.deployments.ledger import Ledger
 from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
 from launcher.devices.pim import Pim
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, sdk, weights
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engines.base import ConfigError, Device, PlanError, ResourceError, TensorSpec
-from launcher.adapters.runtime import RuntimeDeclaration
 from launcher.config.sdk import FunctionConf, LibraryConf, SdkConf
+from launcher.planning.library import RuntimeDeclaration
 
 FUNCTIONS = {
     "open": FunctionConf("npu_open", ["device:int64", "&handle"]),

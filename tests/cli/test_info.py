@@ -17,8 +17,8 @@ from launcher import registry
 from launcher.cli import info, inventory
 from launcher.config.compose import compose
 from launcher.devices.base import GIB, DevicePlugin, Portal, Problem, Resource, Survey
-from launcher.environments import describe
 from launcher.paths import cache_root
+from launcher.planning.environments import describe
 from tests.test_imports import loaded_by
 
 HELD = Resource(0, "npu", {"product": "N1", "memory_bytes": 16 * GIB, "used_bytes": GIB, "holders": {os.getpid(): GIB}})

@@ -17,8 +17,8 @@ from launcher.cli import main
 from launcher.config.compose import compose, normalized, options
 from launcher.deployments.ledger import Ledger
 from launcher.gateway.composing import composed
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(file.relative_to(CONF) for file in CONF.rglob("*.yaml"))

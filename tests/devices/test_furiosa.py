@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import ContainerSettings
-from launcher import environments
 from launcher.config.schema import EnvironmentConf
 from launcher.devices.base import GIB, Problem, Resource, Survey
 from launcher.devices.furiosa import Furiosa
 from launcher.devices.pim import Pim
 from launcher.paths import cache_root
+from launcher.planning import environments
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
 from tests.devices.trees import pci, write
 
@@ -149,7 +150,7 @@ def test_the_vendors_real_libraries_without_an_npu(requirement: str, module: str
     """They start and list no card; the card of the node stays, with what sysfs says."""
     conf = EnvironmentConf(requirements=[requirement])
     environment = environments.describe("test-furiosa-smi", "managed", conf, cache_root())
-    environments.ensure(environment, Progress(quiet=True))
+    ensure(environment, Progress(quiet=True))
     write(tmp_path, {"dev/rngd/npu0mgmt": ""})
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent.parent)}
     command = [f"{environment.bin}/python", "-c", LOOK, str(tmp_path)]

@@ -25,7 +25,7 @@ from engines.base import (
     ServeSpec,
 )
 from engines.furiosa import OURS, SWITCHES, TOGGLES, VALUES, VERSION, Furiosa, FuriosaOptions
-from launcher import environments
+from launcher.prepare import environments
 from launcher.progress import Progress
 
 ENVIRONMENT = Environment("furiosa", "/env", "3.11", requirements=(f"furiosa-llm=={VERSION}",))

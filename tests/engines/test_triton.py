@@ -15,8 +15,8 @@ import requests
 from engines.base import Device, Environment, HttpCheck, Model, PlanError, ServeSpec, TensorSpec
 from engines.triton import Options, Triton
 from launcher.deployments.ledger import Ledger
+from launcher.planning.resolve import resolve
 from launcher.prepare.steps import render_files
-from launcher.resolve import resolve
 from launcher.serving.config import ServingConfig, create_serving_engine
 from tests.supervision import wait_for
 from tests.tensor_models import onnx_model

@@ -12,8 +12,9 @@ import pytest
 from engines.base import Device, Environment, Model, PlanError, ServeSpec
 from engines.vllm import Vllm, VllmOptions
 from launcher.config.compose import compose
-from launcher.environments import describe, ensure
 from launcher.paths import cache_root
+from launcher.planning.environments import describe
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
 
 TEMPLATES = {file.name: file.read_text() for file in (Path(__file__).parents[2] / "templates/vllm").iterdir()}

@@ -21,8 +21,9 @@ from engines.rbln_sdk import ATOM, REBEL
 from engines.rbln_vllm import engine_args, environment, flags
 from engines.rbln_vllm_asked import OPTIONS
 from launcher.config.schema import EnvironmentConf
-from launcher.environments import describe, ensure
 from launcher.paths import cache_root
+from launcher.planning.environments import describe
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
 from tests.engines.vllm_rbln_cases import GOOD, WEIGHTS, npus
 from tests.engines.vllm_rbln_refusals import BAD, FIXED, SILENT, Bad

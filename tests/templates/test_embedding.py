@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from embedding import Recipe
 
-from launcher import environments
 from launcher.paths import cache_root
+from launcher.planning import environments
+from launcher.planning.settle import settle
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
-from launcher.settle import settle
 
 TRANSFORMER, POOLING, NORMALIZE = (
     {"path": path, "type": f"sentence_transformers.models.{name}"}
@@ -101,7 +102,7 @@ print(json.dumps({name: pool(states, mask).tolist() for name, pool in _POOLINGS.
 def test_padding_is_in_no_vector() -> None:
     converter = settle(["engine=triton", "device=cpu"]).config.builders["convert"]
     environment = environments.describe("convert", "managed", converter, cache_root())
-    environments.ensure(environment, Progress(quiet=True))
+    ensure(environment, Progress(quiet=True))
     templates = Path(__file__).parents[2] / "templates/models"
     command = [f"{environment.bin}/python", "-c", _POOL, str(templates)]
 

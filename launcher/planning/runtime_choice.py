@@ -6,9 +6,9 @@ import ctypes
 import shutil
 
 from engines.base import Engine
-from launcher import environments
 from launcher.config.schema import LaunchConfig, options_of
 from launcher.paths import cache_root
+from launcher.planning import environments
 
 PROCESS, DOCKER = "process", "docker"
 

@@ -8,8 +8,8 @@ import pytest
 
 from engines.base import ConfigError, PlanError, RequestError, ServeSpec
 from launcher.deployments.ledger import Ledger
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 
 
 def spec_of(tmp_path: Path, *overrides: str) -> ServeSpec:

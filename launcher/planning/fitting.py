@@ -1,4 +1,4 @@
-"""What `launcher/fit.py` is asked about a launch: the model's files, and the devices and memory of this machine."""
+"""What `launcher/fit` is asked about a launch: the model's files, and the devices and memory of this machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import Device, Engine, MemoryUse, Model
-from launcher import fit, model_facts
 from launcher.config import model_source
 from launcher.config.schema import LaunchConfig
 from launcher.devices.base import Resource
-from launcher.fit import Fit, Question
+from launcher.fit import estimate, model_facts
+from launcher.fit.estimate import Fit, Question
 from launcher.paths import cache_root
 
 
@@ -28,7 +28,7 @@ def choose(
     `found` is what this machine has of that kind, and `wanted` how many devices the options ask for. Raises `PlanError`
     where it does not fit.
     """
-    fit.check_choice(config.fit)
+    estimate.check_choice(config.fit)
     model = _bare_model(config)
     use = engine.memory(model, device, options, config.engine.args)
     if use is None or config.fit == "off":
@@ -52,8 +52,8 @@ def choose(
         in_use=_in_use(found) if device.kind == "cpu" else 0,
     )
     if facts.num_devices:
-        return fit.compiled(ask, given=asked), ()
-    answer = fit.answer(ask)
+        return estimate.compiled(ask, given=asked), ()
+    answer = estimate.answer(ask)
     return answer, answer.notes if answer else (unknown,)
 
 
@@ -75,7 +75,7 @@ def _bare_model(config: LaunchConfig) -> Model:
 def _counts(device: Device, most: int, use: MemoryUse, facts: model_facts.ModelFacts, *, given: bool) -> Sequence[int]:
     if given or device.assumed or device.kind == "cpu" or not use.spread:
         return (device.count,)
-    return tuple(fit.counts(use, facts, most))
+    return tuple(estimate.counts(use, facts, most))
 
 
 def _in_use(found: Sequence[Resource]) -> int:

@@ -21,7 +21,8 @@ import pytest
 from engines.base import ConfigError, PrepareError
 from launcher.cli.inventory import packages as packages_of
 from launcher.config.schema import EnvironmentConf
-from launcher.environments import describe, ensure, lock_of, uv
+from launcher.planning.environments import describe
+from launcher.prepare.environments import ensure, lock_of, uv
 from launcher.progress import Progress
 
 QUIET = Progress(quiet=True)

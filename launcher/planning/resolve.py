@@ -24,12 +24,15 @@ from engines.base import (
     ResourceError,
     ServeSpec,
 )
-from launcher import artifacts, assignment, builds, compiled, environments, fitted, registry, signatures
+from launcher import registry
 from launcher.config import declared_device, model_source
 from launcher.config.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import Resource
 from launcher.paths import cache_root, shipped
+from launcher.planning import assignment, conversions, environments, fitting, precompiled, signatures
+from launcher.planning.workshop import Workshop
+from launcher.prepare import artifacts
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
@@ -47,13 +50,13 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     _check_bind(config, engine)
     _check_inherit(config)
     if isinstance(config.runtime, ContainerConf):
-        from launcher import containers  # not at the top: a launch without one would wait for it
+        from launcher.planning import containers  # not at the top: a launch without one would wait for it
 
         containers.check(config, to_launch=to_launch)
     wanted_count = engine.device_count(kind, options)
     found = assignment.look(config)
     device = assignment.assign(config, found, ledger, to_launch, wanted_count)
-    fit, notes = fitted.choose(config, engine, device, found, wanted_count, options)
+    fit, notes = fitting.choose(config, engine, device, found, wanted_count, options)
     if fit and fit.count != device.count:
         device = assignment.assign(config, found, ledger, to_launch, fit.count)
     if fit and fit.context_length < config.model.context_length:
@@ -158,7 +161,7 @@ def _place(
 ) -> _Place:
     if not isinstance(config.runtime, ContainerConf):
         return _Place(device, here, config.host, options, config.engine.program)
-    from launcher import containers
+    from launcher.planning import containers
 
     settings = declared_device.plugin(config.device).container(device.ids, found)
     if not device.assumed:  # a vendor's tool that is not installed here is none that the engine could miss
@@ -232,7 +235,7 @@ def _model(
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
     compiles = sdk is not None and sdk.compiler is not None and given not in wanted
     shop = _workshop(config, device, environment, source, compiles=compiles, to_launch=to_launch)
-    reached, steps = builds.steps(given, wanted, path, shop)
+    reached, steps = conversions.steps(given, wanted, path, shop)
     if not reached:
         raise PlanError(
             f"engine={engine.name} on {device.kind} reads {', '.join(wanted)}, but model={conf.id} is {given} and no "
@@ -240,10 +243,10 @@ def _model(
         )
     served = steps[-1].model_path if steps else path
     if not steps:
-        compiled.check(given, Path(path), environment)
+        precompiled.check(given, Path(path), environment)
     exported = given != "onnx" and reached == "onnx" and conf.task == "tensor"
     if exported and not (conf.inputs or conf.outputs):
-        inputs, outputs = builds.EXPORTED
+        inputs, outputs = conversions.EXPORTED
     else:
         inputs, outputs = signatures.of(conf, given if given == "onnx" else reached, Path(path))
     model = Model(
@@ -271,17 +274,17 @@ def _workshop(
     *,
     compiles: bool,
     to_launch: bool,
-) -> builds.Workshop:
+) -> Workshop:
     """What conversions are made from; `compiles` says that the device's own compiler may be one of them."""
     conf = config.model
     compiler = None
     if compiles and config.device.sdk:
-        from launcher.adapters.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
+        from launcher.planning.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
 
         compiler = BinaryCompilerAdapter(config.device.sdk)
     if compiler and to_launch and (missing := compiler.missing(environment)):
         raise ResourceError(missing)
-    return builds.Workshop(
+    return Workshop(
         cache=cache_root(),
         templates=shipped("templates"),
         model_id=conf.id,
@@ -303,7 +306,7 @@ def _library(config: LaunchConfig, device: Device, model: Model, to_launch: bool
     """The closed runtime that runs the model, as native.py in the serving process reads it."""
     if config.device.sdk is None:
         return {}
-    from launcher.adapters.runtime import RuntimeDeclaration
+    from launcher.planning.library import RuntimeDeclaration
 
     runtime = RuntimeDeclaration(config.device.sdk)
     if to_launch:

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.base import OUTPUT, BuildProfile, BuildStep, Environment, RequestError
-from launcher import artifacts
-from launcher.artifacts import Pruned
-from launcher.builds import run
 from launcher.cli import main
 from launcher.deployments.ledger import Ledger
+from launcher.prepare import artifacts
+from launcher.prepare.artifacts import Pruned
+from launcher.prepare.builds import run
 from launcher.progress import Progress
 from tests.supervision import wait_for
 
@@ -35,8 +35,8 @@ PROFILE = BuildProfile("NPU-T1", "cc", "1.0", {"level": 2}, "npu")
 _BUILDER = """
 import sys
 from pathlib import Path
-from tests.test_artifacts import slow_step
-from launcher.builds import run
+from tests.prepare.test_artifacts import slow_step
+from launcher.planning.conversions import run
 from launcher.progress import Progress
 class Said(Progress):
     def detail(self, text):

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.base import Capabilities, ConfigError, PlanError
-from launcher import assignment, builds, policy, registry, runtime_choice
+from launcher import registry
 from launcher.config import model_source
 from launcher.config.cache import compose
 from launcher.config.schema import EngineConf, LaunchConfig
 from launcher.config.validate import check
 from launcher.deployments.ledger import Ledger
 from launcher.paths import state_root
+from launcher.planning import assignment, conversions, policy, runtime_choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | No
         if sdk := config.device.sdk:
             able = {name: _with_library(can, kind, sdk.runtime.reads) for name, can in able.items() if can.libraries}
         compiler = config.device.sdk and config.device.sdk.compiler
-        leads_to = builds.reachable(given, compiler.reads if compiler else ())
+        leads_to = conversions.reachable(given, compiler.reads if compiler else ())
         name, why = policy.choose_engine(kind, task, given, able, order, leads_to, config.policy.goal)
         reasons.append(why)
         others = [item for item in overrides if not item.startswith("engine=")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engines.base import Capabilities, PlanError
-from launcher.policy import ABSENT, Device, choose_device, choose_engine
+from launcher.planning.policy import ABSENT, Device, choose_device, choose_engine
 
 LLAMACPP = Capabilities(formats={"cpu": {"generate": ("gguf",)}, "gpu": {"generate": ("gguf",)}})
 TRITON = Capabilities(

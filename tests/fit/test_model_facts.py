@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from launcher import environments, gguf_header, model_facts
 from launcher.config import model_source
 from launcher.config.compose import compose, options
 from launcher.config.schema import FactsConf, ModelConf
-from launcher.model_facts import ModelFacts
+from launcher.fit import gguf_header, model_facts
+from launcher.fit.model_facts import ModelFacts
 from launcher.paths import cache_root, shipped
+from launcher.planning import environments
 from launcher.prepare import models
+from launcher.prepare.environments import ensure
 from launcher.progress import Progress
 
 LLAMA = {
@@ -314,7 +316,7 @@ def test_a_real_gguf_file_is_read_as_its_own_library_reads_it() -> None:
     source = model_source.parse(conf.model.source)
     models.fetch(source, cache_root(), Progress(quiet=True))
     environment = environments.describe("convert", "managed", conf.builders["convert"], cache_root())
-    environments.ensure(environment, Progress(quiet=True))
+    ensure(environment, Progress(quiet=True))
     file = source.path(cache_root())
     code = (
         "import sys, gguf, json\n"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engines.base import ResourceError
-from launcher.assignment import choose, taken
 from launcher.devices.base import Resource
+from launcher.planning.assignment import choose, taken
 
 
 def devices(*attributes: Mapping[str, Any]) -> tuple[Resource, ...]:

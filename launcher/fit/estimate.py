@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engines.base import Device, Memory, MemoryUse, PlanError
-from launcher.model_facts import BITS, ModelFacts, size
+from launcher.fit.model_facts import BITS, ModelFacts, size
 from launcher.output import gib
 
 _GIB = 1 << 30

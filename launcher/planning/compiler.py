@@ -15,7 +15,7 @@ from launcher.config.sdk import SdkConf
 from launcher.inheritance import inherited
 
 if TYPE_CHECKING:
-    from launcher.builds import Workshop
+    from launcher.planning.workshop import Workshop
 
 _PROBE_TIMEOUT_S = 10.0
 _WORD = re.compile(r"\{(\w+)\}")

@@ -195,7 +195,7 @@ def _window(config: Mapping[str, Any], layers: int, kinds: list[str]) -> tuple[i
 
 def of_gguf(file: Path) -> ModelFacts | None:
     """A GGUF file, by its header; None for a form that is not read (version 1, big-endian)."""
-    from launcher import gguf_header  # not at the top: most launches do not need it, and all would wait
+    from launcher.fit import gguf_header  # not at the top: most launches do not need it, and all would wait
 
     header = gguf_header.read(file)
     if header is None:

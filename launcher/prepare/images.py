@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from engines.base import Container, DeploymentError, ImageBuild, PrepareError, RmLaunchError
-from launcher import environments
 from launcher.atomic import locked
 from launcher.output import gib
 from launcher.paths import cache_root
+from launcher.prepare import environments
 from launcher.progress import Progress
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.docker_daemon import AwayError, explained

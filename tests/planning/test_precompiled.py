@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from engines.base import Environment, PlanError
-from launcher.compiled import check
 from launcher.deployments.ledger import Ledger
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.planning.precompiled import check
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 
 PINNED = Environment("triton-rbln", "/env", "3.12", requirements=("vllm-rbln==0.12.0", "optimum-rbln==0.12.0"))
 

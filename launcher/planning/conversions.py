@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PrepareError, TensorSpec
+from engines.base import OUTPUT, BuildProfile, BuildStep, TensorSpec
 from engines.rbln_sdk import chip
-from launcher import artifacts, commands
-from launcher.atomic import made_once
-from launcher.environments import ensure
-from launcher.inheritance import inherited
-from launcher.progress import Progress
+from launcher.planning.workshop import Workshop
 
 if TYPE_CHECKING:
-    from launcher.adapters.compiler import BinaryCompilerAdapter
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What the steps are made from."""
-
-    cache: Path
-    templates: Path
-    model_id: str
-    identity: str  #: of the weights
-    context_length: int
-    dtype: str
-    product: str | None  #: of the device
-    device_count: int
-    settings: Mapping[str, Any]  #: model.build.<device kind>
-    converter: Environment  #: has torch, transformers and gguf
-    exporter: Environment  #: has torch, transformers and onnx
-    serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
-    compiler: BinaryCompilerAdapter | None = None  #: of a device that a config declares
-    compiler_version: str = ""
-
-    @property
-    def artifacts(self) -> Path:
-        return artifacts.folder(self.cache)
+    pass
 
 
 def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop) -> tuple[str, tuple[BuildStep, ...]]:
@@ -89,64 +56,6 @@ def reachable(source_format: str, compiled_from: Sequence[str] = ()) -> frozense
         if start in reached:
             reached.add(end)
     return frozenset(reached)
-
-
-def run(step: BuildStep, progress: Progress, inherit: Sequence[str] = ()) -> None:
-    """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines.
-
-    The command gets the variables that an engine does, and those that `inherit` names.
-    """
-    output = Path(step.output)
-    if output.exists():
-        return
-    ensure(step.environment, progress)
-    log = output.with_name(f"{output.name}.log")
-    with (
-        progress.stage("build", step.name),
-        made_once(output, lambda: progress.detail("waiting for another launch that builds the same")) as folder,
-    ):
-        if folder is None:
-            return
-        began = time.time()
-        # Beside the artifact, by a name that the next builder and `artifact prune` remove if we are killed.
-        beside = f".{output.name}.partial-tmp-"
-        with tempfile.TemporaryDirectory(prefix=beside, dir=output.parent) as temporary, log.open("w") as stream:
-            given = Path(temporary, "files")
-            _write_files(step, given)
-            placed = partial(_placed, output=str(folder), files=str(given))
-            env = {
-                **inherited(os.environ, inherit),
-                "PATH": commands.search_path(step.environment),
-                "TMPDIR": temporary,
-            }
-            env |= {key: placed(value) for key, value in step.env.items()}
-            try:
-                code, tail = commands.run([placed(word) for word in step.argv], env, progress.detail, log=stream)
-            except (FileNotFoundError, PermissionError) as exc:
-                raise PrepareError(f"build step {step.name}: {step.argv[0]!r} cannot be run: {exc.strerror}") from exc
-        _check(step, code, tail, folder, log)
-        artifacts.describe(step, folder, began)
-
-
-def _check(step: BuildStep, code: int, tail: Sequence[str], folder: Path, log: Path) -> None:
-    last = "".join(f"\n  {line}" for line in tail)
-    if code:
-        meaning = step.meanings.get(str(code))
-        ended = f"exited {code}" if code > 0 else f"was ended by signal {-code}"
-        raise PrepareError(f"build step {step.name} {ended}{f': {meaning}' if meaning else ''} (log: {log}):{last}")
-    if step.made and not (folder / step.made).is_file():
-        raise PrepareError(f"build step {step.name} exited 0, but made no {step.made} (log: {log}):{last}")
-
-
-def _placed(text: str, *, output: str, files: str) -> str:
-    return text.replace(OUTPUT, output).replace(FILES, files)
-
-
-def _write_files(step: BuildStep, folder: Path) -> None:
-    for name, text in step.files.items():
-        file = folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
 
 
 def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:

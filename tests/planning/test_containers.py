@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, Port
-from launcher import containers, plan_json, plan_text, runtime_choice
+from launcher import plan_json, plan_text
 from launcher.cli.main import run
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
-from launcher.resolve import resolve
+from launcher.planning import containers, runtime_choice
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 from launcher.runtimes import docker_request
 from launcher.runtimes.docker import linked
-from launcher.settle import settle
 from tests.supervision import free_port
 
 

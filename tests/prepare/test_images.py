@@ -16,9 +16,9 @@ import pytest
 import requests
 
 from engines.base import ConfigError, Container, Environment, ImageBuild, PrepareError
-from launcher import images
 from launcher.cli.main import run
 from launcher.paths import shipped
+from launcher.prepare import images
 from launcher.progress import Progress
 from tests.dockerd import BASE, Daemon
 from tests.supervision import free_port, wait_for

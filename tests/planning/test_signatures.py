@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from engines.base import ConfigError, InferenceError, TensorSpec
-from launcher import signatures
 from launcher.config.schema import ModelConf, TensorConf
+from launcher.planning import signatures
 
 INPUTS = (TensorSpec("x", "float32", (-1, 3)), TensorSpec("mask", "bool", (2,)))
 

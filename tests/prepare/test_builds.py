@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, Environment, PlanError, PrepareError
-from launcher.builds import Workshop, run, steps
+from launcher.planning.conversions import steps
+from launcher.planning.workshop import Workshop
+from launcher.prepare.builds import run
 from launcher.progress import Progress
 
 QUIET = Progress(quiet=True)

@@ -12,12 +12,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engines.base import Device, MemoryUse, PlanError, ServeSpec
-from launcher import fit, registry
+from launcher import registry
 from launcher.deployments.ledger import Ledger
-from launcher.fit import Question
-from launcher.model_facts import ModelFacts
-from launcher.resolve import resolve
-from launcher.settle import settle
+from launcher.fit import estimate
+from launcher.fit.estimate import Question
+from launcher.fit.model_facts import ModelFacts
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
 
 GIB = 1 << 30
 H100 = 'device.assume="NVIDIA H100 80GB HBM3"'
@@ -127,7 +128,7 @@ def test_what_vllm_reported_of_llama_3_8b_on_an_h100() -> None:
 
     use = vllm.memory(model, device, options | {"gpu_memory_utilization": 0.9}, {})
     assert use is not None
-    memory = fit.estimate(dataclasses.replace(asked(), use=use, device=device), 1, 8192)
+    memory = estimate.estimate(dataclasses.replace(asked(), use=use, device=device), 1, 8192)
 
     assert memory is not None
     assert memory.usable / GIB == pytest.approx(71.29, abs=0.02)
@@ -147,7 +148,7 @@ def spec_model(name: str) -> Any:
 
 
 def test_as_few_devices_as_hold_it_are_taken() -> None:
-    found = fit.answer(asked(7.5, counts=(1, 2, 4, 8)))
+    found = estimate.answer(asked(7.5, counts=(1, 2, 4, 8)))
 
     assert found is not None
     assert found.count == 4
@@ -155,22 +156,22 @@ def test_as_few_devices_as_hold_it_are_taken() -> None:
 
 
 def test_a_context_that_nobody_asked_for_is_shortened_and_said_so() -> None:
-    found = fit.answer(asked(15.5, shorten=True))
+    found = estimate.answer(asked(15.5, shorten=True))
 
     assert found is not None
     assert (found.count, found.context_length) == (1, 4352)
     assert found.notes == ("model.context_length=4352, not 8192: longer does not fit into 1 × G with 15.5 GiB",)
     with pytest.raises(PlanError, match=r"what fits: model\.context_length=4352, or device\.count=2"):
-        fit.answer(asked(15.5))
+        estimate.answer(asked(15.5))
 
 
 def test_a_context_that_is_hardly_one_is_a_refusal() -> None:
     with pytest.raises(PlanError, match=r"what fits: model\.context_length=256, or device\.count=2"):
-        fit.answer(asked(15, shorten=True))
+        estimate.answer(asked(15, shorten=True))
 
 
 def test_what_is_published_is_believed_and_the_estimate_is_said() -> None:
-    found = fit.answer(asked(3, counts=(4,), published=True))
+    found = estimate.answer(asked(3, counts=(4,), published=True))
 
     assert found is not None
     assert found.count == 4
@@ -182,15 +183,15 @@ def test_heads_that_cannot_be_shared_equally_are_refused() -> None:
 
     with pytest.raises(PlanError, match=r"m has 14 attention heads and 2 of keys and values, which 4 devices cannot "
                                         r"share equally; use device\.count=2"):  # fmt: skip
-        fit.answer(asked(facts=facts, counts=(4,)))
-    assert list(fit.counts(asked().use, facts, 16)) == [1, 2]
-    assert list(fit.counts(MemoryUse(1, spread="layers"), facts, 5)) == [1, 2, 3, 4, 5]
-    assert list(fit.counts(MemoryUse(1, spread="any"), facts, 9)) == [1, 2, 4, 8]
-    assert list(fit.counts(MemoryUse(1), facts, 9)) == [1]
+        estimate.answer(asked(facts=facts, counts=(4,)))
+    assert list(estimate.counts(asked().use, facts, 16)) == [1, 2]
+    assert list(estimate.counts(MemoryUse(1, spread="layers"), facts, 5)) == [1, 2, 3, 4, 5]
+    assert list(estimate.counts(MemoryUse(1, spread="any"), facts, 9)) == [1, 2, 4, 8]
+    assert list(estimate.counts(MemoryUse(1), facts, 9)) == [1]
 
 
 def test_more_ranks_than_key_heads_each_keep_one() -> None:
-    eight, sixteen = (fit.estimate(asked(facts=LLAMA_8B), count, 8192) for count in (8, 16))
+    eight, sixteen = (estimate.estimate(asked(facts=LLAMA_8B), count, 8192) for count in (8, 16))
     assert eight is not None
     assert sixteen is not None
 
@@ -200,7 +201,7 @@ def test_more_ranks_than_key_heads_each_keep_one() -> None:
 
 def test_devices_that_work_together_need_room_for_that() -> None:
     ask = asked(use={"overhead_bytes": 10, "link_bytes": 5})
-    one, two = fit.estimate(ask, 1, 8192), fit.estimate(ask, 2, 8192)
+    one, two = estimate.estimate(ask, 1, 8192), estimate.estimate(ask, 2, 8192)
     assert one is not None
     assert two is not None
 
@@ -209,7 +210,7 @@ def test_devices_that_work_together_need_room_for_that() -> None:
 
 def test_replicas_hold_all_of_the_weights_each() -> None:
     ask = asked(use={"replicas": 2})
-    memory = fit.estimate(ask, 4, 8192)
+    memory = estimate.estimate(ask, 4, 8192)
     assert memory is not None
 
     assert memory.weights == 16_060_522_496 // 2
@@ -220,7 +221,7 @@ def test_a_cache_of_fixed_size_must_hold_the_context() -> None:
 
     with pytest.raises(PlanError, match=r"8192 tokens need a KV cache of 1\.0 GiB, and it has 512 MiB; what fits: "
                                         r"model\.context_length=4096, or engine\.pool=1073741824"):  # fmt: skip
-        fit.answer(asked(use=pool))
+        estimate.answer(asked(use=pool))
 
 
 @pytest.mark.parametrize(
@@ -235,17 +236,17 @@ def test_a_cache_of_fixed_size_must_hold_the_context() -> None:
     ],
 )
 def test_of_what_is_not_known_nothing_is_claimed(changes: dict[str, Any]) -> None:
-    assert fit.answer(asked(0.001, **changes)) is None
+    assert estimate.answer(asked(0.001, **changes)) is None
 
 
 def test_memory_that_others_have_is_said() -> None:
     ask = asked(20, device=Device("cpu", memory_bytes=20 * GIB), in_use=8 * GIB)
-    found = fit.answer(ask)
+    found = estimate.answer(ask)
 
     assert found is not None
     assert found.notes == ("m needs 16.0 GiB, and of 20.0 GiB 8.0 GiB is in use now",)
     with pytest.raises(PlanError, match=r"processor, with 10\.0 GiB for this process, of which 8\.0 GiB is in use now"):
-        fit.answer(dataclasses.replace(ask, device=Device("cpu", memory_bytes=10 * GIB)))
+        estimate.answer(dataclasses.replace(ask, device=Device("cpu", memory_bytes=10 * GIB)))
 
 
 # --------------------------------------------------------------------------------------------------- through resolve
@@ -348,17 +349,17 @@ QUESTIONS = st.builds(
 
 @given(QUESTIONS, st.integers(1, 200_000), st.integers(0, 200_000), st.sampled_from([1, 2, 4, 8]))
 def test_more_context_never_needs_less(ask: Question, context: int, more: int, count: int) -> None:
-    one, other = fit.estimate(ask, count, context), fit.estimate(ask, count, context + more)
+    one, other = estimate.estimate(ask, count, context), estimate.estimate(ask, count, context + more)
     assert one is not None
     assert other is not None
 
     assert one.needed <= other.needed
-    assert fit.fits(ask, count, context) or not fit.fits(ask, count, context + more)
+    assert estimate.fits(ask, count, context) or not estimate.fits(ask, count, context + more)
 
 
 @given(QUESTIONS, st.integers(1, 200_000), st.sampled_from([1, 2, 4, 8]))
 def test_more_devices_never_need_more_of_each(ask: Question, context: int, count: int) -> None:
-    one, other = fit.estimate(ask, count, context), fit.estimate(ask, 2 * count, context)
+    one, other = estimate.estimate(ask, count, context), estimate.estimate(ask, 2 * count, context)
     assert one is not None
     assert other is not None
 
@@ -367,29 +368,29 @@ def test_more_devices_never_need_more_of_each(ask: Question, context: int, count
 
 @given(QUESTIONS, st.integers(1, 16))
 def test_what_is_chosen_fits_and_what_a_refusal_names_fits_too(ask: Question, most: int) -> None:
-    ask = dataclasses.replace(ask, counts=tuple(fit.counts(ask.use, ask.facts, most)))
+    ask = dataclasses.replace(ask, counts=tuple(estimate.counts(ask.use, ask.facts, most)))
     found, refused = None, ""
     try:
-        found = fit.answer(ask)
+        found = estimate.answer(ask)
     except PlanError as exc:
         refused = str(exc)
 
     if found is None:
-        assert not any(fit.fits(ask, count, ask.use.context_length) for count in ask.counts)
-        for way in fit.nearest(ask, ask.counts[-1]):
+        assert not any(estimate.fits(ask, count, ask.use.context_length) for count in ask.counts)
+        for way in estimate.nearest(ask, ask.counts[-1]):
             assert way.words in refused
-            assert fit.fits(dataclasses.replace(ask, use=way.use), way.count, way.context_length)
+            assert estimate.fits(dataclasses.replace(ask, use=way.use), way.count, way.context_length)
         return
-    assert fit.fits(ask, found.count, found.context_length)
+    assert estimate.fits(ask, found.count, found.context_length)
     assert found.count in ask.counts
     fewer = [count for count in ask.counts if count < found.count]
-    assert not any(fit.fits(ask, count, ask.use.context_length) for count in fewer)
+    assert not any(estimate.fits(ask, count, ask.use.context_length) for count in fewer)
 
 
 @given(QUESTIONS)
 def test_the_longest_context_that_fits_is_the_longest(ask: Question) -> None:
-    length = fit.longest(ask, 1)
+    length = estimate.longest(ask, 1)
     assume(length + 256 <= ask.use.context_length)
 
-    assert length == 0 or fit.fits(ask, 1, length)
-    assert not fit.fits(ask, 1, length + 256)
+    assert length == 0 or estimate.fits(ask, 1, length)
+    assert not estimate.fits(ask, 1, length + 256)

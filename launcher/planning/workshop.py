@@ -1,0 +1,38 @@
+"""The inputs that conversions are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engines.base import Environment
+from launcher.prepare import artifacts
+
+if TYPE_CHECKING:
+    from launcher.planning.compiler import BinaryCompilerAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What the steps are made from."""
+
+    cache: Path
+    templates: Path
+    model_id: str
+    identity: str  #: of the weights
+    context_length: int
+    dtype: str
+    product: str | None  #: of the device
+    device_count: int
+    settings: Mapping[str, Any]  #: model.build.<device kind>
+    converter: Environment  #: has torch, transformers and gguf
+    exporter: Environment  #: has torch, transformers and onnx
+    serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
+    compiler: BinaryCompilerAdapter | None = None  #: of a device that a config declares
+    compiler_version: str = ""
+
+    @property
+    def artifacts(self) -> Path:
+        return artifacts.folder(self.cache)
