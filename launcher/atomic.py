@@ -17,7 +17,7 @@ from typing import TextIO
 
 from engines.base import DeploymentError
 from launcher import trees
-from launcher.runtimes.procfs import is_alive, start_ticks
+from launcher.procfs import is_alive, start_ticks
 
 #: as `write_text` names what is not whole yet
 _PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")

@@ -11,7 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from engines.base import LaunchPlan
 from launcher.masking import is_secret
-from launcher.runtimes.base import MARKER, SUPERVISOR
+
+#: carries the deployment's folder into every process of the engine
+MARKER = "RMLAUNCH_DEPLOYMENT"
+#: Set in a supervisor's environment: processes below a nested supervisor belong to its own deployment.
+SUPERVISOR = "RMLAUNCH_SUPERVISOR"
 
 #: names, or beginnings that end in *; a beginning brings nothing that is named like a secret
 ENGINE = (

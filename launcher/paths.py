@@ -19,6 +19,11 @@ def cache_root() -> Path:
     return _root("RMLAUNCH_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
+def artifacts_root(cache: Path) -> Path:
+    """The folder below `cache` of everything that build steps make."""
+    return cache / "artifacts"
+
+
 def state_root() -> Path:
     """What runs now, and its logs."""
     return _root("RMLAUNCH_STATE", "XDG_STATE_HOME", ".local/state")

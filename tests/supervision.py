@@ -21,8 +21,8 @@ from launcher.deployments.ledger import Claim, Ledger
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
 from launcher.prepare.steps import make_run_folder
+from launcher.procfs import is_alive as is_alive
 from launcher.runtimes.process import ProcessRuntime
-from launcher.runtimes.procfs import is_alive as is_alive
 from launcher.serving.hand_over import orders_for
 
 FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.procfs import is_alive
 from launcher.runtimes import keeper
 from launcher.runtimes.docker import DockerRuntime
-from launcher.runtimes.procfs import is_alive
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.procfs import is_alive
 from launcher.runtimes import keeper
-from launcher.runtimes.procfs import is_alive
 
 
 def test_what_is_kept_is_read_from_its_keeper_and_from_nobody_else(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import LaunchPlan
-from launcher import dataclass_json, plan_json, plan_text
+from launcher import dataclass_json, plan_json
+from launcher.cli import plan_text
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
 from launcher.planning.resolve import resolve

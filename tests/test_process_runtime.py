@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from engines.base import DeploymentError, LaunchPlan
+from launcher.procfs import boot_id, is_alive, start_ticks
 from launcher.runtimes.base import Handle
 from launcher.runtimes.process import ProcessRuntime, _make_temporary, _workers, belongs
-from launcher.runtimes.procfs import boot_id, is_alive, start_ticks
 from tests.supervision import fake_plan, wait_for
 
 

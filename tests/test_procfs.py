@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from launcher.atomic import remove_partials
+from launcher.procfs import command, is_alive, is_the_same, name, start_ticks, variable
 from launcher.runtimes import keeper
 from launcher.runtimes.process import ProcessRuntime, _is_anothers, belongs
-from launcher.runtimes.procfs import command, is_alive, is_the_same, name, start_ticks, variable
 
 #: gives itself a name that ends in half a character, as the kernel's cut after 15 bytes does
 RENAMED = r"import ctypes; ctypes.CDLL(None).prctl(15, b'a) Z \xff caf\xc3', 0, 0, 0)"

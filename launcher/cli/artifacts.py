@@ -16,7 +16,7 @@ from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.output import duration, print_fields, print_json, print_table
-from launcher.paths import cache_root, state_root
+from launcher.paths import artifacts_root, cache_root, state_root
 from launcher.prepare import artifacts
 from launcher.prepare.artifacts import BuildArtifact
 from launcher.supervise import logs
@@ -133,7 +133,7 @@ def _plans(ledger: Ledger) -> tuple[dict[str, str], list[str]]:
 
 
 def _store() -> Path:
-    return artifacts.folder(cache_root())
+    return artifacts_root(cache_root())
 
 
 def _size(count: float) -> str:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, RmLaunchError
-from launcher import registry
+from launcher import procfs, registry
 from launcher.cli import inventory
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Survey
 from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root
-from launcher.runtimes import procfs
 
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
 

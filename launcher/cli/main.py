@@ -110,7 +110,8 @@ def _help() -> int:
 def _plan(words: Sequence[str]) -> int:
     words, form = _form(words)
     overrides, config_dir = split([word for word in words if word != "--json"])
-    from launcher import plan_json, plan_text
+    from launcher import plan_json
+    from launcher.cli import plan_text
     from launcher.config.compose import normalized
     from launcher.deployments.ledger import Ledger
     from launcher.paths import state_root

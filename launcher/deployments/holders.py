@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import procfs
 from launcher.masking import mask_argv
-from launcher.runtimes import procfs
 
 _COMMAND_LIMIT = 80
 #: as the kernel calls a lock, in the line of an open file's fdinfo

@@ -22,8 +22,8 @@ from launcher.deployments.holders import Holder, described, holders
 from launcher.deployments.ledger import Claim, Ledger, in_words
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
+from launcher.procfs import is_alive
 from launcher.runtimes.base import Handle, NotAdoptableError
-from launcher.runtimes.procfs import is_alive
 from launcher.suggest import unknown
 from launcher.supervise import logs
 from launcher.supervise.lifecycle import Phase

@@ -13,7 +13,7 @@ import sys
 from typing import TextIO
 
 from engines.base import DeploymentError
-from launcher.runtimes.base import MARKER, SUPERVISOR
+from launcher.inheritance import MARKER, SUPERVISOR
 
 #: not `-m`: that would import from whatever folder the user stands in
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.supervise.supervisor import main; main()"

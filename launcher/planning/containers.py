@@ -22,9 +22,9 @@ from engines.base import (
 )
 from engines.container import LABEL_FOLDER, LABEL_NAME, TEMPORARY
 from launcher.config.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
+from launcher.inheritance import MARKER
 from launcher.paths import cache_root, shipped
 from launcher.runtimes import docker_daemon
-from launcher.runtimes.base import MARKER
 
 #: where images of ours have the packages
 ENVIRONMENT = "/opt/rmlaunch/environment"

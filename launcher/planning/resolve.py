@@ -29,10 +29,9 @@ from launcher.config import declared_device, model_source
 from launcher.config.schema import ContainerConf, LaunchConfig, SuperviseConf, options_of
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import Resource
-from launcher.paths import cache_root, shipped
+from launcher.paths import artifacts_root, cache_root, shipped
 from launcher.planning import assignment, conversions, environments, fitting, precompiled, signatures
 from launcher.planning.workshop import Workshop
-from launcher.prepare import artifacts
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
@@ -79,7 +78,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         bind=place.bind,
         ports=_ports(config, engine, ledger),
         run_dir=run_dir,
-        artifacts=str(artifacts.folder(cache_root())),
+        artifacts=str(artifacts_root(cache_root())),
         options=place.options,
         args=config.engine.args,
         env={key: str(value) for key, value in config.engine.env.items()},

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from engines.base import Environment
-from launcher.prepare import artifacts
+from engines.base import BuildStep, Environment
+from launcher.paths import artifacts_root
 
-if TYPE_CHECKING:
-    from launcher.planning.compiler import BinaryCompilerAdapter
+
+class Compiler(Protocol):
+    """A device's own compiler, as a config declares it."""
+
+    reads: tuple[str, ...]  #: model formats
+
+    def step(self, source: str, model_format: str, shop: Workshop, version: str) -> BuildStep:
+        """Return the build step that compiles the file at `source`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +36,9 @@ class Workshop:
     converter: Environment  #: has torch, transformers and gguf
     exporter: Environment  #: has torch, transformers and onnx
     serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
-    compiler: BinaryCompilerAdapter | None = None  #: of a device that a config declares
+    compiler: Compiler | None = None  #: of a device that a config declares
     compiler_version: str = ""
 
     @property
     def artifacts(self) -> Path:
-        return artifacts.folder(self.cache)
+        return artifacts_root(self.cache)

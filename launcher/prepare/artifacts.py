@@ -70,11 +70,6 @@ class Pruned:
     why: str
 
 
-def folder(cache: Path) -> Path:
-    """The folder of everything that build steps make."""
-    return cache / "artifacts"
-
-
 def describe(step: BuildStep, partial: Path, began: float) -> None:
     """Write down in `partial`, which `step` has just filled, what made it. Secrets are masked."""
     profile = dataclasses.asdict(step.profile) if step.profile else None

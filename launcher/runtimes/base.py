@@ -14,11 +14,6 @@ from typing import Any, ClassVar
 
 from engines.base import DeploymentError, LaunchPlan
 
-#: carries the deployment's folder into every process of the engine
-MARKER = "RMLAUNCH_DEPLOYMENT"
-#: is set for supervisors: of one that a program of another deployment has started, nothing is that deployment's
-SUPERVISOR = "RMLAUNCH_SUPERVISOR"
-
 #: the exit code of a program that is not our child; no real one is as high
 UNSEEN = 256
 

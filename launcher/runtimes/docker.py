@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from engines.base import Container, DeploymentError, LaunchPlan, Mount
 from engines.container import LABEL_FOLDER
+from launcher.procfs import boot_id, is_the_same, start_ticks
 from launcher.runtimes import docker_daemon, keeper
 from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, NotAdoptableError, Runtime
 from launcher.runtimes.docker_daemon import AwayError, explained, when_back
 from launcher.runtimes.docker_log import DockerLog
 from launcher.runtimes.docker_request import create_arguments
 from launcher.runtimes.process import remove_leftovers
-from launcher.runtimes.procfs import boot_id, is_the_same, start_ticks
 
 if TYPE_CHECKING:
     from docker import APIClient

@@ -19,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 
 from engines.base import DeploymentError
-from launcher.runtimes.base import MARKER
-from launcher.runtimes.procfs import start_ticks, variable
+from launcher.inheritance import MARKER
+from launcher.procfs import start_ticks, variable
 
 _NAME = "rmlaunch"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE

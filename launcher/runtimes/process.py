@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 from engines.base import DeploymentError, LaunchPlan
 from launcher import bounded_json, inheritance, trees
 from launcher.commands import die_with_parent
-from launcher.runtimes.base import MARKER, SUPERVISOR, UNSEEN, Activity, Exit, Handle, Runtime
+from launcher.inheritance import MARKER, SUPERVISOR
+from launcher.procfs import boot_id, command, is_alive, is_the_same, name, start_ticks, variable
+from launcher.runtimes.base import UNSEEN, Activity, Exit, Handle, Runtime
 from launcher.runtimes.keeper import in_memory, read
-from launcher.runtimes.procfs import boot_id, command, is_alive, is_running, name, start_ticks, variable
 
 if TYPE_CHECKING:
     import psutil
@@ -87,7 +88,7 @@ class ProcessRuntime(Runtime):
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
         with contextlib.suppress(OSError):
             self._adopted = os.pidfd_open(handle.pid)
-        if self._adopted is None or not is_running(handle):  # looked at last: a pid may be reused
+        if self._adopted is None or not _is_running(handle):  # looked at last: a pid may be reused
             raise DeploymentError(f"pid {handle.pid} has ended, or is another program by now")
         import psutil
 
@@ -101,7 +102,7 @@ class ProcessRuntime(Runtime):
     def poll(self, handle: Handle) -> Exit | None:
         self._reap()
         code = self._exits.get(handle.pid)
-        if self._adopted is not None and not is_running(handle):  # nobody's child
+        if self._adopted is not None and not _is_running(handle):  # nobody's child
             code = UNSEEN
         return None if code is None else Exit(code, oom_kills() > self._oom_kills)
 
@@ -129,7 +130,7 @@ class ProcessRuntime(Runtime):
 
     def terminate(self, handle: Handle) -> None:
         # A child of ours keeps its number until we have noticed its end; an adopted one does not.
-        if is_running(handle):
+        if _is_running(handle):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(handle.pid, signal.SIGTERM)
 
@@ -148,7 +149,7 @@ class ProcessRuntime(Runtime):
         return left + remove_leftovers(plan, self._since)
 
     def legacy(self, handle: Handle) -> bytes | None:
-        return read(handle.pid) if is_running(handle) else None
+        return read(handle.pid) if _is_running(handle) else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
         left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
@@ -363,3 +364,7 @@ def _children(pid: int) -> Iterator[int]:
         for thread in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):  # threads end
                 yield from map(int, (thread / "children").read_text().split())
+
+
+def _is_running(handle: Handle) -> bool:
+    return handle.boot_id == boot_id() and is_the_same(handle.pid, handle.started)

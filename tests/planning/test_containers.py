@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engines.base import ConfigError, Container, LaunchPlan, Mount, PlanError, Port
-from launcher import plan_json, plan_text
+from launcher import plan_json
+from launcher.cli import plan_text
 from launcher.cli.main import run
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from engines.base import OUTPUT, BuildProfile, BuildStep, Environment, RequestError
 from launcher.cli import main
 from launcher.deployments.ledger import Ledger
+from launcher.paths import artifacts_root
 from launcher.prepare import artifacts
 from launcher.prepare.artifacts import Pruned
 from launcher.prepare.builds import run
@@ -63,7 +64,7 @@ def step_of(root: Path, code: str = "(out / 'w').write_text('whole')", name: str
     step = BuildStep(
         name="made",
         argv=(sys.executable, "-c", script, OUTPUT),
-        output=PROFILE.place(str(artifacts.folder(root)), name, "weights-1"),
+        output=PROFILE.place(str(artifacts_root(root)), name, "weights-1"),
         environment=Environment("current", sys.prefix, "3.11", managed=False),
         model_id=name,
         profile=PROFILE,
@@ -90,7 +91,7 @@ def says(process: subprocess.Popen[str]) -> str:
 
 
 def visible(root: Path) -> list[str]:
-    return sorted(file.name for file in artifacts.folder(root).iterdir() if not file.name.startswith("."))
+    return sorted(file.name for file in artifacts_root(root).iterdir() if not file.name.startswith("."))
 
 
 # --------------------------------------------------------------------------------------------------- made by processes
@@ -106,12 +107,12 @@ def test_a_builder_that_is_killed_leaves_no_artifact_and_no_compiler(tmp_path: P
 
     wait_for(lambda: not Path(f"/proc/{compiler}").exists(), 10)
     assert visible(tmp_path) == [f"{Path(step.output).name}.log"]
-    assert artifacts.found(artifacts.folder(tmp_path)) == []
-    assert len(list(artifacts.folder(tmp_path).glob(".*.partial-tmp-*"))) == 1  # its TMPDIR, which is found again
+    assert artifacts.found(artifacts_root(tmp_path)) == []
+    assert len(list(artifacts_root(tmp_path).glob(".*.partial-tmp-*"))) == 1  # its TMPDIR, which is found again
     (tmp_path / "go").touch()
     run(step, QUIET)
     assert (Path(step.output) / "weights").read_text() == "whole"
-    assert list(artifacts.folder(tmp_path).glob(".*.partial-*")) == []
+    assert list(artifacts_root(tmp_path).glob(".*.partial-*")) == []
 
 
 def test_two_builders_compile_once(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_two_builders_compile_once(tmp_path: Path) -> None:
             assert (first.wait(10), second.wait(10)) == (0, 0)
 
     assert len((tmp_path / "begun").read_text().splitlines()) == 1
-    assert [item.id for item in artifacts.found(artifacts.folder(tmp_path))] == [Path(slow_step(tmp_path).output).name]
+    assert [item.id for item in artifacts.found(artifacts_root(tmp_path))] == [Path(slow_step(tmp_path).output).name]
 
 
 # ------------------------------------------------------------------------------------------------------------- written
@@ -137,7 +138,7 @@ def test_an_artifact_says_what_made_it_and_no_secret(tmp_path: Path) -> None:
 
     run(step, QUIET)
 
-    (found,) = artifacts.found(artifacts.folder(tmp_path))
+    (found,) = artifacts.found(artifacts_root(tmp_path))
     assert found == artifacts.BuildArtifact(
         id=Path(step.output).name,
         model_id="m",
@@ -154,11 +155,11 @@ def test_an_artifact_says_what_made_it_and_no_secret(tmp_path: Path) -> None:
 
 
 def test_one_that_was_made_before_metadata_was_written_is_still_listed(tmp_path: Path) -> None:
-    old = artifacts.folder(tmp_path) / "llama3-8b-rbln-0123456789ab"
+    old = artifacts_root(tmp_path) / "llama3-8b-rbln-0123456789ab"
     old.mkdir(parents=True)
     (old / "prefill.rbln").write_text("12345")
 
-    (found,) = artifacts.found(artifacts.folder(tmp_path))
+    (found,) = artifacts.found(artifacts_root(tmp_path))
 
     assert (found.model_id, found.format, found.profile, found.bytes) == ("llama3-8b", "rbln", None, 5)
 
@@ -195,7 +196,7 @@ def test_the_place_is_that_of_the_weights_and_the_profile_and_nothing_else(
 def test_an_artifact_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
     for name in ("aa", "ab"):
         run(step_of(tmp_path, name=name), QUIET)
-    store = artifacts.folder(tmp_path)
+    store = artifacts_root(tmp_path)
 
     assert artifacts.find(store, "aa-n").model_id == "aa"
     with pytest.raises(RequestError, match=r"^artifact 'a' can be any of: aa-npu-\w+, ab-npu-\w+$"):
@@ -208,11 +209,11 @@ def test_an_artifact_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None
 
 
 def pruned(root: Path, used: Mapping[str, tuple[str, ...]] | None = None, **options: Any) -> list[Pruned]:
-    return list(artifacts.prune(artifacts.folder(root), used or {}, **{"unused": False, **options}))
+    return list(artifacts.prune(artifacts_root(root), used or {}, **{"unused": False, **options}))
 
 
 def test_without_a_word_only_what_is_left_of_failed_builds_goes(tmp_path: Path) -> None:
-    step, store = step_of(tmp_path), artifacts.folder(tmp_path)
+    step, store = step_of(tmp_path), artifacts_root(tmp_path)
     run(step, QUIET)
     half = store / ".m-npu-1.partial-abc"
     half.mkdir()
@@ -234,13 +235,13 @@ def test_what_is_being_made_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert says(process) == "there"
 
-    assert len(artifacts.found(artifacts.folder(tmp_path))) == 1
+    assert len(artifacts.found(artifacts_root(tmp_path))) == 1
 
 
 def test_unused_means_that_nobody_uses_it(tmp_path: Path) -> None:
     for name in ("old", "new", "busy"):
         run(step_of(tmp_path, name=name), QUIET)
-    store = artifacts.folder(tmp_path)
+    store = artifacts_root(tmp_path)
     ids = {item.model_id: item for item in artifacts.found(store)}
     old = ids["old"].path / artifacts.METADATA
     old.write_text(json.dumps({**json.loads(old.read_text()), "made": time.time() - 3 * 86400}))
@@ -287,7 +288,7 @@ def store(tmp_path: Path) -> Path:
     assert cache.is_relative_to(tmp_path)
     for name in ("mine", "theirs"):
         run(step_of(cache, "(out / 'w').write_text('whole'); print('compiled well')", name), QUIET)
-    return artifacts.folder(cache)
+    return artifacts_root(cache)
 
 
 def test_list_show_and_prune_know_who_uses_what(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

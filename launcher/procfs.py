@@ -6,14 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from launcher.runtimes.base import Handle
-
 _LIMIT_BYTES = 2 << 20  #: as much as the kernel gives a program of words and variables, with the usual stack
-
-
-def is_running(handle: Handle) -> bool:
-    """Whether that very program runs."""
-    return handle.boot_id == boot_id() and is_the_same(handle.pid, handle.started)
 
 
 def is_the_same(pid: int, started: int) -> bool:
