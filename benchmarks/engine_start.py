@@ -18,6 +18,7 @@ from benchmarks.table import show
 from engines.base import LaunchPlan
 from launcher import launch, registry
 from launcher.deployments.ledger import Ledger
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from launcher.prepare.steps import prepare_model, render_files
@@ -90,6 +91,6 @@ def until_answered_s(plan: LaunchPlan, began: float, has_ended: Callable[[], boo
 
 
 def plan_in(words: tuple[str, ...], folder: Path) -> LaunchPlan:
-    config = settle(words).config
-    engine, spec = resolve(config, Ledger(folder / "state"), to_launch=True)
+    config = settle(words, this_machine()).config
+    engine, spec = resolve(config, Machine(Ledger(folder / "state"), launches=True))
     return registry.engine(engine.name).plan(dataclasses.replace(spec, run_dir=str(folder / "run")))

@@ -23,6 +23,7 @@ from launcher.config.compose import compose
 from launcher.deployments.ledger import Ledger
 from launcher.paths import cache_root
 from launcher.planning import environments
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from launcher.prepare.environments import ensure
@@ -108,7 +109,10 @@ def _random_model(output: Path) -> Path:
     config = compose(["model=smollm2"])
     environment = environments.describe("convert", "managed", config.builders["convert"], cache_root())
     ensure(environment, Progress())
-    _, spec = resolve(settle(["engine=transformers", "device=cpu"]).config, Ledger(output.parent), to_launch=False)
+    _, spec = resolve(
+        settle(["engine=transformers", "device=cpu"], this_machine()).config,
+        Machine(Ledger(output.parent)),
+    )
     tokenizer = spec.model.path
     script = str(Path(__file__).with_name("random_llama.py"))
     subprocess.run([f"{environment.bin}/python", script, tokenizer, str(output)], check=True)

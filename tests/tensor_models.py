@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from launcher.paths import cache_root
 from launcher.planning import environments
+from launcher.planning.machine import this_machine
 from launcher.planning.settle import settle
 from launcher.prepare.environments import ensure
 from launcher.progress import Progress
@@ -69,7 +70,7 @@ def onnx_of_every_dtype(folder: Path) -> Path:
 
 def torchscript_models(folder: Path) -> Path:
     """The folder of as_tuple.pt, as_dict.pt and half.pt, made where torch is: in the environment that converts."""
-    converter = settle(["engine=triton", "device=cpu"]).config.builders["convert"]
+    converter = settle(["engine=triton", "device=cpu"], this_machine()).config.builders["convert"]
     environment = environments.describe("convert", "managed", converter, cache_root())
     ensure(environment, Progress(quiet=True))
     subprocess.run([f"{environment.bin}/python", "-W", "ignore", str(_MAKER), str(folder)], check=True)

@@ -16,6 +16,7 @@ from launcher.gateway import plan as gateway
 from launcher.gateway.composing import composed
 from launcher.gateway.reload import Asked
 from launcher.inheritance import ALL, ENGINE, OWN, PACKAGES, inherited, of_engine
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from launcher.prepare import builds, environments
@@ -89,7 +90,7 @@ def test_byte_code_is_kept_in_our_environments(tmp_path: Path, managed: bool) ->
 def test_a_config_names_what_its_engine_inherits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINE", "x")
     words = ["engine=llamacpp", "device=cpu", "engine.inherit=[MINE,NOBODYS,OTHER_*]"]
-    engine, spec = resolve(settle(normalized(words)).config, Ledger(tmp_path), to_launch=False)
+    engine, spec = resolve(settle(normalized(words), this_machine()).config, Machine(Ledger(tmp_path)))
     plan = engine.plan(spec)
 
     assert plan.inherit == ("MINE", "NOBODYS", "OTHER_*")
@@ -99,7 +100,7 @@ def test_a_config_names_what_its_engine_inherits(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("name", ["RMLAUNCH_SUPERVISOR", "'*_KEY'", "'A=b'", "''"])
 def test_what_is_no_variable_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.inherit="):
-        settle(normalized(["engine=llamacpp", "device=cpu", f"engine.inherit=[{name}]"]))
+        settle(normalized(["engine=llamacpp", "device=cpu", f"engine.inherit=[{name}]"]), this_machine())
 
 
 @pytest.mark.parametrize(
@@ -107,10 +108,10 @@ def test_what_is_no_variable_is_refused(name: str) -> None:
     [("engine=llamacpp", "device=cpu", "runtime=docker"), ("engine=remote", "engine.url=http://127.0.0.1:1/v1")],
 )
 def test_where_nothing_is_inherited_it_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
-    config = settle(normalized([*words, "engine.inherit=[MINE]"])).config
+    config = settle(normalized([*words, "engine.inherit=[MINE]"]), this_machine()).config
 
     with pytest.raises(PlanError, match=r"engine.inherit=\['MINE'\]: with runtime=(docker|none) no program inherits"):
-        resolve(config, Ledger(tmp_path), to_launch=False)
+        resolve(config, Machine(Ledger(tmp_path)))
 
 
 def test_a_build_step_and_a_vendors_tool_get_what_an_engine_does(

@@ -12,6 +12,7 @@ from launcher import dataclass_json, plan_json
 from launcher.cli import plan_text
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from tests.supervision import free_port
@@ -23,8 +24,8 @@ KEYS = {
 
 
 def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
-    config = settle(normalized(overrides)).config
-    engine, spec = resolve(config, Ledger(tmp_path / "state"), to_launch=False)
+    config = settle(normalized(overrides), this_machine()).config
+    engine, spec = resolve(config, Machine(Ledger(tmp_path / "state")))
     return engine.plan(spec)
 
 

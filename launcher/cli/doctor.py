@@ -23,13 +23,13 @@ from engines.base import (
 )
 from launcher.cli import inventory
 from launcher.config import declared_device, model_source
-from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Problem, Surroundings, Survey
 from launcher.devices.host import ask
 from launcher.inheritance import of_engine
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
 from launcher.paths import cache_root, state_root
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
 from launcher.prepare import environments, steps
@@ -73,8 +73,9 @@ def report(overrides: Sequence[str], config_dir: str | None, flags: Sequence[str
 def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: bool = False) -> Iterator[Check]:
     """Every check of the launch that `overrides` (normalized) mean. `online` asks the package indexes too."""
     yield from _places()
+    machine = this_machine(launches=True)
     try:
-        settled = settle(overrides, config_dir)
+        settled = settle(overrides, machine, config_dir)
     except RmLaunchError as exc:
         yield _refused("config", exc)
         return
@@ -88,10 +89,10 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
         return
     survey = plugin.survey()
     try:
-        engine, spec = resolve(config, Ledger(state_root()), to_launch=True)
+        engine, spec = resolve(config, machine)
         yield Check("device", OK, _device(spec))
     except RmLaunchError as exc:
-        resolved = _without_hardware(settled)
+        resolved = _without_hardware(settled, machine)
         about_device = isinstance(exc, ResourceError) and not isinstance(resolved, RmLaunchError)
         if not isinstance(exc, AwayError):  # which is told below
             yield _refused("device" if about_device else "plan", exc)
@@ -112,10 +113,10 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
     yield from _mismatches(plan, plugin, survey)
 
 
-def _without_hardware(settled: Settled) -> tuple[Engine, ServeSpec] | RmLaunchError:
+def _without_hardware(settled: Settled, machine: Machine) -> tuple[Engine, ServeSpec] | RmLaunchError:
     """As `rmlaunch plan` would resolve it: what stops that too is no matter of the hardware."""
     try:
-        return resolve(settled.config, Ledger(state_root()), to_launch=False)
+        return resolve(settled.config, machine.only_planning())
     except RmLaunchError as exc:
         return exc
 

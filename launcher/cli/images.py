@@ -10,9 +10,7 @@ from typing import Any
 
 from engines.base import ConfigError
 from launcher.cli.words import Parser
-from launcher.deployments.ledger import Ledger
 from launcher.output import duration, gib, print_json, print_table
-from launcher.paths import state_root
 from launcher.prepare import images
 from launcher.progress import Progress
 from launcher.runtimes import docker_daemon
@@ -35,12 +33,14 @@ def run(words: Sequence[str]) -> int:
 def _build(asked: argparse.Namespace) -> int:
     """Make the image of a launch, or fetch it, ahead of the launch."""
     from launcher.config.compose import normalized
+    from launcher.planning.machine import this_machine
     from launcher.planning.resolve import resolve
     from launcher.planning.settle import settle
 
     said = any(word.startswith("runtime=") for word in asked.overrides)
-    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]), asked.config_dir)
-    engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
+    machine = this_machine()
+    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]), machine, asked.config_dir)
+    engine, spec = resolve(settled.config, machine)
     plan = engine.plan(spec)
     if plan.container is None:
         raise ConfigError(f"runtime={plan.runtime} has no image; leave it out, or use runtime=docker")

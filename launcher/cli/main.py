@@ -113,13 +113,13 @@ def _plan(words: Sequence[str]) -> int:
     from launcher import plan_json
     from launcher.cli import plan_text
     from launcher.config.compose import normalized
-    from launcher.deployments.ledger import Ledger
-    from launcher.paths import state_root
+    from launcher.planning.machine import this_machine
     from launcher.planning.resolve import resolve
     from launcher.planning.settle import settle
 
-    settled = settle(normalized(overrides), config_dir)
-    engine, spec = resolve(settled.config, Ledger(state_root()), to_launch=False)
+    machine = this_machine()
+    settled = settle(normalized(overrides), machine, config_dir)
+    engine, spec = resolve(settled.config, machine)
     plan = engine.plan(spec)
     _say_reasons((*settled.reasons, *plan.notes))
     if form:
@@ -222,12 +222,15 @@ def _launch(overrides: Sequence[str], config_dir: str | None) -> int:
 
 def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | None) -> int:
     from launcher.config.compose import normalized
+    from launcher.planning.machine import this_machine
     from launcher.planning.settle import settle
     from launcher.progress import Progress
     from launcher.serving.engine import ServingEngine
     from launcher.supervise.lifecycle import Phase
 
-    engine = ServingEngine(settle(normalized(overrides), config_dir), Progress(), spawned)
+    machine = this_machine(launches=True)
+    settled = settle(normalized(overrides), machine, config_dir)
+    engine = ServingEngine(settled, Progress(), spawned, machine=machine)
     _say_reasons(engine.reasons)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

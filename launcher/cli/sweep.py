@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from engines.base import RmLaunchError
 from launcher.cli.oneshot import measure
+from launcher.planning.machine import this_machine
 from launcher.planning.settle import settle
 from launcher.progress import Progress
 from launcher.serving.engine import ServingEngine
@@ -52,7 +53,8 @@ def measure_launch(overrides: Sequence[str], config_dir: str | None) -> dict[str
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"ok": False, "overrides": " ".join(overrides)}
     try:
-        engine = ServingEngine(settle(overrides, config_dir), Progress())
+        machine = this_machine(launches=True)
+        engine = ServingEngine(settle(overrides, machine, config_dir), Progress(), machine=machine)
         row |= {"engine": engine.engine_type, "device": engine.config.device.kind, "model": engine.config.model.id}
         with engine:
             answer = measure(engine, engine.config.prompt or _PROMPT)

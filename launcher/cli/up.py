@@ -19,6 +19,7 @@ from launcher.deployments.records import Deployment, Deployments
 from launcher.deployments.spawn import Spawned
 from launcher.output import note
 from launcher.paths import state_root
+from launcher.planning.machine import this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
 from launcher.progress import Progress
@@ -35,7 +36,7 @@ def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned,
     Raises `RequestError` where another plan has the name and `replace` is not asked for, `DeploymentError` where the
     launch that was waited for fails, and what `ServingEngine.start` raises.
     """
-    settled = settle(normalized(overrides), config_dir)
+    settled = settle(normalized(overrides), this_machine(launches=True), config_dir)
     if settled.config.prompt is not None:
         raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
     for reason in settled.reasons:
@@ -82,7 +83,7 @@ def _started(with_us: ServingEngine) -> tuple[str, str]:
 
 def _changes(item: Deployment, config: LaunchConfig) -> list[str]:
     """What is different between the plan that has its name and that of `config`, in words; none for the same."""
-    engine, spec = resolve(config, Ledger(state_root(), replacing=item.name), to_launch=True)
+    engine, spec = resolve(config, this_machine(launches=True, replacing=item.name))
     wanted = plan_json.public(engine.plan(spec))
     return list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))
 

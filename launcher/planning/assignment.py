@@ -3,73 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engines.base import ConfigError, Device, ResourceError
 from launcher.config import declared_device
 from launcher.config.schema import LaunchConfig
-from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Resource
+from launcher.planning.machine import Machine
 
 #: id → by whom, in words
 Taken = Mapping[int, str]
 
 
-def look(config: LaunchConfig) -> tuple[Resource, ...]:
-    """What this machine has of the kind that `config` asks for; () where that is only to be assumed."""
-    return () if config.device.assume else declared_device.plugin(config.device).detect()
+class Choices:
+    """The devices that a config may have on this machine, or those that it is to assume."""
 
-
-def in_use(plugin: DevicePlugin, found: Sequence[Resource], ledger: Ledger, share: bool) -> Taken:
-    """Those of `found` that a launch may not have: none, where they are everybody's or may be shared."""
-    return {} if share or plugin.shared else taken(found, ledger.held_devices(plugin.kind), ledger.is_replaced)
-
-
-def assign(
-    config: LaunchConfig, found: Sequence[Resource], ledger: Ledger, to_launch: bool, wanted: int | None
-) -> Device:
-    """The devices that `config` asks for, of those that were `found`; `wanted` is how many, where an engine's own key
-    says it.
-
-    With `to_launch`, devices that this machine lacks, or that others have, are a `ResourceError`; without, they are
-    assumed, and marked so.
-    """
-    plugin = declared_device.plugin(config.device)
-    conf = dataclasses.replace(
-        config.device,
-        assume=_product_name(plugin, config.device.assume),
-        product=_product_name(plugin, config.device.product),
-    )
-    if to_launch and not found:
-        what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
-        raise ResourceError(
-            f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without one"
+    def __init__(self, config: LaunchConfig, machine: Machine) -> None:
+        """Raises `ResourceError` for a launch without such a device, and `ConfigError` for an unknown product."""
+        self.plugin = plugin = declared_device.plugin(config.device)
+        self.found = found = machine.devices(config.device)
+        self._config = config
+        self._conf = conf = dataclasses.replace(
+            config.device,
+            assume=_product_name(plugin, config.device.assume),
+            product=_product_name(plugin, config.device.product),
         )
-    for key, said in (("assume", conf.assume), ("product", conf.product)):
-        if said and said not in plugin.products and (not found or key == "assume"):
-            known = ", ".join(plugin.products) or "none; leave it out"
-            raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
-    busy = in_use(plugin, found, ledger, conf.share) if to_launch else {}  # a mere plan takes nothing away
-    kept = ledger.kept_devices(conf.kind)
-    ids = _ids(config, plugin, sorted(found, key=lambda resource: resource.id not in kept), wanted, busy)
-    by_id = {resource.id: resource.attributes for resource in found}
-    first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
-    product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
-    if conf.product and product not in (None, conf.product):
-        raise ResourceError(
-            f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
+        if machine.launches and not found:
+            what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
+            raise ResourceError(
+                f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without "
+                "one"
+            )
+        for key, said in (("assume", conf.assume), ("product", conf.product)):
+            if said and said not in plugin.products and (not found or key == "assume"):
+                known = ", ".join(plugin.products) or "none; leave it out"
+                raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
+        # A mere plan takes nothing away from anybody.
+        self._busy = machine.in_use(plugin, found, conf.share) if machine.launches else {}
+        kept = machine.ledger.kept_devices(conf.kind)
+        self._kept_first = sorted(found, key=lambda resource: resource.id not in kept)
+
+    def device(self, wanted: int | None) -> Device:
+        """Return the devices of a launch; `wanted` is how many, where neither the config nor the model says it.
+
+        Raises `ResourceError` where there are not as many free ones.
+        """
+        conf, plugin, found = self._conf, self.plugin, self.found
+        ids = _ids(self._config, plugin, self._kept_first, wanted, self._busy)
+        by_id = {resource.id: resource.attributes for resource in found}
+        first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
+        product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
+        if conf.product and product not in (None, conf.product):
+            raise ResourceError(
+                f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
+            )
+        memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
+        return Device(
+            kind=conf.kind,
+            ids=ids,
+            product=product or conf.product,
+            memory_bytes=memory,
+            assumed=not found,
+            simulated=conf.sdk is not None and conf.sdk.simulated,
+            env=plugin.visible_env(ids, found),
         )
-    memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
-    return Device(
-        kind=conf.kind,
-        ids=ids,
-        product=product or conf.product,
-        memory_bytes=memory,
-        assumed=not found,
-        simulated=conf.sdk is not None and conf.sdk.simulated,
-        env=plugin.visible_env(ids, found),
-    )
 
 
 def _ids(
@@ -92,21 +90,6 @@ def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
     near = [name for name, word in plain.items() if asked and word.endswith(asked)]
     near = near or [name for name, word in plain.items() if asked and asked in word]
     return near[0] if len(near) == 1 else said
-
-
-def taken(
-    found: Sequence[Resource], held: Mapping[int, str], is_replaced: Callable[[int], bool] = lambda _: False
-) -> Taken:
-    """The devices that are in use: by our deployments, as the ledger has it (`held`), or by who has memory of them.
-
-    `is_replaced` says of a process whether it ends before the launch begins.
-    """
-    words = {
-        resource.id: f"pid {', '.join(map(str, holders))}"
-        for resource in found
-        if (holders := sorted(pid for pid in resource.attributes.get("holders", ()) if not is_replaced(pid)))
-    }
-    return words | {number: f"deployment {name!r}" for number, name in held.items()}
 
 
 def choose(

@@ -24,6 +24,7 @@ from engines.container import LABEL_FOLDER, LABEL_NAME, TEMPORARY
 from launcher.config.schema import ContainerConf, EngineConf, LaunchConfig, LayoutConf
 from launcher.inheritance import MARKER
 from launcher.paths import cache_root, shipped
+from launcher.planning.machine import Machine
 from launcher.runtimes import docker_daemon
 
 #: where images of ours have the packages
@@ -38,10 +39,10 @@ _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
 
 
-def check(config: LaunchConfig, *, to_launch: bool) -> None:
-    """Raises `PlanError` for what a container cannot be; with `to_launch`, `AwayError` where no daemon answers."""
-    if to_launch:
-        docker_daemon.ping(docker_daemon.address())
+def check(config: LaunchConfig, machine: Machine) -> None:
+    """Raises `PlanError` for what a container cannot be, and for a launch `AwayError` where no daemon answers."""
+    if machine.launches:
+        machine.docker()
     if config.engine.environment != "managed":
         raise PlanError(
             f"engine.environment={config.engine.environment!r} is of this machine, and runtime={config.runtime.name} "

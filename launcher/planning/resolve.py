@@ -1,9 +1,8 @@
-"""`LaunchConfig` → `ServeSpec`: the one stage that looks at the machine; what it sees becomes data in the spec."""
+"""`LaunchConfig` → `ServeSpec`: all that a plan needs to know of the machine and of files becomes data in the spec."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +29,21 @@ from launcher.config.schema import ContainerConf, LaunchConfig, SuperviseConf, o
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import Resource
 from launcher.paths import artifacts_root, cache_root, shipped
-from launcher.planning import assignment, conversions, environments, fitting, precompiled, signatures
+from launcher.planning import conversions, environments, fitting, precompiled, signatures
+from launcher.planning.assignment import Choices
+from launcher.planning.machine import Machine
 from launcher.planning.workshop import Workshop
 
 #: what a server listens on in a container: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
 
 
-def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[Engine, ServeSpec]:
-    """The engine and everything it may look at to plan `config`.
+def resolve(config: LaunchConfig, machine: Machine) -> tuple[Engine, ServeSpec]:
+    """Return the engine and everything that it needs to know to plan `config`.
 
-    With `to_launch`, hardware that this machine lacks is a `ResourceError`; without, it is assumed and marked so.
+    For a launch, hardware that the machine lacks is a `ResourceError`; for a plan, it is assumed and marked so.
     """
+    ledger = machine.ledger
     engine = registry.engine(config.engine.name)
     options = options_of(config.engine)
     kind = config.device.kind
@@ -51,19 +53,19 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
     if isinstance(config.runtime, ContainerConf):
         from launcher.planning import containers  # not at the top: a launch without one would wait for it
 
-        containers.check(config, to_launch=to_launch)
+        containers.check(config, machine)
     wanted_count = engine.device_count(kind, options)
-    found = assignment.look(config)
-    device = assignment.assign(config, found, ledger, to_launch, wanted_count)
+    choices = Choices(config, machine)
+    found, device = choices.found, choices.device(wanted_count)
     fit, notes = fitting.choose(config, engine, device, found, wanted_count, options)
     if fit and fit.count != device.count:
-        device = assignment.assign(config, found, ledger, to_launch, fit.count)
+        device = choices.device(fit.count)
     if fit and fit.context_length < config.model.context_length:
         model_conf = dataclasses.replace(config.model, context_length=fit.context_length)
         config = dataclasses.replace(config, model=model_conf)
     key, environment = _environment(config, engine, options)
-    model, steps = _model(config, engine, device, environment, options, to_launch)
-    library = _library(config, device, model, to_launch)
+    model, steps = _model(config, engine, device, environment, options, machine)
+    library = _library(config, device, model, machine)
     name = ledger.free_name(config.name, f"{engine.name}-{kind}-{config.model.id}")
     run_dir = str(ledger.deployments / name / "run")
     sources = shipped("templates")
@@ -94,7 +96,7 @@ def resolve(config: LaunchConfig, ledger: Ledger, *, to_launch: bool) -> tuple[E
         stop_grace_s=config.supervise.stop_grace_s,
         probes=_probes(config.supervise),
         memory=fit.memory if fit else None,
-        notes=(*notes, *_unset(config)),
+        notes=(*notes, *_unset(config, machine)),
     )
 
 
@@ -106,9 +108,9 @@ def _check_inherit(config: LaunchConfig) -> None:
         )
 
 
-def _unset(config: LaunchConfig) -> Iterator[str]:
+def _unset(config: LaunchConfig, machine: Machine) -> Iterator[str]:
     for name in config.engine.inherit:
-        if not name.endswith("*") and name not in os.environ:
+        if not name.endswith("*") and name not in machine.variables:
             yield f"engine.inherit={name}: that variable is not set here"
 
 
@@ -219,7 +221,7 @@ def _model(
     device: Device,
     environment: Environment,
     options: Mapping[str, Any],
-    to_launch: bool,
+    machine: Machine,
 ) -> tuple[Model, tuple[BuildStep, ...]]:
     conf, sdk = config.model, config.device.sdk
     source = model_source.parse(conf.source)
@@ -233,7 +235,7 @@ def _model(
     given = model_source.format_of(conf.source, conf.format)
     wanted = tuple(sdk.runtime.reads) if sdk else engine.formats(device.kind, conf.task, options)
     compiles = sdk is not None and sdk.compiler is not None and given not in wanted
-    shop = _workshop(config, device, environment, source, compiles=compiles, to_launch=to_launch)
+    shop = _workshop(config, device, environment, source, compiles=compiles, launches=machine.launches)
     reached, steps = conversions.steps(given, wanted, path, shop)
     if not reached:
         raise PlanError(
@@ -272,7 +274,7 @@ def _workshop(
     source: model_source.Source,
     *,
     compiles: bool,
-    to_launch: bool,
+    launches: bool,
 ) -> Workshop:
     """What conversions are made from; `compiles` says that the device's own compiler may be one of them."""
     conf = config.model
@@ -281,7 +283,7 @@ def _workshop(
         from launcher.planning.compiler import BinaryCompilerAdapter  # not at the top: every launch would wait for it
 
         compiler = BinaryCompilerAdapter(config.device.sdk)
-    if compiler and to_launch and (missing := compiler.missing(environment)):
+    if compiler and launches and (missing := compiler.missing(environment)):
         raise ResourceError(missing)
     return Workshop(
         cache=cache_root(),
@@ -301,14 +303,14 @@ def _workshop(
     )
 
 
-def _library(config: LaunchConfig, device: Device, model: Model, to_launch: bool) -> Mapping[str, Any]:
+def _library(config: LaunchConfig, device: Device, model: Model, machine: Machine) -> Mapping[str, Any]:
     """The closed runtime that runs the model, as native.py in the serving process reads it."""
     if config.device.sdk is None:
         return {}
     from launcher.planning.library import RuntimeDeclaration
 
     runtime = RuntimeDeclaration(config.device.sdk)
-    if to_launch:
+    if machine.launches:
         runtime.check_there()
     return runtime.given(device, model.outputs)
 

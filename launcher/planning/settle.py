@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,11 +10,10 @@ from engines.base import Capabilities, ConfigError, PlanError
 from launcher import registry
 from launcher.config import model_source
 from launcher.config.cache import compose
-from launcher.config.schema import EngineConf, LaunchConfig
+from launcher.config.schema import DeviceConf, EngineConf, LaunchConfig
 from launcher.config.validate import check
-from launcher.deployments.ledger import Ledger
-from launcher.paths import state_root
-from launcher.planning import assignment, conversions, policy, runtime_choice
+from launcher.planning import conversions, policy, runtime_choice
+from launcher.planning.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +26,14 @@ class Settled:
     config_dir: str | None = None
 
 
-def settle(overrides: Sequence[str], config_dir: str | None = None) -> Settled:
+def settle(overrides: Sequence[str], machine: Machine, config_dir: str | None = None) -> Settled:
     """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
     config = compose(overrides, config_dir)
     check(config)
     reasons: list[str] = []
     if "auto" in (config.engine.name, config.device.kind):
-        config, reasons = _decide(config, overrides, config_dir)
-    config, why = _runtime(config, overrides, config_dir)
+        config, reasons = _decide(config, overrides, config_dir, machine)
+    config, why = _runtime(config, overrides, config_dir, machine)
     reasons += why
     if (sdk := config.device.sdk) and sdk.simulated:
         reasons.append(f"device={config.device.kind} is simulated ({sdk.label}): this processor computes in its place")
@@ -45,12 +43,12 @@ def settle(overrides: Sequence[str], config_dir: str | None = None) -> Settled:
         config.fit = "keep"
     # What the model wants beats the engine's defaults, and what the user says beats both.
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
-    config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said)
+    config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said, machine)
     return Settled(config, tuple(reasons), tuple(overrides), config_dir)
 
 
 def _runtime(
-    config: LaunchConfig, overrides: Sequence[str], config_dir: str | None
+    config: LaunchConfig, overrides: Sequence[str], config_dir: str | None, machine: Machine
 ) -> tuple[LaunchConfig, Sequence[str]]:
     """The config with a runtime in which nothing says `auto`, and why it is that. Raises `PlanError`."""
     engine = registry.engine(config.engine.name)
@@ -62,7 +60,7 @@ def _runtime(
     if len(able) == 1:
         name, reasons = able[0], []
     else:
-        name, why = runtime_choice.choose(config, engine)
+        name, why = runtime_choice.choose(config, engine, machine)
         reasons = [why]
     if name == runtime_choice.DOCKER:  # it has keys of its own
         others = [item for item in overrides if not item.startswith("runtime=")]
@@ -71,21 +69,23 @@ def _runtime(
     return config, reasons
 
 
-def _key_from_environment(engine: EngineConf, asked: bool) -> str | None:
+def _key_from_environment(engine: EngineConf, asked: bool, machine: Machine) -> str | None:
     variable = engine.api_key_env
-    key = os.environ.get(variable) if variable else None
+    key = machine.variables.get(variable) if variable else None
     if asked and variable and not key:
         raise ConfigError(f"engine.api_key_env={variable}, but that variable is not set; set it, or leave the key out")
     return key
 
 
-def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | None) -> tuple[LaunchConfig, list[str]]:
+def _decide(
+    config: LaunchConfig, overrides: Sequence[str], config_dir: str | None, machine: Machine
+) -> tuple[LaunchConfig, list[str]]:
     reasons: list[str] = []
     names = registry.names("engine") if config.engine.name == "auto" else [config.engine.name]
     able = {name: registry.engine_class(name).capabilities for name in names}
     kind, task = config.device.kind, config.model.task
     if kind == "auto":
-        kind, why = policy.choose_device(_devices(config), able, task, config.policy.goal)
+        kind, why = policy.choose_device(_devices(config, machine), able, task, config.policy.goal)
         reasons.append(why)
     if config.engine.name == "auto":
         given = model_source.format_of(config.model.source, config.model.format)
@@ -102,18 +102,17 @@ def _decide(config: LaunchConfig, overrides: Sequence[str], config_dir: str | No
     return config, reasons
 
 
-def _devices(config: LaunchConfig) -> list[policy.Device]:
-    """What this machine has free, the best kind first."""
-    ledger = Ledger(state_root())
-    return [_device_of(kind, ledger, config.device.share) for kind in config.policy.devices]
+def _devices(config: LaunchConfig, machine: Machine) -> list[policy.Device]:
+    """Return the kinds of devices that the policy names, the best first, each with why it cannot be had."""
+    return [_device_of(kind, machine, config.device.share) for kind in config.policy.devices]
 
 
-def _device_of(kind: str, ledger: Ledger, share: bool) -> policy.Device:
+def _device_of(kind: str, machine: Machine, share: bool) -> policy.Device:
     plugin = registry.device(kind)
-    found = plugin.detect()
+    found = machine.devices(DeviceConf(kind))
     if not found:
         return policy.Device(kind, policy.ABSENT)
-    in_use = assignment.in_use(plugin, found, ledger, share)
+    in_use = machine.in_use(plugin, found, share)
     busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
     made_for = plugin.capability(found[0].attributes.get("product")).optimized_for
     return policy.Device(kind, f"is in use by {busy}" if busy else "", made_for)

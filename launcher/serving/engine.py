@@ -18,10 +18,9 @@ from launcher import registry
 from launcher.config import declared_device, model_source
 from launcher.config.compose import normalized, options, quoted
 from launcher.config.schema import LaunchConfig
-from launcher.deployments.ledger import Ledger
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
-from launcher.paths import state_root
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
 from launcher.prepare.steps import prepare, prepare_model, render_files
@@ -40,7 +39,9 @@ def launch(*overrides: str, config_dir: str | None = None, progress: Progress | 
 
     Raises `ConfigError` or `PlanError` at once where the overrides are wrong.
     """
-    return ServingEngine(settle(normalized(overrides), config_dir), progress or Progress(quiet=True))
+    return ServingEngine(
+        settle(normalized(overrides), this_machine(launches=True), config_dir), progress or Progress(quiet=True)
+    )
 
 
 class ServingEngine(Client):
@@ -50,14 +51,22 @@ class ServingEngine(Client):
     """
 
     def __init__(
-        self, settled: Settled, progress: Progress, spawned: Spawned | None = None, *, detached: bool = False
+        self,
+        settled: Settled,
+        progress: Progress,
+        spawned: Spawned | None = None,
+        *,
+        machine: Machine | None = None,
+        detached: bool = False,
     ) -> None:
+        """`spawned` and `machine` are for the first start, where they are at hand already."""
         self._settled = settled
         self._detached = detached  #: it outlives this process once it has been started
         self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
         self.stop_asked = False
         self._spawned = spawned
+        self._machine = machine
         self._engine: Engine | None = None
         self._plan: LaunchPlan | None = None
         self._target: Target | None = None
@@ -91,10 +100,11 @@ class ServingEngine(Client):
 
     def _hand_over(self, spawned: Spawned) -> Supervised:
         """Resolve, plan, claim and prepare; the supervisor has its orders when this returns."""
-        ledger, options = Ledger(state_root()), dataclasses.asdict(self.config.engine)
+        machine, self._machine = self._machine or this_machine(launches=True), None  # each is looked at for one start
+        options = dataclasses.asdict(self.config.engine)
 
         def choose() -> tuple[LaunchPlan, tuple[int, ...]]:
-            self._engine, spec = resolve(self.config, ledger, to_launch=True)
+            self._engine, spec = resolve(self.config, machine)
             self._plan = self._engine.plan(spec)
             ours = self.config.supervise.metrics_port
             return self._plan, (*spec.ports, *([ours] if ours else []))
@@ -107,7 +117,7 @@ class ServingEngine(Client):
 
         return hand_over(
             spawned,
-            ledger,
+            machine.ledger,
             choose,
             make,
             self.config.supervise,
@@ -140,7 +150,7 @@ class ServingEngine(Client):
         """
         was_running = self.is_running
         kept = [item for item in self._settled.overrides if not item.lstrip("+").startswith(("model=", "model."))]
-        settled = settle([*kept, *model_overrides(model)], self._settled.config_dir)
+        settled = settle([*kept, *model_overrides(model)], this_machine(launches=True), self._settled.config_dir)
         if self._supervised is not None:
             self.stop()
         self._settled = settled
@@ -253,7 +263,7 @@ class ServingEngine(Client):
         return Path(plan.model_archive)
 
     def _planned(self) -> LaunchPlan:
-        engine, spec = resolve(self.config, Ledger(state_root()), to_launch=False)
+        engine, spec = resolve(self.config, this_machine())
         return engine.plan(spec)
 
     # ------------------------------------------------------------------------------------------------- asking it

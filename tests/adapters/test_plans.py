@@ -19,6 +19,7 @@ from launcher.deployments.ledger import Ledger
 from launcher.devices.base import GIB, Resource
 from launcher.devices.declared import Declared
 from launcher.devices.pim import Pim
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from tests.vendor_npu import BIAS, CONFIG_DIR, SIGNATURE, WEIGHT, sdk, weights
@@ -30,8 +31,8 @@ def source(vendor: Path, tmp_path: Path) -> str:  # noqa: ARG001  (installed)
 
 
 def plan_of(tmp_path: Path, *overrides: str, to_launch: bool = False, replacing: str | None = None) -> LaunchPlan:
-    settled = settle([*overrides, "model.id=linear"], CONFIG_DIR)
-    engine, spec = resolve(settled.config, Ledger(tmp_path / "state", replacing), to_launch=to_launch)
+    settled = settle([*overrides, "model.id=linear"], this_machine(), CONFIG_DIR)
+    engine, spec = resolve(settled.config, Machine(Ledger(tmp_path / "state", replacing), launches=to_launch))
     return engine.plan(spec)
 
 
@@ -51,7 +52,7 @@ def test_a_device_that_yaml_declares_is_planned_like_any(tmp_path: Path, source:
 
 
 def test_auto_takes_an_engine_that_runs_libraries(source: str) -> None:
-    settled = settle(["device=acme", source, *SIGNATURE], CONFIG_DIR)
+    settled = settle(["device=acme", source, *SIGNATURE], this_machine(), CONFIG_DIR)
 
     assert settled.config.engine.name == "triton"
     assert settled.reasons[0].startswith("engine=auto → triton (reads npu on npu, which safetensors is converted to; ")
@@ -179,7 +180,7 @@ def test_simulated_pim_is_called_simulated_everywhere(
 ) -> None:
     words = ["device=pim-simulator", source, *SIGNATURE, "model.id=gemv"]
 
-    assert settle(words, CONFIG_DIR).reasons[-1] == (
+    assert settle(words, this_machine(), CONFIG_DIR).reasons[-1] == (
         "device=pim is simulated (simulated PIM rank): this processor computes in its place"
     )
     plan = plan_of(tmp_path, *words)
@@ -201,7 +202,7 @@ def test_simulated_ranks_are_as_many_as_are_asked_for_and_tagged() -> None:
 def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Path, source: str) -> None:
     """A runtime of the user's own, on UPMEM's ranks: no simulation, so the plugin looks for /dev/dpu_rank*."""
     words = ("engine=triton", "device=pim-simulator", "device.sdk.simulated=false", source, *SIGNATURE)
-    conf = settle(words, CONFIG_DIR).config.device
+    conf = settle(words, this_machine(), CONFIG_DIR).config.device
 
     assert isinstance(declared_device.plugin(conf), Pim)
     with pytest.raises(ResourceError, match=r"no PIM device found: looked for UPMEM ranks /dev/dpu_rank0"):
@@ -210,7 +211,7 @@ def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Pa
 
 def test_without_a_runtime_pim_serves_nothing() -> None:
     with pytest.raises(PlanError, match="no engine can use device=pim"):
-        settle(["device=pim"])
+        settle(["device=pim"], this_machine())
     assert isinstance(declared_device.plugin(DeviceConf("pim")), Pim)
 
 
@@ -228,9 +229,13 @@ def test_the_example_of_the_page_for_vendors_plans(tmp_path: Path) -> None:
     (tmp_path / "device/acme.yaml").write_text(example)
     (tmp_path / "net.onnx").touch()
     words = [f"model.source=file:{tmp_path}/net.onnx", "device=acme", "device.assume=ACME-1", "engine=triton"]
-    settled = settle(normalized([*words, *SIGNATURE, "model.id=net", "model.build.npu.level=3"]), str(tmp_path))
+    settled = settle(
+        normalized([*words, *SIGNATURE, "model.id=net", "model.build.npu.level=3"]),
+        this_machine(),
+        str(tmp_path),
+    )
 
-    engine, spec = resolve(settled.config, Ledger(tmp_path / "state"), to_launch=False)
+    engine, spec = resolve(settled.config, Machine(Ledger(tmp_path / "state")))
     plan = engine.plan(spec)
 
     (step,) = plan.builds

@@ -17,6 +17,7 @@ from launcher.cli import main
 from launcher.config.compose import compose, normalized, options
 from launcher.deployments.ledger import Ledger
 from launcher.gateway.composing import composed
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 
@@ -44,7 +45,7 @@ UNUSABLE = [kind for kind in registry.names("device") if kind not in {kind for _
 
 
 def resolved(tmp_path: Path, *overrides: str) -> tuple[Engine, ServeSpec]:
-    return resolve(settle(overrides).config, Ledger(tmp_path / "state"), to_launch=False)
+    return resolve(settle(overrides, this_machine()).config, Machine(Ledger(tmp_path / "state")))
 
 
 def check(tmp_path: Path, *overrides: str) -> LaunchPlan:

@@ -15,6 +15,7 @@ import requests
 from engines.base import Device, Environment, HttpCheck, Model, PlanError, ServeSpec, TensorSpec
 from engines.triton import Options, Triton
 from launcher.deployments.ledger import Ledger
+from launcher.planning.machine import Machine
 from launcher.planning.resolve import resolve
 from launcher.prepare.steps import render_files
 from launcher.serving.config import ServingConfig, create_serving_engine
@@ -280,7 +281,7 @@ def test_a_repository_is_made_for_a_triton_of_ones_own(tmp_path: Path) -> None:
 
     assert not engine.is_running
     assert {"config.pbtxt", "1"} == {entry.name for entry in (repository / "net").iterdir()}
-    plan = Triton().plan(resolve(engine.config, Ledger(tmp_path / "state"), to_launch=False)[1])
+    plan = Triton().plan(resolve(engine.config, Machine(Ledger(tmp_path / "state")))[1])
     render_files({}, plan.links, tmp_path)  # pytriton's wheel has the stub of each Python beside its backends
     words = [word.replace(plan.run_dir, str(tmp_path)) for word in plan.argv]
     http = plan.endpoints.http

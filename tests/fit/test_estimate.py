@@ -17,6 +17,7 @@ from launcher.deployments.ledger import Ledger
 from launcher.fit import estimate
 from launcher.fit.estimate import Question
 from launcher.fit.model_facts import ModelFacts
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 
@@ -28,7 +29,7 @@ LLAMA_8B = ModelFacts(
 
 
 def spec_of(tmp_path: Path, *overrides: str) -> ServeSpec:
-    return resolve(settle(overrides).config, Ledger(tmp_path / "state"), to_launch=False)[1]
+    return resolve(settle(overrides, this_machine()).config, Machine(Ledger(tmp_path / "state")))[1]
 
 
 def refusal(tmp_path: Path, *overrides: str) -> str:
@@ -121,7 +122,7 @@ def test_what_vllm_reported_of_llama_3_8b_on_an_h100() -> None:
     """vllm-project/vllm pull request 10511: 14.96 GiB of weights, 1.26 of activations with 8192 tokens at once, 0.9 of
     79.22 GiB to use, and 53.29 GiB left for the KV cache after 1.79 that is not torch's."""
     vllm = registry.engine("vllm")
-    settled = settle(["engine=vllm", "device=gpu", H100, "model=llama3-8b"]).config
+    settled = settle(["engine=vllm", "device=gpu", H100, "model=llama3-8b"], this_machine()).config
     options = {key: getattr(settled.engine, key) for key in ("gpu_memory_utilization", "nodes", "max_num_seqs")}
     device = Device("gpu", product="NVIDIA H100 80GB HBM3", memory_bytes=int(79.22 * GIB))
     model = spec_model("llama3-8b")

@@ -10,7 +10,8 @@ import pytest
 
 from engines.base import ResourceError
 from launcher.devices.base import Resource
-from launcher.planning.assignment import choose, taken
+from launcher.planning.assignment import choose
+from launcher.planning.machine import taken
 
 
 def devices(*attributes: Mapping[str, Any]) -> tuple[Resource, ...]:

@@ -17,7 +17,8 @@ from launcher.cli import plan_text
 from launcher.cli.main import run
 from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
-from launcher.planning import containers, runtime_choice
+from launcher.planning import containers
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 from launcher.runtimes import docker_request
@@ -26,8 +27,8 @@ from tests.supervision import free_port
 
 
 def plan_of(tmp_path: Path, *overrides: str) -> LaunchPlan:
-    config = settle(normalized([*overrides, "runtime=docker"])).config
-    engine, spec = resolve(config, Ledger(tmp_path / "state"), to_launch=False)
+    config = settle(normalized([*overrides, "runtime=docker"]), this_machine()).config
+    engine, spec = resolve(config, Machine(Ledger(tmp_path / "state")))
     return engine.plan(spec)
 
 
@@ -135,8 +136,8 @@ def test_torchserves_control_ports_are_published_on_loopback_alone(tmp_path: Pat
 
 
 def test_a_port_that_is_not_the_api_stays_on_loopback_wherever_the_api_is(tmp_path: Path) -> None:
-    config = settle(["engine=triton", "device=cpu", "runtime=docker"]).config
-    engine, spec = resolve(config, Ledger(tmp_path / "state"), to_launch=False)
+    config = settle(["engine=triton", "device=cpu", "runtime=docker"], this_machine()).config
+    engine, spec = resolve(config, Machine(Ledger(tmp_path / "state")))
 
     container = engine.plan(dataclasses.replace(spec, published="10.0.0.1")).container
     assert container is not None
@@ -313,7 +314,7 @@ def test_secrets_are_named_and_not_shown(tmp_path: Path) -> None:
 
 
 def chosen(*overrides: str) -> tuple[str, str]:
-    settled = settle(normalized(overrides))
+    settled = settle(normalized(overrides), this_machine())
     return settled.config.runtime.name, settled.reasons[-1]
 
 
@@ -322,7 +323,11 @@ def test_auto_is_a_process_where_the_engine_can_run(monkeypatch: pytest.MonkeyPa
 
     assert chosen("engine=triton", "device=cpu") == ("process", "runtime=auto → process (triton can run here)")
     assert (
-        settle(["engine=remote", "device=remote", "engine.url=http://a/v1", "model=remote", "model.id=a"]).reasons == ()
+        settle(
+            ["engine=remote", "device=remote", "engine.url=http://a/v1", "model=remote", "model.id=a"],
+            this_machine(),
+        ).reasons
+        == ()
     )
 
 
@@ -331,7 +336,7 @@ def test_auto_is_docker_where_it_cannot_and_a_daemon_answers(monkeypatch: pytest
     words = ("engine=triton", "device=gpu", "engine.backend=vllm", "model=llama3-8b")
 
     assert chosen(*words) == ("docker", "runtime=auto → docker (there is no program tritonserver here; a daemon)")
-    monkeypatch.setattr(runtime_choice, "_loads", lambda _: False)
+    monkeypatch.setattr(Machine, "has_library", lambda *_: False)
     name, why = chosen("engine=llamacpp", "device=cpu")
     assert (name, why) == ("docker", "runtime=auto → docker (llamacpp needs libgomp.so.1, which is not here; a daemon)")
 

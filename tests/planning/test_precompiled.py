@@ -9,6 +9,7 @@ import pytest
 
 from engines.base import Environment, PlanError
 from launcher.deployments.ledger import Ledger
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.precompiled import check
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
@@ -79,4 +80,4 @@ def test_a_launch_of_one_is_refused_while_it_is_planned(tmp_path: Path, engine: 
     words = [f"engine={engine}", "device=rbln", f"model.source=file:{folder}", "model.id=m"]
 
     with pytest.raises(PlanError, match=r"was compiled by optimum-rbln 0\.10\.3, but .* serves with 0\.12\.0"):
-        resolve(settle(words).config, Ledger(tmp_path / "state"), to_launch=False)
+        resolve(settle(words, this_machine()).config, Machine(Ledger(tmp_path / "state")))

@@ -8,12 +8,13 @@ import pytest
 
 from engines.base import ConfigError, PlanError, RequestError, ServeSpec
 from launcher.deployments.ledger import Ledger
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle
 
 
 def spec_of(tmp_path: Path, *overrides: str) -> ServeSpec:
-    return resolve(settle(overrides).config, Ledger(tmp_path / "state"), to_launch=False)[1]
+    return resolve(settle(overrides, this_machine()).config, Machine(Ledger(tmp_path / "state")))[1]
 
 
 def test_a_key_comes_from_the_variable_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,12 +29,12 @@ def test_a_variable_that_is_named_and_not_set_is_an_error(monkeypatch: pytest.Mo
     monkeypatch.delenv("MY_KEY", raising=False)
 
     with pytest.raises(ConfigError, match=r"engine\.api_key_env=MY_KEY, but that variable is not set"):
-        settle(["engine=llamacpp", "engine.api_key_env=MY_KEY"])
+        settle(["engine=llamacpp", "engine.api_key_env=MY_KEY"], this_machine())
 
 
 def test_a_runtime_that_the_engine_cannot_use_is_refused() -> None:
     with pytest.raises(PlanError, match="engine=llamacpp cannot use runtime=none; it can use: process"):
-        settle(["engine=llamacpp", "runtime=none"])
+        settle(["engine=llamacpp", "runtime=none"], this_machine())
 
 
 def test_a_product_describes_hardware_that_is_not_here(tmp_path: Path) -> None:

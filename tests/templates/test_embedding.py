@@ -12,6 +12,7 @@ from embedding import Recipe
 
 from launcher.paths import cache_root
 from launcher.planning import environments
+from launcher.planning.machine import this_machine
 from launcher.planning.settle import settle
 from launcher.prepare.environments import ensure
 from launcher.progress import Progress
@@ -100,7 +101,7 @@ print(json.dumps({name: pool(states, mask).tolist() for name, pool in _POOLINGS.
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_padding_is_in_no_vector() -> None:
-    converter = settle(["engine=triton", "device=cpu"]).config.builders["convert"]
+    converter = settle(["engine=triton", "device=cpu"], this_machine()).config.builders["convert"]
     environment = environments.describe("convert", "managed", converter, cache_root())
     ensure(environment, Progress(quiet=True))
     templates = Path(__file__).parents[2] / "templates/models"
