@@ -96,12 +96,12 @@ def version(path: Path) -> tuple[int, int] | None:
     return now.st_mtime_ns, now.st_ino
 
 
-def open_lock(path: Path, *, create: bool = True) -> TextIO:
+def open_lock(path: Path) -> TextIO:
     """Open `path` to lock it. A link is not followed, and a FIFO keeps nobody waiting.
 
     Raises `OSError` where it cannot be opened, and `DeploymentError` where something else lies in its place.
     """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT
     try:
         descriptor = os.open(path, flags, 0o666)
     except OSError as exc:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +58,149 @@ def test_no_engine_imports_a_module_of_another(module: str) -> None:
     others = [name for name in imported(MODULES[module]) if owner(name) not in (None, owner(module))]
 
     assert others == []
+
+
+#: The picture of ARCHITECTURE.md: the rooms that each room of launcher/ may import. Everybody may import the root.
+ROOMS: dict[str, set[str]] = {
+    "cli": {"gateway", "serving", "planning", "fit", "prepare", "deployments", "config", "supervise", "runtimes",
+            "devices"},
+    "gateway": {"serving", "deployments", "config", "supervise"},
+    "serving": {"planning", "prepare", "deployments", "config", "supervise"},
+    "planning": {"fit", "deployments", "config", "runtimes", "devices"},
+    "prepare": {"config", "runtimes", "devices"},
+    "fit": {"config"},
+    "deployments": {"supervise", "runtimes"},
+    "config": {"devices"},
+    "supervise": {"runtimes", "devices"},
+    "runtimes": set(),
+    "devices": set(),
+}  # fmt: skip
+#: Modules of the root that lead into rooms: the program, the Python surface, and the plugins by name.
+DOORS = {"__init__": {"serving"}, "__main__": {"cli"}, "registry": {"runtimes", "devices"}}
+
+
+def graph() -> dict[str, set[str]]:
+    """Every module of launcher and engines, and those of them that it imports, inside functions too."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for top in ("launcher", "engines")
+        for file in (ROOT / top).rglob("*.py")
+    }
+    packages = {"launcher", *(f"launcher.{name}" for name in ROOMS)}  # their names are those of modules in them
+    return {
+        name: {found for found in imported(file) if found in files and found not in packages} - {name}
+        for name, file in files.items()
+    }
+
+
+def room(module: str) -> str:
+    """The folder of launcher/ that `module` is in; empty for the root's own modules and for engines."""
+    top, _, rest = module.partition(".")
+    return found if top == "launcher" and (found := rest.partition(".")[0]) in ROOMS else ""
+
+
+def test_the_rooms_are_those_of_the_picture() -> None:
+    folders = {path.parent.name for path in (ROOT / "launcher").glob("*/__init__.py")}
+
+    assert folders == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_what_the_picture_allows(name: str) -> None:
+    arrows = {
+        (module, found)
+        for module, imports in graph().items() if room(module) == name
+        for found in imports if room(found) not in {"", name, *ROOMS[name]}
+    }  # fmt: skip
+
+    assert arrows == set()
+
+
+def test_the_root_leads_into_rooms_by_its_doors_alone() -> None:
+    arrows = {
+        (module, found)
+        for module, imports in graph().items() if module.startswith("launcher") and not room(module)
+        for found in imports if room(found) and room(found) not in DOORS.get(module.partition(".")[2] or "__init__", ())
+    }  # fmt: skip
+
+    assert arrows == set()
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    left = graph()
+    while free := {name for name, imports in left.items() if not imports & left.keys()}:
+        left = {name: imports for name, imports in left.items() if name not in free}
+    # What is left is in a circle, or imports one; what nobody of them imports is in none.
+    while outer := left.keys() - {found for imports in left.values() for found in imports}:
+        left = {name: imports for name, imports in left.items() if name not in outer}
+
+    assert left == {}
+
+
+def loaded_rooms(module: str) -> set[str]:
+    """The rooms of launcher/ that are loaded in a new interpreter after `module` was imported."""
+    code = f"import sys, {module}\nprint(*(name for name in sys.modules if name.startswith('launcher.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {room(name) for name in done.stdout.split()} - {""}
+
+
+def test_a_supervisor_loads_neither_config_nor_planner_nor_anything_of_its_owner() -> None:
+    assert loaded_rooms("launcher.supervise.supervisor") == {"supervise", "runtimes"}
+
+
+def test_the_gateway_loads_no_planner() -> None:
+    assert loaded_rooms("launcher.gateway.main") & {"cli", "planning", "prepare", "fit"} == set()
+
+
+#: Plans each of its arguments, and prints what had effects. A process of its own: an audit hook cannot be removed.
+PLANS = """
+import json, os, sys
+from launcher.config.compose import normalized
+from launcher.planning.machine import this_machine
+from launcher.planning.resolve import resolve
+from launcher.planning.settle import settle
+
+EFFECTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.mkdir",
+           "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown", "os.truncate",
+           "shutil.")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+seen, watching = [], False
+
+def hook(event, args):
+    if watching and (event.startswith(EFFECTS) or (event == "open" and isinstance(args[2], int) and args[2] & WRITES)):
+        seen.append(f"{event} {args[0]}")
+
+def plan(words):
+    machine = this_machine()
+    engine, spec = resolve(settle(normalized(words), machine).config, machine)
+    return engine.plan(spec)
+
+sys.addaudithook(hook)
+for line in sys.argv[1:]:
+    plan(line.split())  # composing keeps its result, and is no part of planning
+    watching = True
+    plan(line.split())
+    watching = False
+print(json.dumps(seen))
+"""
+
+
+def test_planning_writes_nothing_and_starts_nothing() -> None:
+    plans = [
+        "engine=llamacpp device=cpu",
+        "engine=triton device=cpu runtime=docker",
+        "engine=vllm device=gpu device.assume=H100 model=llama3-8b runtime=process",
+        "engine=triton device=rbln device.assume=RBLN-CA25 device.count=4 model=llama3-8b",
+        "engine=furiosa device=furiosa model=llama3-8b runtime=process",
+        "engine=torchserve device=cpu model=minilm",
+        "engine=remote device=remote engine.url=http://a/v1 model=remote model.id=a",
+    ]
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+
+    done = subprocess.run([sys.executable, "-c", PLANS, *plans], capture_output=True, text=True, check=False, env=env)
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == []
 
 
 @pytest.mark.parametrize("code", ["", "assert launcher.cli.main.run(['--help']) == 0"])

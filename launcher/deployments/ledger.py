@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchError
+from engines.files import opened
 from launcher import bounded_json, dataclass_json, trees
 from launcher.atomic import open_lock, write_text
 from launcher.deployments import holders
@@ -336,11 +337,11 @@ def _wait_for(lock: TextIO, path: Path) -> None:
 
 def _is_locked(file: Path) -> bool:
     try:
-        with open_lock(file, create=False) as lock:
+        with opened(os.fspath(file)) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, DeploymentError):  # no lock, or something in its place that nobody can have
+    except OSError:  # no lock, or something in its place that nobody can have
         return False
     return False
 

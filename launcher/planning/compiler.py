@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, ConfigError, Environment, PrepareError
 from launcher.commands import search_path
 from launcher.config.sdk import SdkConf
+from launcher.devices.host import ask
 from launcher.inheritance import inherited
 
 if TYPE_CHECKING:
@@ -117,19 +118,13 @@ class BinaryCompilerAdapter:
         return pattern
 
     def _ask(self, path: str) -> str:
-        import os
-
         argv = self._conf.version_argv
         env = {**inherited(os.environ), **self._env, **self._conf.env, "PATH": path}
         program = shutil.which(argv[0], path=path) or argv[0]
-        try:
-            done = subprocess.run(
-                [program, *argv[1:]], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", timeout=_PROBE_TIMEOUT_S, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise PrepareError(f"{_WHERE}.version_argv={argv}: {exc}") from exc
-        return done.stdout
+        said = ask([program, *argv[1:]], _PROBE_TIMEOUT_S, env)
+        if said.failed:
+            raise PrepareError(f"{_WHERE}.version_argv={argv}: {said.failed}")
+        return said.out.decode(errors="replace")
 
 
 def _filled(text: str, words: Mapping[str, Any], key: str) -> str:

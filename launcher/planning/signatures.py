@@ -1,16 +1,16 @@
-"""The signature of a tensor model: declared, or read from a file that says it; and arrays checked against it."""
+"""The signature of a tensor model: declared, or read from a file that says it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.base import ConfigError, InferenceError, TensorSpec
+from engines.base import ConfigError, TensorSpec
 from launcher.config.schema import ModelConf, TensorConf
 
 if TYPE_CHECKING:
-    import numpy
+    pass
 
 Signature = tuple[TensorSpec, ...]
 
@@ -45,38 +45,6 @@ def of(conf: ModelConf, model_format: str, file: Path) -> tuple[Signature, Signa
             f"them, such as {_EXAMPLE}"
         )
     return _of_onnx(conf.id, file)
-
-
-def example(spec: TensorSpec) -> numpy.ndarray[Any, Any]:
-    """Zeros that fit `spec`; any size is 1."""
-    import numpy
-
-    return numpy.zeros([max(size, 1) for size in spec.shape], spec.dtype)
-
-
-def checked(inputs: Mapping[str, Any], expected: Signature) -> dict[str, numpy.ndarray[Any, Any]]:
-    """`inputs` as arrays, in the model's order. Raises `InferenceError` that shows the whole signature."""
-    import numpy
-
-    signature = f"the model takes {{{', '.join(map(str, expected))}}}"
-    names = [spec.name for spec in expected]
-    if missing := [name for name in names if name not in inputs]:
-        raise InferenceError(f"input {missing[0]!r} is missing; {signature}")
-    if unknown := [name for name in inputs if name not in names]:
-        raise InferenceError(f"unknown input {unknown[0]!r}; {signature}")
-    arrays = {}
-    for spec in expected:
-        array = numpy.asarray(inputs[spec.name])
-        if array.dtype != numpy.dtype(spec.dtype):
-            raise InferenceError(f"input {spec.name!r} is {array.dtype}; {signature}")
-        if not _fits(array.shape, spec.shape):
-            raise InferenceError(f"input {spec.name!r} has shape {list(array.shape)}; {signature}")
-        arrays[spec.name] = array
-    return arrays
-
-
-def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
-    return len(shape) == len(wanted) and all(want in (-1, have) for have, want in zip(shape, wanted, strict=True))
 
 
 def _declared(key: str, tensors: Sequence[TensorConf]) -> Signature:

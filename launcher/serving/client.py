@@ -23,7 +23,7 @@ from engines.base import (
     Tensors,
     Vector,
 )
-from launcher.planning import signatures
+from launcher.serving.tensors import checked
 from launcher.supervise import probes
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class Client(ABC):
         if sampling:
             raise InferenceError(f"sampling option {next(iter(sampling))!r} means nothing to a tensor model")
         self._demand_task("tensor", "arrays by name")
-        request = TensorRequest(signatures.checked(inputs, self._connected().plan.model.inputs))
+        request = TensorRequest(checked(inputs, self._connected().plan.model.inputs))
         (answer,) = cast("Iterator[Tensors]", self._ask(request))
         return dict(answer.values)
 

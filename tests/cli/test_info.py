@@ -178,4 +178,4 @@ def test_words_that_it_does_not_know_are_refused() -> None:
 def test_it_loads_nothing_heavy() -> None:
     heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "psutil", "rich", "torch"}
 
-    assert heavy & loaded_by("from launcher import info\nassert info.gather()") == set()
+    assert heavy & loaded_by("from launcher.cli import info\nassert info.gather()") == set()

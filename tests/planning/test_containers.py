@@ -179,7 +179,8 @@ def test_gpus_are_requested_and_seen_under_their_new_numbers(tmp_path: Path) -> 
 
 
 def test_npus_are_given_by_their_nodes_or_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("engine=vllm", "device=rbln", "device.assume=RBLN-CA25", "device.count=4", "model=llama3-8b")
+    words = ("engine=vllm", "device=rbln", "device.assume=RBLN-CA25", "device.count=4", "model=llama3-8b",
+             f"port={free_port()}")  # the free ones may be others at the next look  # fmt: skip
     nodes = container_of(tmp_path, *words)
 
     assert nodes.nodes == ("/dev/rbln0", "/dev/rbln1", "/dev/rbln2", "/dev/rbln3", "/dev/rsd0")

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from engines.base import ConfigError, InferenceError, TensorSpec
 from launcher.config.schema import ModelConf, TensorConf
 from launcher.planning import signatures
+from launcher.serving.tensors import checked
 
 INPUTS = (TensorSpec("x", "float32", (-1, 3)), TensorSpec("mask", "bool", (2,)))
 
@@ -86,7 +87,7 @@ def test_other_tasks_have_no_signature() -> None:
 def test_fitting_arrays_pass_in_the_models_order() -> None:
     x, mask = numpy.ones((5, 3), "float32"), numpy.array([True, False])
 
-    assert [(name, array.tolist()) for name, array in signatures.checked({"mask": mask, "x": x}, INPUTS).items()] == [
+    assert [(name, array.tolist()) for name, array in checked({"mask": mask, "x": x}, INPUTS).items()] == [
         ("x", x.tolist()),
         ("mask", [True, False]),
     ]
@@ -104,6 +105,6 @@ def test_fitting_arrays_pass_in_the_models_order() -> None:
 )
 def test_what_does_not_fit_is_refused_with_the_whole_signature(inputs: dict[str, Any], words: str) -> None:
     with pytest.raises(InferenceError) as caught:
-        signatures.checked(inputs, INPUTS)
+        checked(inputs, INPUTS)
 
     assert str(caught.value) == f"{words}; the model takes {{x: float32[any, 3], mask: bool[2]}}"

@@ -37,7 +37,7 @@ _BUILDER = """
 import sys
 from pathlib import Path
 from tests.prepare.test_artifacts import slow_step
-from launcher.planning.conversions import run
+from launcher.prepare.builds import run
 from launcher.progress import Progress
 class Said(Progress):
     def detail(self, text):
