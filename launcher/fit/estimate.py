@@ -24,7 +24,7 @@ _CHOICES = ("auto", "keep", "off")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class FitRequest:
     """One model, one engine, devices of one kind."""
 
     model: str  #: its name
@@ -54,75 +54,77 @@ def check_choice(value: str) -> None:
         raise PlanError(f"fit={value!r} is not known; use {', '.join(_CHOICES)}")
 
 
-def answer(ask: Question) -> Fit | None:
+def choose(request: FitRequest) -> Fit | None:
     """The first count on which the model fits, else a shorter context; None where too little is known.
 
     Raises `PlanError` with each part of the estimate and the nearest settings that fit.
     """
-    wanted = ask.use.context_length
-    check_heads(ask)
-    for count in ask.counts:
-        memory = estimate(ask, count, wanted)
+    wanted = request.use.context_length
+    check_heads(request)
+    for count in request.counts:
+        memory = estimate(request, count, wanted)
         if memory is None:
             return None
-        if not _too_much(ask, memory, wanted):
-            return Fit(count, wanted, memory, tuple(_count_notes(ask, count, memory)))
-    count = ask.counts[0] if ask.published else ask.counts[-1]
-    memory = estimate(ask, count, wanted)
+        if not _too_much(request, memory, wanted):
+            return Fit(count, wanted, memory, tuple(_count_notes(request, count, memory)))
+    count = request.counts[0] if request.published else request.counts[-1]
+    memory = estimate(request, count, wanted)
     assert memory is not None
-    if ask.published:
-        note = f"{count} × {_product(ask)} as published for {ask.model}, though the estimate is {_parts(memory)}"
+    if request.published:
+        note = (
+            f"{count} × {_product(request)} as published for {request.model}, though the estimate is {_parts(memory)}"
+        )
         return Fit(count, wanted, memory, (note,))
-    length = longest(ask, count)
-    if ask.shorten and length >= min(_SHORTEST, wanted):
-        memory = estimate(ask, count, length)
+    length = longest(request, count)
+    if request.shorten and length >= min(_SHORTEST, wanted):
+        memory = estimate(request, count, length)
         assert memory is not None
-        return Fit(count, length, memory, (_shorter(ask, count, length), *_count_notes(ask, count, memory)))
-    raise PlanError(_refusal(ask, count, memory))
+        return Fit(count, length, memory, (_shorter(request, count, length), *_count_notes(request, count, memory)))
+    raise PlanError(_refusal(request, count, memory))
 
 
-def compiled(ask: Question, *, given: bool) -> Fit:
+def compiled(request: FitRequest, *, given: bool) -> Fit:
     """A folder that was compiled for a number of devices gets these. Raises `PlanError` where others were asked for."""
-    count = ask.facts.num_devices or 1
-    if given and ask.device.count != count:
+    count = request.facts.num_devices or 1
+    if given and request.device.count != count:
         raise PlanError(
-            f"{ask.model} was compiled for {count} devices, but device.count={ask.device.count}; "
+            f"{request.model} was compiled for {count} devices, but device.count={request.device.count}; "
             f"use device.count={count}, or compile it again"
         )
-    return Fit(count, ask.use.context_length)
+    return Fit(count, request.use.context_length)
 
 
-def estimate(ask: Question, count: int, context: int) -> Memory | None:
+def estimate(request: FitRequest, count: int, context: int) -> Memory | None:
     """What each of `count` devices must hold; None where the weights or the cache are not known."""
-    use, facts = ask.use, ask.facts
-    if ask.device.memory_bytes is None or not {use.weights_dtype, use.kv_dtype} <= BITS.keys():
+    use, facts = request.use, request.facts
+    if request.device.memory_bytes is None or not {use.weights_dtype, use.kv_dtype} <= BITS.keys():
         return None
     weights = facts.weights(use.weights_dtype, as_stored=use.as_stored)
-    cache = _cache(ask, context)
+    cache = _cache(request, context)
     if weights is None or cache is None:
         return None
     alone = count * use.nodes // use.replicas <= 1
-    usable = int(ask.device.memory_bytes * use.usable) - use.reserved_bytes
+    usable = int(request.device.memory_bytes * use.usable) - use.reserved_bytes
     return Memory(
         weights=-(-weights * use.copies // _parts_of_weights(use, count)),
         kv_cache=-(-cache // _parts_of_cache(use, facts, count)),
-        activations=_activations(ask),
+        activations=_activations(request),
         overhead=use.overhead_bytes + (0 if alone else use.link_bytes),
         usable=usable,
     )
 
 
-def fits(ask: Question, count: int, context: int) -> bool:
-    memory = estimate(ask, count, context)
-    return memory is not None and not _too_much(ask, memory, context)
+def fits(request: FitRequest, count: int, context: int) -> bool:
+    memory = estimate(request, count, context)
+    return memory is not None and not _too_much(request, memory, context)
 
 
-def longest(ask: Question, count: int) -> int:
+def longest(request: FitRequest, count: int) -> int:
     """The longest context, in steps of 256, that fits on `count` devices; 0 where none does."""
-    low, high = 0, ask.use.context_length // _STEP
+    low, high = 0, request.use.context_length // _STEP
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(ask, count, middle * _STEP) else (low, middle - 1)
+        low, high = (middle, high) if fits(request, count, middle * _STEP) else (low, middle - 1)
     return low * _STEP
 
 
@@ -139,14 +141,14 @@ def counts(use: MemoryUse, facts: ModelFacts, most: int) -> Iterator[int]:
             yield count
 
 
-def check_heads(ask: Question) -> None:
+def check_heads(request: FitRequest) -> None:
     """Raises `PlanError` where the attention heads cannot be shared out equally over the first count."""
-    count, facts, use = ask.counts[0], ask.facts, ask.use
+    count, facts, use = request.counts[0], request.facts, request.use
     if use.spread != "heads" or _shares_heads(use, facts, count):
         return
     able = [number for number in range(1, count) if _shares_heads(use, facts, number)]
     raise PlanError(
-        f"{ask.model} has {facts.heads} attention heads and {facts.kv_heads} of keys and values, which "
+        f"{request.model} has {facts.heads} attention heads and {facts.kv_heads} of keys and values, which "
         f"{count} devices cannot share equally; use device.count={able[-1]}"
     )
 
@@ -173,45 +175,49 @@ def _parts_of_cache(use: MemoryUse, facts: ModelFacts, count: int) -> int:
     return min(max(1, parts // use.stages), most) * use.stages
 
 
-def _cache(ask: Question, context: int) -> int | None:
-    if ask.use.kv_pool_bytes is not None:
-        return ask.use.kv_pool_bytes
-    one = 0 if ask.use.sequences == 0 else ask.facts.kv_cache(context, ask.use.kv_dtype)
-    return None if one is None else one * ask.use.sequences
+def _cache(request: FitRequest, context: int) -> int | None:
+    if request.use.kv_pool_bytes is not None:
+        return request.use.kv_pool_bytes
+    one = 0 if request.use.sequences == 0 else request.facts.kv_cache(context, request.use.kv_dtype)
+    return None if one is None else one * request.use.sequences
 
 
-def _activations(ask: Question) -> int:
+def _activations(request: FitRequest) -> int:
     """Of one step through one layer, and the logits after the last; 0 of what is not known."""
-    use, facts = ask.use, ask.facts
+    use, facts = request.use, request.facts
     layer = 3 * (facts.intermediate or 0) + 4 * (facts.hidden or 0)
     dtype = use.weights_dtype if BITS[use.weights_dtype] >= 16 else "bfloat16"
     return size(use.tokens_at_once * layer, dtype) + size(use.logits_at_once * (facts.vocab or 0), "float32")
 
 
-def _too_much(ask: Question, memory: Memory, context: int) -> bool:
-    return memory.needed > memory.usable or not _pool_holds(ask, context)
+def _too_much(request: FitRequest, memory: Memory, context: int) -> bool:
+    return memory.needed > memory.usable or not _pool_holds(request, context)
 
 
-def _pool_holds(ask: Question, context: int) -> bool:
+def _pool_holds(request: FitRequest, context: int) -> bool:
     """Whether a cache of fixed size has room for what it must."""
-    if ask.use.kv_pool_bytes is None:
+    if request.use.kv_pool_bytes is None:
         return True
-    one = ask.facts.kv_cache(context, ask.use.kv_dtype)
-    return one is None or one * ask.use.sequences <= ask.use.kv_pool_bytes
+    one = request.facts.kv_cache(context, request.use.kv_dtype)
+    return one is None or one * request.use.sequences <= request.use.kv_pool_bytes
 
 
-def _count_notes(ask: Question, count: int, memory: Memory) -> Iterator[str]:
-    if ask.published:
-        fewer = next((n for n in counts(ask.use, ask.facts, count) if fits(ask, n, ask.use.context_length)), count)
+def _count_notes(request: FitRequest, count: int, memory: Memory) -> Iterator[str]:
+    if request.published:
+        fewer = next(
+            (n for n in counts(request.use, request.facts, count) if fits(request, n, request.use.context_length)),
+            count,
+        )
         if fewer < count:
             yield (
-                f"{count} × {_product(ask)} as published for {ask.model}; by the estimate it would fit on {fewer} "
-                f"(device.count={fewer})"
+                f"{count} × {_product(request)} as published for {request.model}; by the estimate it would fit on "
+                f"{fewer} (device.count={fewer})"
             )
-    elif len(ask.counts) > 1 and count > ask.counts[0]:
-        yield f"device.count={count}: {ask.model} does not fit on fewer ({_parts(memory)} on each)"
-    if ask.in_use and memory.needed > memory.usable - ask.in_use:
-        yield f"{ask.model} needs {gib(memory.needed)}, and of {gib(memory.usable)} {gib(ask.in_use)} is in use now"
+    elif len(request.counts) > 1 and count > request.counts[0]:
+        yield f"device.count={count}: {request.model} does not fit on fewer ({_parts(memory)} on each)"
+    if request.in_use and memory.needed > memory.usable - request.in_use:
+        in_use = f"of {gib(memory.usable)} {gib(request.in_use)} is in use now"
+        yield f"{request.model} needs {gib(memory.needed)}, and {in_use}"
 
 
 # ------------------------------------------------------------------------------------------------------------- in words
@@ -227,63 +233,70 @@ class Way:
     use: MemoryUse
 
 
-def nearest(ask: Question, count: int) -> Iterator[Way]:
+def nearest(request: FitRequest, count: int) -> Iterator[Way]:
     """The settings nearest to what was asked that fit, one of each kind."""
-    use, wanted = ask.use, ask.use.context_length
-    if length := longest(ask, count):
+    use, wanted = request.use, request.use.context_length
+    if length := longest(request, count):
         yield Way(f"{use.context_key}={length}", count, length, use)
-    for more in counts(use, ask.facts, _MOST_DEVICES):
-        if more > count and fits(ask, more, wanted):
+    for more in counts(use, request.facts, _MOST_DEVICES):
+        if more > count and fits(request, more, wanted):
             yield Way(f"device.count={more}", more, wanted, use)
             break
-    for words, other in _other_uses(ask):
-        if fits(dataclasses.replace(ask, use=other), count, wanted):
+    for words, other in _other_uses(request):
+        if fits(dataclasses.replace(request, use=other), count, wanted):
             yield Way(words, count, wanted, other)
 
 
-def _other_uses(ask: Question) -> Iterator[tuple[str, MemoryUse]]:
-    use, wanted = ask.use, ask.use.context_length
-    if not _pool_holds(ask, wanted):
-        pool = (ask.facts.kv_cache(wanted, use.kv_dtype) or 0) * use.sequences
+def _other_uses(request: FitRequest) -> Iterator[tuple[str, MemoryUse]]:
+    use, wanted = request.use, request.use.context_length
+    if not _pool_holds(request, wanted):
+        pool = (request.facts.kv_cache(wanted, use.kv_dtype) or 0) * use.sequences
         yield f"{use.kv_pool_key}={pool}", dataclasses.replace(use, kv_pool_bytes=pool)
-    if ask.device.kind == "gpu" and not use.as_stored and ask.facts.parameters and BITS[use.weights_dtype] >= 16:
-        weights = ask.facts.weights("int4") or 0
+    if (
+        request.device.kind == "gpu"
+        and not use.as_stored
+        and request.facts.parameters
+        and BITS[use.weights_dtype] >= 16
+    ):
+        weights = request.facts.weights("int4") or 0
         yield (
             f"a model quantized to 4 bits (about {gib(weights)} of weights)",
             dataclasses.replace(use, weights_dtype="int4"),
         )
 
 
-def _refusal(ask: Question, count: int, memory: Memory) -> str:
-    said = f"{ask.model} does not fit on {_where(ask, count)}"
+def _refusal(request: FitRequest, count: int, memory: Memory) -> str:
+    said = f"{request.model} does not fit on {_where(request, count)}"
     if memory.needed > memory.usable:
         each = " of each" if count > 1 else ""
         said += f": it needs {gib(memory.needed)}{each} ({_parts(memory)}) and may use {gib(memory.usable)}"
-        said += f" ({ask.use.usable_key}={ask.use.usable})" if ask.use.usable < 1 else ""
+        said += f" ({request.use.usable_key}={request.use.usable})" if request.use.usable < 1 else ""
     else:
-        one = (ask.facts.kv_cache(ask.use.context_length, ask.use.kv_dtype) or 0) * ask.use.sequences
-        said += f": {ask.use.context_length} tokens need a KV cache of {gib(one)}, and it has {gib(memory.kv_cache)}"
-    ways = ", or ".join(way.words for way in nearest(ask, count))
+        one = (request.facts.kv_cache(request.use.context_length, request.use.kv_dtype) or 0) * request.use.sequences
+        said += (
+            f": {request.use.context_length} tokens need a KV cache of {gib(one)}, and it has {gib(memory.kv_cache)}"
+        )
+    ways = ", or ".join(way.words for way in nearest(request, count))
     return f"{said}; {f'what fits: {ways}' if ways else 'no shorter context and no more devices make it fit'}"
 
 
-def _shorter(ask: Question, count: int, length: int) -> str:
-    held = _where(ask, count)
-    if not _pool_holds(ask, ask.use.context_length):
-        held = f"the KV cache ({ask.use.kv_pool_key}={ask.use.kv_pool_bytes})"
-    return f"{ask.use.context_key}={length}, not {ask.use.context_length}: longer does not fit into {held}"
+def _shorter(request: FitRequest, count: int, length: int) -> str:
+    held = _where(request, count)
+    if not _pool_holds(request, request.use.context_length):
+        held = f"the KV cache ({request.use.kv_pool_key}={request.use.kv_pool_bytes})"
+    return f"{request.use.context_key}={length}, not {request.use.context_length}: longer does not fit into {held}"
 
 
-def _where(ask: Question, count: int) -> str:
-    memory = ask.device.memory_bytes or 0
-    if ask.device.kind == "cpu":
-        used = f", of which {gib(ask.in_use)} is in use now" if ask.in_use else ""
+def _where(request: FitRequest, count: int) -> str:
+    memory = request.device.memory_bytes or 0
+    if request.device.kind == "cpu":
+        used = f", of which {gib(request.in_use)} is in use now" if request.in_use else ""
         return f"this machine's processor, with {gib(memory)} for this process{used}"
-    return f"{count} × {_product(ask)} with {gib(memory)}{' each' if count > 1 else ''}"
+    return f"{count} × {_product(request)} with {gib(memory)}{' each' if count > 1 else ''}"
 
 
-def _product(ask: Question) -> str:
-    return ask.device.product or ask.device.kind
+def _product(request: FitRequest) -> str:
+    return request.device.product or request.device.kind
 
 
 def _parts(memory: Memory) -> str:

@@ -11,7 +11,7 @@ from launcher.config import model_source
 from launcher.config.schema import LaunchConfig
 from launcher.devices.base import Resource
 from launcher.fit import estimate, model_facts
-from launcher.fit.estimate import Fit, Question
+from launcher.fit.estimate import Fit, FitRequest
 from launcher.paths import cache_root
 
 
@@ -39,7 +39,7 @@ def choose(
         return None, (unknown,)
     asked = bool(config.device.count or config.device.ids or wanted)
     published = not asked and "num_devices" in config.model.build.get(device.kind, {})
-    ask = Question(
+    request = FitRequest(
         model=model.id,
         engine=engine.name,
         facts=facts,
@@ -52,9 +52,9 @@ def choose(
         in_use=_in_use(found) if device.kind == "cpu" else 0,
     )
     if facts.num_devices:
-        return estimate.compiled(ask, given=asked), ()
-    answer = estimate.answer(ask)
-    return answer, answer.notes if answer else (unknown,)
+        return estimate.compiled(request, given=asked), ()
+    chosen = estimate.choose(request)
+    return chosen, chosen.notes if chosen else (unknown,)
 
 
 def _bare_model(config: LaunchConfig) -> Model:

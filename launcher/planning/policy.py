@@ -13,11 +13,11 @@ ABSENT = "there is none here"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A kind of device as far as a choice depends on it; `missing` says in words why it cannot be had."""
+    """A kind of device as far as a choice depends on it."""
 
     kind: str
-    missing: str = ""  #: `ABSENT`, or such as "is in use by deployment 'a'"
-    made_for: Collection[str] = ()  #: goals
+    unavailable_because: str = ""  #: `ABSENT`, or such as "is in use by deployment 'a'"
+    optimized_for: Collection[str] = ()  #: goals
 
 
 def choose_device(
@@ -28,17 +28,19 @@ def choose_device(
     `devices` has the best kind first; those that are made for the `goal` come before the others. `engines` has those
     that may be used.
     """
-    ranked = sorted(devices, key=lambda device: goal not in device.made_for) if goal else list(devices)
+    ranked = sorted(devices, key=lambda device: goal not in device.optimized_for) if goal else list(devices)
     able = [device for device in ranked if any(task in can.tasks(device.kind) for can in engines.values())]
     for device in able:
-        if not device.missing:
-            why = [f"made for {goal}"] if goal in device.made_for else []
+        if not device.unavailable_because:
+            why = [f"made for {goal}"] if goal in device.optimized_for else []
             why += _passed(ranked[: ranked.index(device)], engines)
             return device.kind, f"device=auto → {device.kind}{_in_brackets(why)}"
     if len(engines) == 1 and able:  # a plan can be made all the same, and a launch says what it has looked for
         (name,) = engines
-        return able[0].kind, f"device=auto → {able[0].kind} (the best that {name} can use; {able[0].missing})"
-    found = ", ".join(device.kind for device in devices if not device.missing)
+        return able[
+            0
+        ].kind, f"device=auto → {able[0].kind} (the best that {name} can use; {able[0].unavailable_because})"
+    found = ", ".join(device.kind for device in devices if not device.unavailable_because)
     for_task = "" if task == "generate" else f" for model.task={task}"
     raise PlanError(f"no device of this machine ({found}) can be used by engine {_or(engines)}{for_task}")
 
@@ -89,7 +91,7 @@ def _passed(devices: Sequence[Device], engines: Mapping[str, Capabilities]) -> l
     """Why those of `devices` were not taken; several with the same reason share it."""
     whys: dict[str, list[str]] = {}
     for device in devices:
-        why = device.missing or f"cannot be used by {_or(engines)}"
+        why = device.unavailable_because or f"cannot be used by {_or(engines)}"
         whys.setdefault(why, []).append(device.kind)
     return [
         f"no {', '.join(kinds)} here" if why == ABSENT else f"{', '.join(kinds)} {why}" for why, kinds in whys.items()

@@ -114,8 +114,8 @@ def _device_of(kind: str, machine: Machine, share: bool) -> policy.Device:
         return policy.Device(kind, policy.ABSENT)
     in_use = machine.in_use(plugin, found, share)
     busy = ", ".join(dict.fromkeys(in_use.values())) if len(in_use) == len(found) else ""
-    made_for = plugin.capability(found[0].attributes.get("product")).optimized_for
-    return policy.Device(kind, f"is in use by {busy}" if busy else "", made_for)
+    optimized_for = plugin.capability(found[0].attributes.get("product")).optimized_for
+    return policy.Device(kind, f"is in use by {busy}" if busy else "", optimized_for)
 
 
 def _with_library(can: Capabilities, kind: str, reads: Sequence[str]) -> Capabilities:

@@ -15,7 +15,7 @@ from engines.base import Device, MemoryUse, PlanError, ServeSpec
 from launcher import registry
 from launcher.deployments.ledger import Ledger
 from launcher.fit import estimate
-from launcher.fit.estimate import Question
+from launcher.fit.estimate import FitRequest
 from launcher.fit.model_facts import ModelFacts
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
@@ -38,12 +38,12 @@ def refusal(tmp_path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def asked(memory_gib: float = 24, **changes: Any) -> Question:
+def asked(memory_gib: float = 24, **changes: Any) -> FitRequest:
     """Llama 3 8B on one GPU, by an engine that takes nothing for itself."""
     use = MemoryUse(8192, spread="heads", tokens_at_once=0, logits_at_once=0)
     use = dataclasses.replace(use, **changes.pop("use", {}))
     device = Device("gpu", product="G", memory_bytes=int(memory_gib * GIB))
-    return dataclasses.replace(Question("m", "e", LLAMA_8B, use, device, counts=(1,)), **changes)
+    return dataclasses.replace(FitRequest("m", "e", LLAMA_8B, use, device, counts=(1,)), **changes)
 
 
 # ---------------------------------------------------------------------------------------------------- published sizes
@@ -149,7 +149,7 @@ def spec_model(name: str) -> Any:
 
 
 def test_as_few_devices_as_hold_it_are_taken() -> None:
-    found = estimate.answer(asked(7.5, counts=(1, 2, 4, 8)))
+    found = estimate.choose(asked(7.5, counts=(1, 2, 4, 8)))
 
     assert found is not None
     assert found.count == 4
@@ -157,22 +157,22 @@ def test_as_few_devices_as_hold_it_are_taken() -> None:
 
 
 def test_a_context_that_nobody_asked_for_is_shortened_and_said_so() -> None:
-    found = estimate.answer(asked(15.5, shorten=True))
+    found = estimate.choose(asked(15.5, shorten=True))
 
     assert found is not None
     assert (found.count, found.context_length) == (1, 4352)
     assert found.notes == ("model.context_length=4352, not 8192: longer does not fit into 1 × G with 15.5 GiB",)
     with pytest.raises(PlanError, match=r"what fits: model\.context_length=4352, or device\.count=2"):
-        estimate.answer(asked(15.5))
+        estimate.choose(asked(15.5))
 
 
 def test_a_context_that_is_hardly_one_is_a_refusal() -> None:
     with pytest.raises(PlanError, match=r"what fits: model\.context_length=256, or device\.count=2"):
-        estimate.answer(asked(15, shorten=True))
+        estimate.choose(asked(15, shorten=True))
 
 
 def test_what_is_published_is_believed_and_the_estimate_is_said() -> None:
-    found = estimate.answer(asked(3, counts=(4,), published=True))
+    found = estimate.choose(asked(3, counts=(4,), published=True))
 
     assert found is not None
     assert found.count == 4
@@ -184,7 +184,7 @@ def test_heads_that_cannot_be_shared_equally_are_refused() -> None:
 
     with pytest.raises(PlanError, match=r"m has 14 attention heads and 2 of keys and values, which 4 devices cannot "
                                         r"share equally; use device\.count=2"):  # fmt: skip
-        estimate.answer(asked(facts=facts, counts=(4,)))
+        estimate.choose(asked(facts=facts, counts=(4,)))
     assert list(estimate.counts(asked().use, facts, 16)) == [1, 2]
     assert list(estimate.counts(MemoryUse(1, spread="layers"), facts, 5)) == [1, 2, 3, 4, 5]
     assert list(estimate.counts(MemoryUse(1, spread="any"), facts, 9)) == [1, 2, 4, 8]
@@ -222,7 +222,7 @@ def test_a_cache_of_fixed_size_must_hold_the_context() -> None:
 
     with pytest.raises(PlanError, match=r"8192 tokens need a KV cache of 1\.0 GiB, and it has 512 MiB; what fits: "
                                         r"model\.context_length=4096, or engine\.pool=1073741824"):  # fmt: skip
-        estimate.answer(asked(use=pool))
+        estimate.choose(asked(use=pool))
 
 
 @pytest.mark.parametrize(
@@ -237,17 +237,17 @@ def test_a_cache_of_fixed_size_must_hold_the_context() -> None:
     ],
 )
 def test_of_what_is_not_known_nothing_is_claimed(changes: dict[str, Any]) -> None:
-    assert estimate.answer(asked(0.001, **changes)) is None
+    assert estimate.choose(asked(0.001, **changes)) is None
 
 
 def test_memory_that_others_have_is_said() -> None:
     ask = asked(20, device=Device("cpu", memory_bytes=20 * GIB), in_use=8 * GIB)
-    found = estimate.answer(ask)
+    found = estimate.choose(ask)
 
     assert found is not None
     assert found.notes == ("m needs 16.0 GiB, and of 20.0 GiB 8.0 GiB is in use now",)
     with pytest.raises(PlanError, match=r"processor, with 10\.0 GiB for this process, of which 8\.0 GiB is in use now"):
-        estimate.answer(dataclasses.replace(ask, device=Device("cpu", memory_bytes=10 * GIB)))
+        estimate.choose(dataclasses.replace(ask, device=Device("cpu", memory_bytes=10 * GIB)))
 
 
 # --------------------------------------------------------------------------------------------------- through resolve
@@ -337,7 +337,7 @@ USES = st.builds(
     tokens_at_once=st.integers(1, 8192),
 )
 QUESTIONS = st.builds(
-    Question,
+    FitRequest,
     model=st.just("m"),
     engine=st.just("e"),
     facts=FACTS,
@@ -349,7 +349,7 @@ QUESTIONS = st.builds(
 
 
 @given(QUESTIONS, st.integers(1, 200_000), st.integers(0, 200_000), st.sampled_from([1, 2, 4, 8]))
-def test_more_context_never_needs_less(ask: Question, context: int, more: int, count: int) -> None:
+def test_more_context_never_needs_less(ask: FitRequest, context: int, more: int, count: int) -> None:
     one, other = estimate.estimate(ask, count, context), estimate.estimate(ask, count, context + more)
     assert one is not None
     assert other is not None
@@ -359,7 +359,7 @@ def test_more_context_never_needs_less(ask: Question, context: int, more: int, c
 
 
 @given(QUESTIONS, st.integers(1, 200_000), st.sampled_from([1, 2, 4, 8]))
-def test_more_devices_never_need_more_of_each(ask: Question, context: int, count: int) -> None:
+def test_more_devices_never_need_more_of_each(ask: FitRequest, context: int, count: int) -> None:
     one, other = estimate.estimate(ask, count, context), estimate.estimate(ask, 2 * count, context)
     assert one is not None
     assert other is not None
@@ -368,11 +368,11 @@ def test_more_devices_never_need_more_of_each(ask: Question, context: int, count
 
 
 @given(QUESTIONS, st.integers(1, 16))
-def test_what_is_chosen_fits_and_what_a_refusal_names_fits_too(ask: Question, most: int) -> None:
+def test_what_is_chosen_fits_and_what_a_refusal_names_fits_too(ask: FitRequest, most: int) -> None:
     ask = dataclasses.replace(ask, counts=tuple(estimate.counts(ask.use, ask.facts, most)))
     found, refused = None, ""
     try:
-        found = estimate.answer(ask)
+        found = estimate.choose(ask)
     except PlanError as exc:
         refused = str(exc)
 
@@ -389,7 +389,7 @@ def test_what_is_chosen_fits_and_what_a_refusal_names_fits_too(ask: Question, mo
 
 
 @given(QUESTIONS)
-def test_the_longest_context_that_fits_is_the_longest(ask: Question) -> None:
+def test_the_longest_context_that_fits_is_the_longest(ask: FitRequest) -> None:
     length = estimate.longest(ask, 1)
     assume(length + 256 <= ask.use.context_length)
 

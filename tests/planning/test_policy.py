@@ -20,10 +20,10 @@ DEVICES = ("rbln", "furiosa", "gpu", "pim", "cpu")
 ENGINES = ("llamacpp", "triton")
 
 
-def here(*found: str, busy: str = "", **made_for: tuple[str, ...]) -> list[Device]:
+def here(*found: str, busy: str = "", **optimized_for: tuple[str, ...]) -> list[Device]:
     """The kinds of `DEVICES`, of which this machine has those in `found`, and has `busy` in use."""
     missing = {kind: "" if kind in found else ABSENT for kind in DEVICES} | {busy: "is in use by deployment 'a'"}
-    return [Device(kind, missing[kind], made_for.get(kind, ())) for kind in DEVICES]
+    return [Device(kind, missing[kind], optimized_for.get(kind, ())) for kind in DEVICES]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_device_that_another_deployment_has_is_passed_over_and_that_is_said() 
     )
 
 
-def test_a_goal_puts_the_devices_that_are_made_for_it_first() -> None:
+def test_a_goal_puts_the_devices_that_are_optimized_for_it_first() -> None:
     devices = here("gpu", "cpu", gpu=("throughput",), cpu=("memory",))
 
     assert choose_device(devices, BOTH, goal="memory") == ("cpu", "device=auto → cpu (made for memory)")
