@@ -25,7 +25,7 @@ _HANDLERS = {
     "generate": ("generate_handler.py", (*_TEXT, "hugging_face.py", "language_model.py")),
     "vllm": ("vllm_handler.py", _TEXT),
     "embed": ("embed_handler.py", (*_SHARED, "openai_api.py", "hugging_face.py", "embedding.py")),
-    "tensor": ("tensor_handler.py", (*_SHARED, "hugging_face.py", "tensors.py")),
+    "tensor": ("tensor_handler.py", (*_SHARED, "hugging_face.py", "tensor_model.py", "tensors.py")),
 }
 
 #: requests that vLLM is given at the same time where nothing says how many; it batches them as it can

@@ -34,7 +34,7 @@ _SHARED = ("triton_model.py", "bad_request.py", "hugging_face.py")
 _MODULES = {
     "generate": ("generate.py", (*_SHARED, "decoding.py", "language_model.py")),
     "embed": ("embed.py", (*_SHARED, "embedding.py")),
-    "tensor": ("tensor.py", (*_SHARED, "tensors.py")),
+    "tensor": ("tensor.py", (*_SHARED, "tensor_model.py", "tensors.py")),
 }
 
 

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tensors import Signature, TensorModel
+from tensor_model import Signature, TensorModel
 
 if TYPE_CHECKING:
     import numpy

@@ -22,7 +22,8 @@ import numpy
 from bad_request import BadRequestError
 from decoding import parse_json
 from hugging_face import threads_per_worker
-from tensors import Tensor, load
+from tensor_model import Tensor
+from tensors import load
 from torchserve_worker import JSON, NotThereError, Request, answer_each, end_at_once, loading
 
 NPZ = "application/x-npz"

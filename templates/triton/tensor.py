@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from hugging_face import threads_per_worker
-from tensors import Tensor, load
+from tensor_model import Tensor
+from tensors import load
 from triton_model import end_with_server, error_of, parameters, whole_number
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from native import BinaryRuntimeAdapter, LibraryError, Native
-from tensors import Tensor, load
+from tensor_model import Tensor
+from tensors import load
 
 from engines.base import Device
 from launcher.planning.library import RuntimeDeclaration

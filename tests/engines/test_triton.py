@@ -23,7 +23,7 @@ from tests.supervision import wait_for
 from tests.tensor_models import onnx_model
 
 TEMPLATES = ("generate", "embed", "tensor", "triton_model", "bad_request", "hugging_face", "decoding", "language_model",
-             "embedding", "tensors")  # fmt: skip
+             "embedding", "tensor_model", "tensors")  # fmt: skip
 WHEEL = "/env/lib/python3.11/site-packages/pytriton/tritonserver"
 
 A, B = TensorSpec("A", "float32", (-1, 3)), TensorSpec("B", "bool", (2,))
@@ -165,7 +165,7 @@ def test_tensors_are_those_of_the_signature_and_each_worker_has_its_own_model() 
 
     assert plan.files == {
         "models/m/config.pbtxt": TENSOR_CONFIG,
-        **rendered("tensor", "triton_model", "bad_request", "hugging_face", "tensors"),
+        **rendered("tensor", "triton_model", "bad_request", "hugging_face", "tensor_model", "tensors"),
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from bad_request import BadRequestError
-from tensors import Tensor, TensorModel, load
+from tensor_model import Tensor, TensorModel
+from tensors import load
 
 X, Y = Tensor("x", "float32", (-1, 2)), Tensor("y", "int64", (1,))
 SUM = Tensor("sum", "float32", (-1, 2))
