@@ -72,8 +72,9 @@ class DeviceConf:
     kind: str = MISSING
     ids: list[int] | None = None
     count: int | None = None
-    product: str | None = None  #: what it must be; a plan without hardware assumes it
-    assume: str | None = None  #: plan for this product without looking for it
+    #: the product that the launch is for: a plan describes one without looking for it, a launch takes no other
+    assume: str | None = None
+    product: str | None = None  #: `assume` by its older name, and None once that is settled
     share: bool = False  #: take devices that others use, too
     sdk: SdkConf | None = None  #: a vendor's compiler and runtime that no plugin of ours knows (docs/npu-vendors.md)
 

@@ -64,6 +64,8 @@ def _ports(config: LaunchConfig) -> Iterator[str]:
 
 def _devices(config: LaunchConfig) -> Iterator[str]:
     conf = config.device
+    if conf.product and conf.assume and conf.product != conf.assume:
+        yield f"device.product={conf.product!r} and device.assume={conf.assume!r} are one key; give device.assume alone"
     if conf.count is not None and conf.count < 1:
         yield f"device.count={conf.count} must be at least 1"
     if conf.ids is not None and (not conf.ids or min(conf.ids) < 0 or len(set(conf.ids)) < len(conf.ids)):

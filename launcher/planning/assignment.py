@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from engines.base import ConfigError, Device, ResourceError
 from launcher.config import declared_device
-from launcher.config.schema import LaunchConfig
+from launcher.config.schema import DeviceConf, LaunchConfig
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.planning.machine import Machine
 
@@ -22,74 +21,92 @@ class Choices:
     def __init__(self, config: LaunchConfig, machine: Machine) -> None:
         """Raises `ResourceError` for a launch without such a device, and `ConfigError` for an unknown product."""
         self.plugin = plugin = declared_device.plugin(config.device)
-        self.found = found = machine.devices(config.device)
+        conf = config.device
+        # A mere plan takes a product that is known for granted; one that is simulated is always there.
+        assumed = not machine.launches and not plugin.shared and _meant(conf.assume, plugin.products)
+        self.found = found = () if assumed else machine.devices(conf)
+        self.suitable, self._product = _suitable(conf, plugin, found)
         self._config = config
-        self._conf = conf = dataclasses.replace(
-            config.device,
-            assume=_product_name(plugin, config.device.assume),
-            product=_product_name(plugin, config.device.product),
-        )
         if machine.launches and not found:
-            what = f"device.assume={conf.assume} only describes a device" if conf.assume else f"no {plugin.label} found"
             raise ResourceError(
-                f"{what}: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows the launch without "
-                "one"
+                f"no {plugin.label} found: looked for {plugin.looked_for}; `rmlaunch plan` with the same words shows "
+                "the launch without one"
             )
-        for key, said in (("assume", conf.assume), ("product", conf.product)):
-            if said and said not in plugin.products and (not found or key == "assume"):
-                known = ", ".join(plugin.products) or "none; leave it out"
-                raise ConfigError(f"device.{key}={said!r} is no {plugin.label} that is known; known: {known}")
         # A mere plan takes nothing away from anybody.
-        self._busy = machine.in_use(plugin, found, conf.share) if machine.launches else {}
+        self._busy = machine.in_use(plugin, self.suitable, conf.share) if machine.launches else {}
         kept = machine.ledger.kept_devices(conf.kind)
-        self._kept_first = sorted(found, key=lambda resource: resource.id not in kept)
+        self._kept_first = sorted(self.suitable, key=lambda resource: resource.id not in kept)
 
     def device(self, wanted: int | None) -> Device:
         """Return the devices of a launch; `wanted` is how many, where neither the config nor the model says it.
 
         Raises `ResourceError` where there are not as many free ones.
         """
-        conf, plugin, found = self._conf, self.plugin, self.found
-        ids = _ids(self._config, plugin, self._kept_first, wanted, self._busy)
-        by_id = {resource.id: resource.attributes for resource in found}
-        first: Mapping[str, Any] = by_id.get(ids[0], {}) if found else {}
-        product = first.get("product") if found else conf.assume or conf.product or plugin.assumed_product
-        if conf.product and product not in (None, conf.product):
-            raise ResourceError(
-                f"device.product={conf.product!r}, but {plugin.kind} {ids[0]} of this machine is {product!r}"
-            )
-        memory = first.get("memory_bytes") if found else plugin.products.get(product or "")
+        conf, plugin, found = self._config.device, self.plugin, self.found
+        what = f"{plugin.kind} {self._product}" if len(self.suitable) < len(found) else plugin.kind
+        ids = _ids(self._config, what, self._kept_first, wanted, self._busy)
+        first: Mapping[str, Any] = next((one.attributes for one in self.suitable if one.id == ids[0]), {})
+        product = first.get("product") or self._product or (None if found else plugin.assumed_product)
+        described = plugin.products.get(product or "") if self._product or not found else None
         return Device(
             kind=conf.kind,
             ids=ids,
-            product=product or conf.product,
-            memory_bytes=memory,
+            product=product,
+            memory_bytes=first.get("memory_bytes") or described,
             assumed=not found,
             simulated=conf.sdk is not None and conf.sdk.simulated,
             env=plugin.visible_env(ids, found),
         )
 
 
+def _suitable(
+    conf: DeviceConf, plugin: DevicePlugin, found: Sequence[Resource]
+) -> tuple[tuple[Resource, ...], str | None]:
+    """Return those of `found` that are of the product `device.assume`, and that product; all and None without it.
+
+    A device that does not tell its product is taken for that one. Raises `ResourceError` where all are of others, and
+    `ConfigError` where nobody knows the product.
+    """
+    if (said := conf.assume) is None:
+        return tuple(found), None
+    told = {one.id: one.attributes.get("product") for one in found}
+    here = {name for name in told.values() if name}
+    products = (*plugin.products, *sorted(here - plugin.products.keys()))
+    product = _meant(said, products, here)
+    if product is None:
+        known = ", ".join(products) or "none; leave it out"
+        raise ConfigError(f"device.assume={said!r} is no {plugin.label} that is known; known: {known}")
+    fitting = tuple(one for one in found if told[one.id] in (None, product))
+    if found and not fitting:
+        has = ", ".join(f"{number} is {name!r}" for number, name in told.items())
+        raise ResourceError(f"device.assume={product!r}, but of {plugin.kind} of this machine, {has}")
+    return fitting, product
+
+
 def _ids(
-    config: LaunchConfig, plugin: DevicePlugin, found: Sequence[Resource], wanted: int | None, in_use: Taken
+    config: LaunchConfig, what: str, found: Sequence[Resource], wanted: int | None, in_use: Taken
 ) -> tuple[int, ...]:
     conf = config.device
     published = config.model.build.get(conf.kind, {}).get("num_devices")
     count = conf.count or (len(conf.ids) if conf.ids else wanted or published) or 1
     if not found:
         return tuple(conf.ids or range(count))
-    return choose(plugin.kind, found, in_use, count, conf.ids)
+    return choose(what, found, in_use, count, conf.ids)
 
 
-def _product_name(plugin: DevicePlugin, said: str | None) -> str | None:
-    """The product that `said` is short for, such as RTX3090; `said` itself where it is none, or several."""
-    if said is None or said in plugin.products:
+def _meant(said: str | None, products: Iterable[str], here: Collection[str] = ()) -> str | None:
+    """Return the one of `products` that `said` names, in full or shortened, such as RTX3090; None where it is none.
+
+    Of several it is the one that this machine has, if that is one.
+    """
+    plain = {name: name.replace(" ", "").replace("-", "").lower() for name in products}
+    if said is None or said in plain:
         return said
-    plain = {name: name.replace(" ", "").replace("-", "").lower() for name in plugin.products}
     asked = said.replace(" ", "").replace("-", "").lower()
     near = [name for name, word in plain.items() if asked and word.endswith(asked)]
     near = near or [name for name, word in plain.items() if asked and asked in word]
-    return near[0] if len(near) == 1 else said
+    near = near if len(near) == 1 else [name for name in near if name in here]
+    return near[0] if len(near) == 1 else None
 
 
 def choose(

@@ -25,8 +25,8 @@ def choose(
 ) -> tuple[Fit | None, tuple[str, ...]]:
     """Devices and context on which the model fits, and what to say of it; None where nothing is known.
 
-    `found` is what this machine has of that kind, and `wanted` how many devices the options ask for. Raises `PlanError`
-    where it does not fit.
+    `found` is what this machine has of that kind and product, and `wanted` how many devices the options ask for. Raises
+    `PlanError` where it does not fit.
     """
     estimate.check_choice(config.fit)
     model = _bare_model(config)

@@ -37,9 +37,7 @@ class Machine:
         return other
 
     def devices(self, conf: DeviceConf) -> tuple[Resource, ...]:
-        """Return the devices of the kind that `conf` names or describes; () where they are only to be assumed."""
-        if conf.assume:
-            return ()
+        """Return the devices of the kind that `conf` names or describes."""
         key = repr(conf) if conf.sdk else conf.kind
         if key not in self._found:
             self._found[key] = declared_device.plugin(conf).detect()

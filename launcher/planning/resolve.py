@@ -44,7 +44,7 @@ def resolve(config: LaunchConfig, machine: Machine) -> tuple[Engine, ServeSpec]:
     wanted_count = engine.device_count(kind, options)
     choices = Choices(config, machine)
     found, device = choices.found, choices.device(wanted_count)
-    fit, notes = fitting.choose(config, engine, device, found, wanted_count, options)
+    fit, notes = fitting.choose(config, engine, device, choices.suitable, wanted_count, options)
     if fit and fit.count != device.count:
         device = choices.device(fit.count)
     if fit and fit.context_length < config.model.context_length:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engines.base import Capabilities, ConfigError, PlanError
@@ -33,6 +33,7 @@ def settle(overrides: Sequence[str], machine: Machine, config_dir: str | None = 
     reasons: list[str] = []
     if "auto" in (config.engine.name, config.device.kind):
         config, reasons = _decide(config, overrides, config_dir, machine)
+    reasons += _one_key_for_the_product(config)
     config, why = _runtime(config, overrides, config_dir, machine)
     reasons += why
     if (sdk := config.device.sdk) and sdk.simulated:
@@ -45,6 +46,13 @@ def settle(overrides: Sequence[str], machine: Machine, config_dir: str | None = 
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
     config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said, machine)
     return Settled(config, tuple(reasons), tuple(overrides), config_dir)
+
+
+def _one_key_for_the_product(config: LaunchConfig) -> Iterator[str]:
+    """Take `device.product` for `device.assume`, which it is the older name of, and say so."""
+    if product := config.device.product:
+        config.device.assume, config.device.product = product, None
+        yield f"device.product={product} is taken for device.assume={product}, as that key is called now"
 
 
 def _runtime(

@@ -12,14 +12,16 @@ from engines.base import (
     InferenceError,
     LaunchPlan,
     PlanError,
+    ResourceError,
     Target,
 )
 from launcher import registry
-from launcher.config import declared_device, model_source
+from launcher.config import model_source
 from launcher.config.compose import normalized, options, quoted
 from launcher.config.schema import LaunchConfig
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
+from launcher.planning.assignment import Choices
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
@@ -201,7 +203,11 @@ class ServingEngine(Client):
 
     def is_available(self) -> bool:
         """Whether this machine has the device that it is to run on."""
-        return bool(declared_device.plugin(self.config.device).detect())
+        try:
+            Choices(self.config, this_machine(launches=True))
+        except ResourceError:
+            return False
+        return True
 
     def supported_devices(self) -> tuple[str, ...]:
         """The kinds of devices that the engine can use."""

@@ -137,7 +137,7 @@ def test_a_file_that_is_compiled_already_is_served_as_it_is(tmp_path: Path, vend
         (("model.task=generate",), r"engine=triton on npu cannot do model\.task=generate; it can do: tensor"),
         (("device.sdk.nodes=dev/npu*",), r"device\.sdk\.nodes='dev/npu\*' must be a path with one \*"),
         (("device.sdk.nodes=null",), r"device\.sdk\.nodes is not set, and no plugin finds device\.kind='npu'"),
-        (("device.product=NPU-T9", "device.sdk.nodes=/no/npu*"), "is no Acme NPU that is known; known: NPU-T1"),
+        (("device.assume=NPU-T9", "device.sdk.nodes=/no/npu*"), "is no Acme NPU that is known; known: NPU-T1"),
         (("device.sdk.nods=/x",), r"unknown key 'device\.sdk\.nods'; did you mean 'device\.sdk\.nodes'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -206,7 +206,7 @@ def test_real_ranks_are_found_by_their_plugin_whatever_runs_on_them(tmp_path: Pa
 
     assert isinstance(declared_device.plugin(conf), Pim)
     with pytest.raises(ResourceError, match=r"no PIM device found: looked for UPMEM ranks /dev/dpu_rank0"):
-        plan_of(tmp_path, *words, "device.product=null", to_launch=True)
+        plan_of(tmp_path, *words, to_launch=True)
 
 
 def test_without_a_runtime_pim_serves_nothing() -> None:

@@ -51,7 +51,7 @@ def asked(memory_gib: float = 24, **changes: Any) -> FitRequest:
 
 def test_llama_3_8b_on_4_atom_as_published(tmp_path: Path) -> None:
     """rbln-model-zoo: 8192 tokens, batch 4, on 4 NPUs."""
-    spec = spec_of(tmp_path, "engine=vllm", "device=rbln", "device.product=RBLN-CA25", "model=llama3-8b")
+    spec = spec_of(tmp_path, "engine=vllm", "device=rbln", "device.assume=RBLN-CA25", "model=llama3-8b")
 
     assert spec.device.ids == (0, 1, 2, 3)
     assert spec.memory is not None
@@ -66,7 +66,7 @@ def test_llama_3_8b_on_4_atom_as_published(tmp_path: Path) -> None:
 
 def test_llama_3_8b_on_1_atom_is_refused(tmp_path: Path) -> None:
     """Shown there with 512 tokens alone (unofficial, CA22, SDK 0.11)."""
-    words = ("engine=vllm", "device=rbln", "device.product=RBLN-CA25", "device.count=1", "model=llama3-8b")
+    words = ("engine=vllm", "device=rbln", "device.assume=RBLN-CA25", "device.count=1", "model=llama3-8b")
 
     assert re.fullmatch(
         r"llama3-8b does not fit on 1 × RBLN-CA25 with 16\.0 GiB: it needs 19\.5 GiB \(weights 15\.0 GiB \+ KV cache "
@@ -109,7 +109,7 @@ def test_llama_3_70b_needs_two_of_80_gb_and_has_room_on_four(tmp_path: Path) -> 
 
 
 def test_llama_3_70b_on_one_gpu_of_24_gb_is_refused_with_the_numbers(tmp_path: Path) -> None:
-    said = refusal(tmp_path, "engine=vllm", "device=gpu", "device.product=RTX3090", "model=llama3-70b")
+    said = refusal(tmp_path, "engine=vllm", "device=gpu", "device.assume=RTX3090", "model=llama3-70b")
 
     assert said == (
         "llama3-70b does not fit on 1 × NVIDIA GeForce RTX 3090 with 24.0 GiB: it needs 135.3 GiB (weights 131.4 GiB + "
