@@ -31,9 +31,11 @@ __all__ = [
 _ERRORS = ("InferenceError", "RmLaunchError")
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
 
-    return getattr(import_module("engines.base" if name in _ERRORS else "launcher.serving"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module("engines.base" if name in _ERRORS else "launcher.serving"), name)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["DeviceTarget", "ServingConfig", "ServingEngine", "ServingEngineType", "create_serving_engine", "launch"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "engine" if name in ("ServingEngine", "launch") else "config"
-    return getattr(import_module(f"{__name__}.{home}"), name)
+if not TYPE_CHECKING:  # else a type checker would take every name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = "engine" if name in ("ServingEngine", "launch") else "config"
+        return getattr(import_module(f"{__name__}.{home}"), name)
