@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import re
@@ -40,6 +41,25 @@ def test_the_wheel_holds_every_config_and_template(wheel: Path) -> None:
 
     assert {f"launcher/{name}" for name in tracked} <= packed
     assert not [name for name in packed if name.startswith(("conf/", "templates/", "tests/", "benchmarks/"))]
+
+
+@pytest.mark.timeout(180)
+def test_the_wheel_says_whose_it_is_and_how_it_may_be_used(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        about = email.message_from_bytes(packed.read(name))
+        license_text = packed.read(name.replace("METADATA", "licenses/LICENSE")).decode()
+
+    told = {key: about.get_all(key) for key in ("Name", "License-Expression", "License-File", "Author", "Project-URL")}
+    assert told == {
+        "Name": ["rmlaunch"],
+        "License-Expression": ["MIT"],
+        "License-File": ["LICENSE"],
+        "Author": ["rmlaunch contributors"],
+        "Project-URL": None,
+    }
+    assert license_text == (ROOT / "LICENSE").read_text()
+    assert license_text.startswith("MIT License\n\nCopyright (c) 2026 rmlaunch contributors\n")
 
 
 @pytest.mark.timeout(300)
