@@ -32,6 +32,19 @@ def refusal(*words: str) -> str:
     return error
 
 
+@pytest.mark.parametrize("words", [["--help"], ["plan", "engine=tritn"], ["--cfg"], ["ps"]], ids=" ".join)
+def test_the_package_runs_as_the_command(words: list[str], tmp_path: Path) -> None:
+    """Hydra's own error for --cfg without a value shows the program's name."""
+    script = Path(sys.executable).parent / "rmlaunch"
+    of_both = [
+        subprocess.run([*command, *words], capture_output=True, text=True, timeout=25, check=False, cwd=tmp_path)
+        for command in ([script], [sys.executable, "-m", "launcher"])
+    ]
+
+    by_script, by_module = ((done.returncode, done.stdout, done.stderr) for done in of_both)
+    assert by_module == by_script
+
+
 @pytest.mark.parametrize("verb", [(), ("plan",)])
 def test_an_unknown_engine_names_the_nearest(verb: tuple[str, ...]) -> None:
     known = ", ".join(options("engine"))
