@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+#: written here alone: the build reads it too, and to ask importlib.metadata would take longer than all of this import
+__version__ = "0.2.0"
+
 if TYPE_CHECKING:
     from engines.base import InferenceError as InferenceError
     from engines.base import RmLaunchError as RmLaunchError
@@ -24,6 +27,7 @@ __all__ = [
     "ServingConfig",
     "ServingEngine",
     "ServingEngineType",
+    "__version__",
     "create_serving_engine",
     "launch",
 ]

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from uv import find_uv_bin
 
+from launcher import __version__
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -50,9 +52,10 @@ def test_the_wheel_says_whose_it_is_and_how_it_may_be_used(wheel: Path) -> None:
         about = email.message_from_bytes(packed.read(name))
         license_text = packed.read(name.replace("METADATA", "licenses/LICENSE")).decode()
 
-    told = {key: about.get_all(key) for key in ("Name", "License-Expression", "License-File", "Author", "Project-URL")}
-    assert told == {
+    keys = ("Name", "Version", "License-Expression", "License-File", "Author", "Project-URL")
+    assert {key: about.get_all(key) for key in keys} == {
         "Name": ["rmlaunch"],
+        "Version": [__version__],
         "License-Expression": ["MIT"],
         "License-File": ["LICENSE"],
         "Author": ["rmlaunch contributors"],
@@ -60,6 +63,24 @@ def test_the_wheel_says_whose_it_is_and_how_it_may_be_used(wheel: Path) -> None:
     }
     assert license_text == (ROOT / "LICENSE").read_text()
     assert license_text.startswith("MIT License\n\nCopyright (c) 2026 rmlaunch contributors\n")
+
+
+def test_the_changelog_tells_what_is_in_this_version() -> None:
+    released = re.findall(r"^## \[(\d.*?)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert released[0][0] == __version__
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in released)
+
+
+@pytest.mark.timeout(300)
+def test_the_version_is_had_in_every_way_and_costs_nothing(venv: Path, tmp_path: Path) -> None:
+    python = f"{venv}/bin/python"
+    code = "import launcher, sys; print(launcher.__version__, 'importlib.metadata' in sys.modules)"
+    imported = _run(python, "-c", code, cwd=tmp_path)
+    installed = _run(python, "-c", "from importlib.metadata import version; print(version('rmlaunch'))", cwd=tmp_path)
+
+    assert (imported, installed) == (f"{__version__} False\n", f"{__version__}\n")
+    assert json.loads(_run(f"{venv}/bin/rmlaunch", "info", "--json", cwd=tmp_path))["rmlaunch"] == __version__
 
 
 @pytest.mark.timeout(300)

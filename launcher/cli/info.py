@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import ConfigError, RmLaunchError
-from launcher import procfs, registry
+from launcher import __version__, procfs, registry
 from launcher.cli import inventory
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Survey
@@ -40,7 +40,7 @@ def gather() -> dict[str, Any]:
     ledger = Ledger(state_root())
     made = list(inventory.made_environments(cache_root()))
     return {
-        "rmlaunch": metadata.version("rmlaunch"),
+        "rmlaunch": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
         "state": str(state_root()),
         "cache": str(cache_root()),
