@@ -1,14 +1,14 @@
 # Every task of the project; CI calls these and nothing else.
 #   make run     set up, launch the embedded default on this CPU, ask it a question, stop
 #   make test    set up, run every test, those of the real engines included
-#   make check   lint, types, and the wheel outside the checkout
+#   make check   lint, types, and the wheel outside the checkout; each of them alone: make lint, types, wheel
 #   make faults  strike every engine with every fault, and write docs/faults.md
 #   make bench   the numbers of docs/benchmarks.md, measured beside their peers
 VENV ?= .venv
 PYTHON ?= python3
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup run test check faults bench clean
+.PHONY: setup run test check lint types wheel faults bench clean
 setup: $(VENV)/.done
 
 # What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
@@ -40,10 +40,16 @@ test: setup
 	@test "$$(id -u)" != 0 || { command -v chromedriver && command -v curl; } >/dev/null || { $(APT) chromium chromium-driver curl; }
 	$(VENV)/bin/python -m pytest
 
-check: setup
+check: lint types wheel
+
+lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+types: setup
 	$(VENV)/bin/mypy
+
+wheel: setup
 	$(VENV)/bin/python -m pytest -q tests/test_wheel.py
 
 faults: setup
