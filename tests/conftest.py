@@ -10,10 +10,16 @@ import pytest
 from hypothesis import settings
 
 from tests import dockerd
+from tests.supervision import first_port
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    """Launches that choose ports choose other ones than those of other tests and users."""
+    os.environ["RMLAUNCH_FIRST_PORT"] = str(first_port())
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import random
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,41 @@ from launcher.serving.hand_over import orders_for
 FAKE = Path(__file__).parent / "fakes" / "misbehaving_server.py"
 
 
+#: descriptors of names that no two processes of the machine have at once; they end with the process that has them
+_RESERVED: deque[int] = deque()
+_RESERVED_AT_MOST = 200
+
+
 def free_port() -> int:
-    """Below those that the kernel gives to connections: engines bind theirs seconds later."""
+    """Return a port below those that the kernel gives to connections, since engines bind theirs seconds later; no other
+    run of the tests chooses it meanwhile."""
     while True:
         port = random.randrange(20000, 30000)  # noqa: S311  (no secret)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            _RESERVED.append(reserve(f"port {port}"))
+            if len(_RESERVED) > _RESERVED_AT_MOST:
+                os.close(_RESERVED.popleft())
             return port
+
+
+def first_port() -> int:
+    """Return the first of 50 ports that no other run of the tests has while this process lives."""
+    for port in range(30000, 32750, 50):
+        with contextlib.suppress(OSError):
+            reserve(f"ports from {port}")
+            return port
+    raise AssertionError("55 runs of the tests have all ports from 30000; end some")
+
+
+def reserve(name: str) -> int:
+    """Hold a name in the kernel's table of sockets while the descriptor is open that this returns.
+
+    Raises `OSError` where it is taken.
+    """
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"\0rmlaunch-tests: {name}")
+        return made.detach()
 
 
 def fake_plan(

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.cli.main import run
 from tests.dockerd import BASE
+from tests.supervision import free_port
 from tests.tensor_models import onnx_model
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -38,7 +41,12 @@ SEQUENCE = [
     if command.startswith("curl ") or (command not in PLANS and command.split()[1].isalpha())
 ]
 IN_DOCKER = [command for command in COMMANDS if command not in PLANS and "runtime=docker" in command]
+DEFAULT_PORT = yaml.safe_load((ROOT / "conf/gateway/default.yaml").read_text())["port"]
 LAUNCHES = [command for command in COMMANDS if command not in (*PLANS, *SEQUENCE, *IN_DOCKER)]
+
+
+def test_the_gateway_is_asked_where_it_is_by_default() -> None:
+    assert set(re.findall(r"localhost:(\d+)", README)) == {str(DEFAULT_PORT)}
 
 
 def test_the_first_screen_shows_one_command_and_its_output() -> None:
@@ -82,10 +90,13 @@ def stdout_of(command: str, folder: Path) -> str:
 @pytest.mark.real
 @pytest.mark.timeout(900)
 def test_deployments_are_managed_in_the_order_of_the_readme(tmp_path: Path) -> None:
-    rmlaunch, said = [sys.executable, "-m", "launcher"], {}
+    """But for the gateway's port, which another gateway of this machine may have."""
+    rmlaunch, said, port = [sys.executable, "-m", "launcher"], {}, free_port()
     try:
         for command in SEQUENCE:
-            program, *words = shlex.split(command)
+            program, *words = shlex.split(command.replace(f"localhost:{DEFAULT_PORT}", f"localhost:{port}"))
+            if words[:2] == ["gateway", "up"]:
+                words.append(f"gateway.port={port}")
             whole = [*(rmlaunch if program == "rmlaunch" else [program, "--fail-with-body"]), *words]
             done = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
             assert done.returncode == 0, (command, done.stderr)

@@ -227,7 +227,8 @@ def test_something_in_place_of_the_ledgers_lock_is_one_sentence(ledger: Ledger, 
 # ------------------------------------------------------------------------------------------------------------- ports
 
 
-def test_ports_are_the_first_free_ones_in_order(ledger: Ledger) -> None:
+def test_ports_are_the_first_free_ones_in_order(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RMLAUNCH_FIRST_PORT")
     ports = ledger.choose_ports(LOOPBACK, {"port": None, "grpc_port": None, "metrics_port": None})
 
     assert len(set(ports)) == 3
