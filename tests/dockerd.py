@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -18,13 +19,16 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import TextIO
 
 import docker
 
 from launcher.paths import _xdg
 from launcher.runtimes import docker_daemon
 from launcher.runtimes.docker_daemon import AwayError
+from tests.supervision import reserve
 
 _PR_SET_PDEATHSIG = 1
 _UP_S = 30.0
@@ -116,12 +120,11 @@ def running() -> Iterator[Daemon]:
     folder = Path(tempfile.mkdtemp(prefix="rml-dockerd-"))
     cache = _xdg("XDG_CACHE_HOME", ".cache") / "rmlaunch" / "tests"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "docker.lock").open("w") as lock:
+    with _free_data(cache) as data:
         if _answers(docker_daemon.address()):
             daemon = Daemon(docker_daemon.address(), None, folder)
         else:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the tests has the data folder
-            daemon = Daemon(f"unix://{folder}/docker.sock", cache / "docker", folder)
+            daemon = Daemon(f"unix://{folder}/docker.sock", data, folder)
         try:
             daemon.start()
             if daemon.own:
@@ -132,6 +135,24 @@ def running() -> Iterator[Daemon]:
         finally:
             daemon.stop()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _free_data(cache: Path) -> Iterator[Path]:
+    """The first data folder that no other run of the tests has: a second run waits for none, and makes images anew."""
+    for number in itertools.count(1):
+        data = cache / ("docker" if number == 1 else f"docker-{number}")
+        with data.with_suffix(".lock").open("w") as lock:
+            if _is_ours(lock):
+                yield data
+                return
+
+
+def _is_ours(lock: TextIO) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 def _tidy(daemon: Daemon) -> None:
@@ -149,7 +170,7 @@ def _import_base(daemon: Daemon, cache: Path) -> None:
             words = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", _RELEASE, root]
             made = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
             assert made.returncode == 0, f"debootstrap: {made.stdout[-1000:]}{made.stderr[-1000:]}"
-            partial = archive.with_suffix(".partial")
+            partial = archive.with_suffix(f".{os.getpid()}.partial")
             with tarfile.open(partial, "w") as packed:
                 packed.add(root, ".")
             partial.rename(archive)
@@ -162,9 +183,19 @@ def _bridge() -> str:
     name = f"rml-{os.getpid()}"
     if not Path(f"/sys/class/net/{name}").exists():
         _ip("link", "add", "name", name, "type", "bridge")
-        _ip("address", "add", f"172.31.{os.getpid() % 250}.1/24", "dev", name)
+        _ip("address", "add", f"172.31.{_subnet()}.1/24", "dev", name)
         _ip("link", "set", name, "up")
     return name
+
+
+@cache
+def _subnet() -> int:
+    """The third number of the addresses of this run's network, which no other run's has."""
+    for number in range(250):
+        with contextlib.suppress(OSError):
+            reserve(f"network {number}")
+            return number
+    raise AssertionError("250 runs of the tests have all networks; end some")
 
 
 def _ip(*words: str) -> None:
