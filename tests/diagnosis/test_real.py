@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import pytest
 from engines.base import ExitedBeforeReady
 from launcher import launch
 from tests.faults import traces
+from tests.makers import makers
+from tests.supervision import free_port
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
@@ -67,8 +68,8 @@ def test_the_error_says_why_and_what_to_do_and_nothing_is_left(
 ) -> None:
     (tmp_path / "model").mkdir()
     asked = fault if isinstance(fault, str) else fault(tmp_path / "model")
-    before = traces.shared_memory()
-    serving = launch(f"engine={engine}", "device=cpu", "model=smollm2", asked, f"port={_free_port()}")
+    makers()  # before the server starts
+    serving = launch(f"engine={engine}", "device=cpu", "model=smollm2", asked, f"port={free_port()}")
 
     with pytest.raises(ExitedBeforeReady) as error:
         serving.start()
@@ -79,11 +80,5 @@ def test_the_error_says_why_and_what_to_do_and_nothing_is_left(
     assert others[-1] == "  it ended 1 × before it served"  # and was not tried again in vain
     run_dir, ports = Path(serving.plan.run_dir), [serving.plan.endpoints.http.port]
     assert traces.processes(run_dir) == {}
-    assert traces.taken(ports) + traces.abandoned(before) == []
+    assert traces.taken(ports) + makers().left_by(run_dir) == []
     assert not run_dir.exists()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -21,13 +21,14 @@ from launcher import launch
 from launcher.serving.engine import ServingEngine
 from launcher.supervise.lifecycle import Phase
 from tests import dockerd
-from tests.faults import traces
+from tests.makers import makers
 from tests.supervision import marked_processes, wait_for
 
 # The first start makes an environment and converts the model.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 KEY = "sesame"
+PATIENCE = "supervise.stop_grace_s=60"  # for the answer that is awaited, on a busy machine
 IN_DOCKER = f"runtime=docker runtime.base={dockerd.BASE}"
 ENGINES = [
     f"engine=llamacpp api_key={KEY}",
@@ -50,23 +51,14 @@ def _name(words: str) -> str:
     return "-".join(values)
 
 
-@pytest.fixture(scope="module")
-def litter() -> set[str]:
-    """What other programs have left before."""
-    return traces.shared_memory() | {path.name for path in _folders_of_stubs()}
-
-
 @pytest.fixture(scope="module", params=ENGINES, ids=_name)
-def engine(  # after `litter`
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    litter: set[str],  # noqa: ARG001
-) -> Iterator[ServingEngine]:
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingEngine]:
+    makers()  # before the server starts
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RMLAUNCH_STATE", str(tmp_path_factory.mktemp("state")))
         if IN_DOCKER in request.param:
             patch.setenv("DOCKER_HOST", request.getfixturevalue("docker_daemon").host)
-        with launch(*request.param.split(), "device=cpu", "model=smollm2") as serving:
+        with launch(*request.param.split(), "device=cpu", "model=smollm2", PATIENCE) as serving:
             yield serving
 
 
@@ -298,7 +290,7 @@ def test_a_client_goes_on_after_the_engine_was_killed_and_restarted(engine: Serv
     assert engine.infer("One, two, three,", max_tokens=4) == before
 
 
-def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine, litter: set[str]) -> None:
+def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine) -> None:
     plan = engine.plan
     assert marked_processes(plan.run_dir) != []
     text = "Once upon a time, there was a"
@@ -317,16 +309,9 @@ def test_stop_lets_an_answer_finish_and_leaves_nothing(engine: ServingEngine, li
     assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
     assert marked_processes(plan.run_dir) == []
     assert not Path(plan.run_dir).exists()
-    wait_for(lambda: not traces.abandoned(litter))  # other tests may be ending other engines
-    if plan.engine == "triton":
-        assert {path.name for path in _folders_of_stubs()} <= litter
+    assert makers().left_by(Path(plan.run_dir)) == []
     for endpoint in (plan.endpoints.http, plan.endpoints.grpc):
         if endpoint:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind((endpoint.host, endpoint.port))
-
-
-def _folders_of_stubs() -> list[Path]:
-    """What Triton is known to leave in a place that belongs to nobody."""
-    return list(Path("/tmp").glob("python_env_*"))

@@ -24,6 +24,7 @@ from launcher.supervise.probes import Door, check
 from launcher.supervise.protocol import News
 from tests.faults import traces
 from tests.faults.columns import Column
+from tests.makers import makers
 from tests.supervision import free_port
 
 _SUPERVISE = (
@@ -97,7 +98,7 @@ class Deployment:
         self.folder = state / "deployments" / name
         self.run_dir = self.folder / "run"
         self._temporary = temporary
-        self._shared = traces.shared_memory()
+        makers()  # from now on
         self._env = {
             **os.environ,
             **env,
@@ -131,7 +132,6 @@ class Deployment:
         else:
             words = ["tests.faults.fake", *(("-d",) if detached else ()), f"--name={self.name}"]
             words += [f"--max-crashes={max_crashes}", *([f"--port={port}"] if port else []), "--worker", *options]
-        self._shared = traces.shared_memory()
         return Started(self._popen(*words, *more))
 
     def rmlaunch(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -245,7 +245,7 @@ class Deployment:
         found = [f"pid {pid} ({command})" for (pid, _), command in self.processes().items()]
         found += traces.taken(ports)
         found += [str(folder) for folder in self._temporary.iterdir()]
-        found += traces.abandoned(self._shared)
+        found += makers().left_by(self.run_dir)
         return found + ([str(self.run_dir)] if self.run_dir.exists() else [])
 
     def wait_gone(self, timeout_s: float) -> float:

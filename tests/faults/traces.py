@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil
 
-_SHARED = Path("/dev/shm")
-
 #: a process by pid and start: pids are reused
 Process = tuple[int, float]
 
@@ -46,23 +44,3 @@ def taken(ports: Iterable[int]) -> list[str]:
             except OSError:
                 found.append(f"port {port}")
     return found
-
-
-def shared_memory() -> set[str]:
-    return {entry.name for entry in _SHARED.iterdir()}
-
-
-def abandoned(before: set[str]) -> list[str]:
-    """What is in /dev/shm since `before` and in nobody's hands: the machine may run other engines."""
-    return [f"/dev/shm/{name}" for name in sorted(shared_memory() - before) if not _is_held(name)]
-
-
-def _is_held(name: str) -> bool:
-    path = str(_SHARED / name)
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if path in (process / "maps").read_text():
-                return True
-            if any(str(descriptor.readlink()) == path for descriptor in (process / "fd").iterdir()):
-                return True
-    return False
