@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from launcher.runtimes.base import MARKER
 from launcher.runtimes.procfs import variable
+
+from launcher.runtimes.base import MARKER
 
 SHARED = (Path("/dev/shm"), Path("/tmp"))
 

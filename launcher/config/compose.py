@@ -72,7 +72,7 @@ def normalized(overrides: Sequence[str]) -> list[str]:
     """What a user wrote in Hydra's grammar, so that nobody has to know all of it. Not to be done twice.
 
     A new key of a free-form mapping is written with `++`; a prompt is taken as it is, commas and brackets too, unless
-    it is quoted for Hydra already.
+    it is quoted for Hydra already; a model's source may have a `!`.
     """
     return [_for_hydra(item) for item in overrides]
 
@@ -82,6 +82,8 @@ def _for_hydra(item: str) -> str:
     if FREE_FORM.match(key):
         return f"++{item}"
     if key == "prompt" and value and value[0] not in "'\"" and value != "null":
+        return f"{key}{equals}{quoted(value)}"
+    if key == "model.source" and "!" in value and not set("'\",") & set(value):  # with a comma, it is a sweep
         return f"{key}{equals}{quoted(value)}"
     return item
 

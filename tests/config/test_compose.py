@@ -217,3 +217,14 @@ def test_composing_inside_another_hydra_application_leaves_that_alone(tmp_path: 
 
     assert (config.engine.name, config.port) == ("triton", 8123)
     assert not GlobalHydra.instance().is_initialized()
+
+
+@pytest.mark.parametrize("quote", ["", "'"])
+def test_a_source_with_the_name_of_a_file_needs_no_quotes(quote: str) -> None:
+    source = "hf:org/name@main!weights-q4.gguf"
+
+    assert compose(normalized([f"model.source={quote}{source}{quote}"])).model.source == source
+
+
+def test_several_sources_are_a_sweep() -> None:
+    assert normalized(["model.source=hf:a/b!c,hf:a/b!d"]) == ["model.source=hf:a/b!c,hf:a/b!d"]
