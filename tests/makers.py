@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from launcher.runtimes.procfs import variable
-
-from launcher.runtimes.base import MARKER
+from launcher.inheritance import MARKER
+from launcher.procfs import variable
 
 SHARED = (Path("/dev/shm"), Path("/tmp"))
 
