@@ -154,7 +154,7 @@ def test_only_the_program_itself_is_asked_to_end_and_adopted() -> None:
         try:
             handle = Handle(other.pid, start_ticks(other.pid) - 1, boot_id())
             ProcessRuntime().terminate(handle)
-            assert ProcessRuntime().legacy(handle) is None
+            assert ProcessRuntime().saved_orders(handle) is None
             with pytest.raises(DeploymentError, match="is another program by now"):
                 ProcessRuntime().adopt(handle, fake_plan(Path("/nowhere")), Path("/nowhere"))
             assert other.poll() is None

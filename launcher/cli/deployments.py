@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from launcher.paths import state_root
 from launcher.serving.attached import Attached
 from launcher.serving.client import Message
 from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import Numbers
 
 #: of a restart, beyond its start
 _STOP_TIMEOUT_S = 60.0
@@ -141,14 +141,9 @@ def _grown(deployments: Deployments, item: Deployment, log: Path, offset: int) -
         time.sleep(_LOG_PERIOD_S)
 
 
-@dataclass(frozen=True, slots=True)
-class _Numbers:
-    text: str  #: as Prometheus reads it
-
-
 def _metrics(asked: argparse.Namespace) -> int:
     with Deployments(state_root()).find(asked.name).connect() as connection:
-        sys.stdout.write(connection.learn("metrics", _Numbers).text)
+        sys.stdout.write(connection.learn("metrics", Numbers).text)
     return 0
 
 

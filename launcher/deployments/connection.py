@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from engines.base import DeploymentError
-from launcher import bounded_json, dataclass_json
+from launcher import bounded_json
+from launcher.supervise import protocol
 from launcher.supervise.control_socket import connect
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import News
+from launcher.supervise.protocol import NewerError, News
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Connection:
         """Ask for what has no answer of its own: stop, restart. Asking one that has ended does nothing."""
         self._socket.settimeout(self._timeout_s)
         with contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps({"op": op}).encode() + b"\n")
+            self._socket.sendall(protocol.request(op))
 
     def ask(self, op: str) -> dict[str, Any]:
         """Ask for `op`, and return the answer. Raises `NoAnswerError`, or `DeploymentError` where it ended before."""
@@ -64,22 +64,28 @@ class Connection:
         if not line:
             raise DeploymentError(f"{self._name}: its supervisor ended before it answered")
         try:
-            answer = bounded_json.parse(line)
+            answer = protocol.answered(line)
         except ValueError as exc:
             raise NoAnswerError(f"{self._name}: its supervisor's answer to {op} is not understood: {exc}") from exc
         if "error" in answer:
-            raise NoAnswerError(f"{self._name}: its supervisor refuses {op}: {str(answer['error'])[:200]!r}")
+            raise self._refused(answer, op)
         return answer
 
     def learn(self, op: str, kind: type[T]) -> T:
         """Ask for `op`, and return the answer as a `kind`. Raises as `ask` does."""
         try:
-            return dataclass_json.load(kind, self.ask(op))
+            return protocol.learned(kind, self.ask(op), self._name, op)
+        except NewerError as exc:
+            raise NoAnswerError(str(exc)) from exc
         except ValueError as exc:
             raise NoAnswerError(
                 f"{self._name}: its supervisor is of another version of rmlaunch, and its answer to {op} is not "
                 f"understood ({exc}); stop {self._name} and start it again"
             ) from exc
+
+    def status(self) -> News:
+        """Ask for its state. Raises as `ask` does."""
+        return News.of(self.ask("status"), self._name)
 
     def follow(self, deadline: float, *ops: str) -> Iterator[News]:
         """The state, and each change of it from now on, until the supervisor ends or `deadline` (monotonic) is over.
@@ -100,13 +106,13 @@ class Connection:
         """
         for op in ("follow", *ops):
             self.tell(op)
-        heard, limit = time.monotonic(), _ANSWER_S
+        heard, limit, refused = time.monotonic(), _ANSWER_S, ""
         while True:
             try:
                 line = self._line(min(time.monotonic() + _PING_S, deadline))
             except TimeoutError:
                 if time.monotonic() >= heard + limit:
-                    raise self._silent() from None
+                    raise (NoAnswerError(refused) if refused else self._silent()) from None
                 if time.monotonic() >= deadline:
                     late = f"{self._name} takes longer than expected; see `rmlaunch status {self._name}`"
                     raise DeploymentError(late) from None
@@ -119,12 +125,21 @@ class Connection:
                 return news
             if news.phase is not Phase.UNKNOWN:
                 heard = time.monotonic()
+            else:
+                refused = news.reason
 
     def _news(self, line: bytes) -> News:
         try:
-            return News.read(line)
+            said = protocol.answered(line)
         except ValueError as exc:
             return News(Phase.UNKNOWN, f"its supervisor's word is not understood: {exc}")
+        if "error" in said:
+            return News(Phase.UNKNOWN, str(self._refused(said, "what it was asked for")))
+        return News.of(said, self._name)
+
+    def _refused(self, answer: Mapping[str, Any], op: str) -> NoAnswerError:
+        why = f"its supervisor refuses {op}: {str(answer['error'])[:200]!r}"
+        return NoAnswerError(protocol.told(self._name, answer, why))
 
     def _line(self, deadline: float) -> bytes:
         """The next line; empty where the supervisor has ended. Raises `TimeoutError` after `deadline`."""

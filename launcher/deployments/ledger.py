@@ -11,26 +11,26 @@ that is detached may serve all the same, and is adopted (launcher/deployments/re
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchError
 from engines.files import opened
-from launcher import bounded_json, dataclass_json, trees
-from launcher.atomic import open_lock, write_text
+from launcher import trees
+from launcher.atomic import open_lock
 from launcher.deployments import holders
-from launcher.runtimes.base import Handle, NotAdoptableError, Runtime
+from launcher.runtimes.base import NotAdoptableError, Runtime
+from launcher.supervise import protocol
+from launcher.supervise.protocol import PROTOCOL, NewerError, Record
 
 log = logging.getLogger(__name__)
 
@@ -69,25 +69,6 @@ class _Held:
     ports: tuple[int, ...]
     kind: str  #: of its devices
     devices: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Devices:
-    kind: str = ""
-    ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    device: _Devices = field(default_factory=_Devices)
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """What others must know of a plan.json: the rest of it may be of another version, or damaged."""
-
-    ports: tuple[int, ...] = ()
-    plan: _Planned = field(default_factory=_Planned)
 
 
 class Ledger:
@@ -142,7 +123,7 @@ class Ledger:
     def claim(self, name: str, ports: tuple[int, ...], plan: Mapping[str, object]) -> Claim:
         """Take `name` and `ports`; call inside `exclusive`. `plan` is written down as it is: mask it first.
 
-        Raises `DeploymentError` where something of its last start cannot be ended.
+        Raises `DeploymentError` where something of its last start cannot be ended, or is not understood.
         """
         folder = self.deployments / name
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -150,13 +131,14 @@ class Ledger:
         try:
             _wait_for(lock, folder / "lock")  # somebody may be asking `is_live` at this moment, and lets go at once
             self._sweep_dead()
+            self._refuse_newer(name)
             if left := self.sweep(name):  # by its record it is found, which another launch would write over
                 raise DeploymentError(
                     f"{name}: of its last start there is still {', '.join(left)}; `rmlaunch stop {name}` tries "
                     "again to end it, or choose another name"
                 )
-            (folder / "state.json").unlink(missing_ok=True)  # it is about the last one
-            write_text(folder / "plan.json", json.dumps({"ports": ports, "plan": plan}, indent=1))
+            (folder / protocol.STATE).unlink(missing_ok=True)  # it is about the last one
+            protocol.write_record(folder, Record(ports, plan))
         except BaseException:
             lock.close()
             raise
@@ -185,53 +167,90 @@ class Ledger:
             except Exception as exc:  # noqa: BLE001, PERF203  (its trouble is no reason to refuse another)
                 log.warning("what is left of %s cannot be ended: %s", run.parent.name, in_words(exc))
 
+    def _refuse_newer(self, name: str) -> None:
+        """Raise `NameTakenError` where `name` is of a newer release and may serve, which is not ours to end unasked."""
+        try:
+            serves = self.saved_orders(name) is not None
+            newer = serves and protocol.read_state(self.deployments / name).protocol > PROTOCOL
+        except NewerError as exc:
+            raise NameTakenError(str(exc)) from exc
+        except Exception:  # noqa: BLE001  (whatever else it is: whoever launches that name replaces it)
+            return
+        if newer:
+            raise NameTakenError(f"name={name!r} is taken by a deployment of a newer rmlaunch, which serves without a "
+                                 "supervisor; `rmlaunch ps` adopts it, or says why it cannot")  # fmt: skip
+
     def sweep(self, name: str) -> tuple[str, ...]:
         """End everything that is left of `name`, and remove its folder; returns what is still there, in words."""
         run = self.deployments / name / "run"
         if not run.exists():
             return ()
-        left = self._runtime(name).clear(str(run), self.plan(name))
+        left = self._sweeper(name).clear(str(run), self.plan(name))
         if not left:
             trees.remove(run)
         return left
 
-    def legacy(self, name: str) -> bytes | None:
-        """The orders that the program of a detached deployment keeps, where it serves without a supervisor.
+    def saved_orders(self, name: str) -> bytes | None:
+        """Return the orders that the program of a detached deployment keeps, where it serves without a supervisor.
 
-        Raises `NotAdoptableError` where they are lost, and another `DeploymentError` where that cannot be told now.
+        None where they were never kept, or the program has ended. Raises `NotAdoptableError` where they are lost,
+        `NewerError` where a newer release keeps them in another way, and another `DeploymentError` where it cannot be
+        told now.
         """
         try:
-            handle = bounded_json.read(self.deployments / name / "state.json").get("handle")
+            news = protocol.read_state(self.deployments / name)
         except (OSError, ValueError):
             return None
         try:
-            return self._runtime(name).legacy(dataclass_json.load(Handle, handle)) if handle else None
+            handle = news.program()
+            kept = self._runtime(name).saved_orders(handle) if handle else None
         except ValueError as exc:  # of another version: it may serve all the same
+            if news.protocol > PROTOCOL:
+                raise NewerError(name, news.protocol, f"the handle of its program is not understood: {exc}") from exc
             raise DeploymentError(f"the handle of its program is not understood: {exc}") from exc
+        if kept is None and news.protocol > PROTOCOL and news.detached and news.may_run:
+            raise NewerError(name, news.protocol, "the orders that it keeps for its next supervisor are not found")
+        return kept
 
     def _may_serve(self, name: str) -> bool:
         try:
-            return self.legacy(name) is not None
+            return self.saved_orders(name) is not None
         except NotAdoptableError:
             return False
         except Exception:  # noqa: BLE001  (it cannot be told; its trouble is no reason to refuse another)
             return True
 
     def _runtime(self, name: str) -> Runtime:
+        """Make the runtime of its plan. Raises `DeploymentError` where that is not installed."""
         from launcher import registry
 
+        record = self.record(name)
         try:
-            named = self.plan(name).get("runtime")
-            return registry.runtime(named if isinstance(named, str) else "process")
-        except ConfigError as exc:  # a plugin that is not installed any more
+            return registry.runtime(record.runtime or "process")
+        except ConfigError as exc:  # a plugin that is not installed any more, or one of a newer release
+            if record.protocol > PROTOCOL:
+                raise NewerError(name, record.protocol, str(exc)) from exc
             raise DeploymentError(f"{name}: {exc}") from exc
 
+    def _sweeper(self, name: str) -> Runtime:
+        """Make the runtime that ends what is left: of a newer release's own one, the processes here are known."""
+        try:
+            return self._runtime(name)
+        except NewerError:
+            from launcher.runtimes.process import ProcessRuntime
+
+            return ProcessRuntime()
+
+    def record(self, name: str) -> Record:
+        """Read what was written down of its plan; empty where that cannot be read."""
+        try:
+            return protocol.read_record(self.deployments / name)
+        except (OSError, ValueError):
+            return Record()
+
     def plan(self, name: str) -> Mapping[str, Any]:
-        """As it was written down; empty where it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            plan = bounded_json.read(self.deployments / name / "plan.json").get("plan")
-            return plan if isinstance(plan, dict) else {}
-        return {}
+        """Return the plan as it was written down; empty where it cannot be read."""
+        return self.record(name).plan
 
     def held_ports(self) -> dict[int, str]:
         """The ports of running deployments and whose they are, whether their engines listen yet or not."""
@@ -243,7 +262,7 @@ class Ledger:
 
     def kept_devices(self, kind: str) -> tuple[int, ...]:
         """The devices of `kind` of the deployment that is to be replaced: what is in its place keeps them."""
-        held = self._record(self._replacing) if self._replacing else None
+        held = self._held_by(self._replacing) if self._replacing else None
         return held.devices if held and held.kind == kind else ()
 
     def is_replaced(self, pid: int) -> bool:
@@ -255,21 +274,19 @@ class Ledger:
         return belongs(pid, str(self.deployments / self._replacing / "run"))
 
     def _held(self) -> Iterator[_Held]:
+        """Yield the ports and devices held by running deployments, adoptable orphans included."""
         for name in self.running():
-            if name != self._replacing and (held := self._record(name)):
-                yield held
+            if name != self._replacing:
+                yield self._held_by(name)
+
+    def _held_by(self, name: str) -> _Held:
+        record = self.record(name)
+        return _Held(name, record.ports, *record.devices)
 
     def running(self) -> list[str]:
         """The names of those that are being prepared or that run, with a supervisor or without."""
         names = sorted(folder.name for folder in self.deployments.glob("*"))
         return [name for name in names if self.is_live(name) or self._may_serve(name)]
-
-    def _record(self, name: str) -> _Held | None:
-        """None where it cannot be read."""
-        with contextlib.suppress(OSError, ValueError):
-            record = dataclass_json.load(_Record, bounded_json.read(self.deployments / name / "plan.json"))
-            return _Held(name, record.ports, record.plan.device.kind, record.plan.device.ids)
-        return None
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         """A port for each key of `wanted`: the given one, or the first free ones from `_first_port` up.
@@ -298,8 +315,7 @@ class Ledger:
 
     def _ports_of(self, name: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
         """Those that `name` has, where `wanted` leaves them open."""
-        held = self._record(name)
-        have = dict(zip(wanted, held.ports if held else (), strict=False))
+        have = dict(zip(wanted, self.record(name).ports, strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
 
 

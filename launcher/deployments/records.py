@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import time
@@ -14,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import DeploymentError, RequestError
-from launcher import bounded_json, dataclass_json, registry
+from launcher import registry
 from launcher.at_once import at_once
-from launcher.atomic import remove_partials, write_text
+from launcher.atomic import remove_partials
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.holders import Holder, described, holders
 from launcher.deployments.ledger import Claim, Ledger, in_words
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
 from launcher.procfs import is_alive
-from launcher.runtimes.base import Handle, NotAdoptableError
+from launcher.runtimes.base import NotAdoptableError
 from launcher.suggest import unknown
-from launcher.supervise import logs
+from launcher.supervise import logs, protocol
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import News, Orders
+from launcher.supervise.protocol import PROTOCOL, NewerError, News, Orders, Record, plugin_at
 
 _ASK_TIMEOUT_S = 2.0
 _ADOPT_TIMEOUT_S = 30.0
@@ -116,22 +115,25 @@ class Deployments:
         if not self._ledger.deployments.exists():
             return []
         adopted: list[Supervised] = []
-        troubles: dict[str, str] = {}
+        troubles: dict[str, str] = {}  #: a sentence each
         with self._ledger.exclusive():
             for folder in self._ledger.deployments.iterdir():
                 remove_partials(folder)
             for folder in self._folders():
                 try:
                     adopted += self._adopt_or_end(folder)
-                except Exception as exc:  # noqa: BLE001, PERF203  (one's trouble is not the others')
-                    troubles[folder.name] = in_words(exc)
+                except NewerError as exc:  # noqa: PERF203  (one's trouble is not the others')
+                    troubles[folder.name] = str(exc)
+                except Exception as exc:  # noqa: BLE001
+                    troubles[folder.name] = _ends(folder.name, in_words(exc))
         deadline = time.monotonic() + _ADOPT_TIMEOUT_S
         for supervised in adopted:
             news = supervised.wait_settled(deadline - time.monotonic())
             supervised.leave()
             if news.phase.final:
                 self._is_free(supervised.plan.name, 1.0)  # its process ends a moment after its last word
-                troubles[supervised.plan.name] = f"it cannot be adopted: {news.reason}; see {news.log}"
+                name, why = supervised.plan.name, f"it cannot be adopted: {news.reason}; see {news.log}"
+                troubles[name] = _ends(name, why)
         with self._ledger.exclusive():  # whoever claims a name writes its plan before it lets go
             return [self._read(folder, troubles.get(folder.name, "")) for folder in self._folders()]
 
@@ -140,17 +142,13 @@ class Deployments:
                 if _has_record(path) or self._ledger.is_live(path.name)]  # fmt: skip
 
     def _read(self, folder: Path, trouble: str) -> Deployment:
-        live, plan = self._ledger.is_live(folder.name), None
-        with contextlib.suppress(OSError, ValueError):
-            plan = bounded_json.read(folder / "plan.json").get("plan")
-        said = _said(folder)
+        live, said = self._ledger.is_live(folder.name), _said(folder)
         news = said or (News(Phase.PREPARING) if live else News(Phase.FAILED, "its state.json cannot be read"))
         if trouble and not live and (said is None or not said.phase.final):
-            why = f"{folder.name}: {trouble}; `rmlaunch stop {folder.name}` ends it"
-            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=why)
+            news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=trouble)
         if not live and not (folder / "run").exists():  # a sweep has ended since what was left by then
             news = dataclasses.replace(news, leftovers=())
-        return Deployment(folder.name, folder, live, news, plan if isinstance(plan, dict) else {})
+        return Deployment(folder.name, folder, live, news, self._ledger.plan(folder.name))
 
     def _adopt_or_end(self, folder: Path) -> list[Supervised]:
         news = _said(folder)
@@ -180,11 +178,14 @@ class Deployments:
         if claim is None:  # another launch of its name has begun
             return []
         try:
-            legacy = self._ledger.legacy(folder.name)
-            orders = None if legacy is None else _of(folder, Orders.loads(legacy), self._ledger.plan(folder.name))
+            kept = self._ledger.saved_orders(folder.name)
+            orders = None if kept is None else _own(folder, kept, self._ledger.record(folder.name))
         except NotAdoptableError as exc:
             self._end(claim, News(Phase.FAILED, str(exc), log=news.log))
             return []
+        except NewerError:
+            claim.lock.close()
+            raise
         except DeploymentError as exc:
             claim.lock.close()
             raise DeploymentError(f"it has no supervisor, and it cannot be told whether it serves: {exc}") from exc
@@ -194,12 +195,11 @@ class Deployments:
         except BaseException:
             claim.lock.close()
             raise
-        if orders is None or news.handle is None:
+        if orders is None:
             reason = "its supervisor was killed; its program has ended since, or was not to outlive it"
             self._end(claim, News(Phase.FAILED, reason, log=news.log))
             return []
-        handle = dataclass_json.load(Handle, news.handle)
-        orders = dataclasses.replace(orders, adopt=handle, starts=news.starts, served=news.served)
+        orders = dataclasses.replace(orders, adopt=news.program(), starts=news.starts, served=news.served)
         return [Supervised(Spawned(), orders, claim)]
 
     def put_down(self, name: str, *, now: bool) -> News:
@@ -239,37 +239,61 @@ class Deployments:
         """Leave nothing of a deployment that nobody can adopt, and write its last word."""
         with claim.lock:
             last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name) or last.leftovers)
-            write_text(claim.folder / "state.json", json.dumps(_record(last)))
+            protocol.write_state(claim.folder, last)
         return last
 
 
 def _has_record(folder: Path) -> bool:
-    return any(os.path.lexists(folder / name) for name in ("plan.json", "state.json"))
+    return any(os.path.lexists(folder / name) for name in (protocol.RECORD, protocol.STATE))
 
 
-def _of(folder: Path, orders: Orders, record: Mapping[str, Any]) -> Orders:
-    """`orders`, where they are of the deployment in `folder` as its own record has it. Raises `NotAdoptableError`."""
-    told = record.get("runtime")
-    runtime = told if isinstance(told, str) else orders.plan.runtime  # a record that is lost says nothing against them
+def _ends(name: str, trouble: str) -> str:
+    return f"{name}: {trouble}; `rmlaunch stop {name}` ends it"
+
+
+def _own(folder: Path, kept: bytes, record: Record) -> Orders:
+    """Return the orders that were `kept`, where they are of the deployment in `folder` as its own record has it.
+
+    Raises `NotAdoptableError` where they are another's, `NewerError` where they are of a newer release and are not
+    understood, and `ValueError` where nobody understands them.
+    """
+    orders = Orders.loads(kept, folder.name)
+    runtime = record.runtime or orders.plan.runtime  # a record that is lost says nothing against them
     compared = {
         "folder": (orders.home.resolve(), folder.resolve()),
         "run_dir": (Path(orders.plan.run_dir).resolve(), folder.resolve() / "run"),
         "name": (orders.plan.name, folder.name),
-        "runtime": ((orders.plan.runtime, orders.runtime), (runtime, registry.import_path("runtime", runtime))),
+        "runtime": (orders.plan.runtime, runtime),
     }
     for key, (found, wanted) in compared.items():
         if found != wanted:
+            why = f"{key}={found!s}, where its record has {wanted!s}"
+            if orders.protocol > PROTOCOL:
+                raise NewerError(folder.name, orders.protocol, f"its orders have {why}")
             raise NotAdoptableError(
-                f"its supervisor was killed, and the orders that were kept for the next one are not its own ({key}="
-                f"{found!s}, where its record has {wanted!s}); it has been ended, start it again"
+                f"its supervisor was killed, and the orders that were kept for the next one are not its own ({why}); "
+                "it has been ended, start it again"
             )
-    return orders
+    # Where a plugin is may have changed between releases: ours are asked, and no path is imported because it was kept.
+    return dataclasses.replace(
+        orders, runtime=registry.import_path("runtime", runtime), device=_importable(orders.device)
+    )
+
+
+def _importable(device: str) -> str:
+    """Return the path of the plugin; empty, as where its memory tells nothing, where this release does not have it."""
+    try:
+        if device:
+            plugin_at(device)
+    except (ImportError, AttributeError, ValueError):
+        return ""
+    return device
 
 
 def _said(folder: Path) -> News | None:
     """The state on disk; None where nothing, or nothing that can be read, is there."""
     try:
-        return News.of(bounded_json.read(folder / "state.json"))
+        return protocol.read_state(folder)
     except (OSError, ValueError):
         return None
 
@@ -280,7 +304,7 @@ def _asked(item: Deployment) -> Deployment:
     if item.live:
         try:
             with Connection(item.folder, _ASK_TIMEOUT_S) as connection:
-                news = News.of(connection.ask("status"))
+                news = connection.status()
         except NoAnswerError as exc:
             news = dataclasses.replace(news, phase=Phase.UNKNOWN, reason=str(exc))
         except (OSError, DeploymentError):
@@ -291,8 +315,3 @@ def _asked(item: Deployment) -> Deployment:
 def _send(number: signal.Signals, to: Sequence[Holder]) -> None:
     for holder in to:
         holder.send(number)
-
-
-def _record(news: News) -> dict[str, Any]:
-    data = dataclasses.asdict(news)
-    return {"state": data.pop("phase"), **data}

@@ -13,6 +13,7 @@ from launcher import plan_json
 from launcher.deployments.ledger import Claim
 from launcher.deployments.spawn import Spawned
 from launcher.runtimes.base import Runtime
+from launcher.supervise import protocol
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News, Orders, plugin_at
 
@@ -60,7 +61,7 @@ class Supervised:
     def stop(self) -> None:
         """Ask for a drain and a stop; a second call kills. Does not wait; asking one that has ended does nothing."""
         with contextlib.suppress(OSError):
-            self._spawned.control.sendall(b'{"op": "stop"}\n')
+            self._spawned.control.sendall(protocol.request("stop"))
 
     def close(self) -> None:
         """Let go: a supervisor that still runs kills its engine now, unless it is detached. Safe to call twice."""
@@ -115,7 +116,7 @@ class Supervised:
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError), self._spawned.control.makefile("rb") as lines:
             for line in lines:
-                self._take(News.read(line))
+                self._take(News.read(line, self.plan.name))
         if not self.news.phase.final and not self._closed:
             self._take(News(Phase.FAILED, "its supervisor was killed", log=str(self._claim.folder / "supervisor.log")))
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from engines.base import LaunchPlan, RmLaunchError
-from launcher import bounded_json, registry
+from launcher import registry
 from launcher.atomic import version
 from launcher.config.gateway import ENGINE
 from launcher.deployments.connection import Connection
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.gateway.routing import Upstream
-from launcher.serving.attached import Reached
+from launcher.supervise import protocol
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News
 
@@ -120,13 +120,15 @@ class Watcher:
     def _read(self, name: str, folder: Path, live: bool, coming_back: bool) -> bool:
         """Tell what has become of it; False where that is not to be seen yet."""
         try:
-            plan = bounded_json.read(folder / "plan.json")["plan"]
+            plan = protocol.read_record(folder).plan
+            if not plan:
+                return False
             if plan.get("engine") == ENGINE:
                 return True
-            news = News.of(bounded_json.read(folder / "state.json"))
+            news = protocol.read_state(folder)
         except FileNotFoundError:  # it is being prepared
             news = News(Phase.PREPARING if live else Phase.STOPPED)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError):
             return False
         if not live and not news.phase.final:
             self._adopt()
@@ -148,7 +150,7 @@ class Watcher:
             return known[1]
         try:
             with Connection(folder, _ASK_S) as connection:
-                given = connection.learn("target", Reached)
+                given = connection.learn("target", protocol.Target)
             upstream = upstream_of(given.plan, given.options, given.api_key, news)
         except (OSError, ValueError, KeyError, TypeError, RmLaunchError) as exc:
             log.warning("%s serves, but it cannot be told how to reach it: %s", name, exc)

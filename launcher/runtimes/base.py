@@ -1,7 +1,7 @@
 """The contract of a runtime: where the engine's program runs.
 
-One supervisor thread calls it, but for `listens` and `activity`; `legacy` and `clear` are for those who find a program
-without its supervisor, each with an instance of their own.
+One supervisor thread calls it, but for `listens` and `activity`; `saved_orders` and `clear` are for those who find a
+program without its supervisor, each with an instance of their own.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Runtime(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
+    def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
         """Start the program, both of its outputs appended to `log`; does not wait for it to be ready.
 
-        With `legacy` it outlives us, and keeps that for whoever adopts it; without, it ends with us, or is ended by the
+        With `orders` it outlives us, and keeps that for whoever adopts it; without, it ends with us, or is ended by the
         next command that finds it. Raises `DeploymentError` where it cannot be started at all.
         """
 
@@ -96,8 +96,8 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def legacy(self, handle: Handle) -> bytes | None:
-        """What `start` was given for the next supervisor; None where that was nothing, or the program has ended.
+    def saved_orders(self, handle: Handle) -> bytes | None:
+        """Return the orders that `start` was given to keep; None where there were none, or the program has ended.
 
         Raises `NotAdoptableError` where it is lost, and another `DeploymentError` where that cannot be told now.
         """

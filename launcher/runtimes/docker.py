@@ -44,7 +44,7 @@ class DockerRuntime(Runtime):
         self._ending: _Ending | None = None
         self._keeper = (0, 0)  #: its pid and start; no pid where there is none
 
-    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
+    def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
         container = _container(plan)
         self._end_keeper()  # the orders of the last start
         try:
@@ -52,8 +52,8 @@ class DockerRuntime(Runtime):
         except AwayError as exc:
             raise DeploymentError(f"{plan.name}: {exc}") from exc
         self._follow(created, container.daemon, log)
-        if legacy is not None:
-            self._keeper = keeper.start(plan.run_dir, legacy)
+        if orders is not None:
+            self._keeper = keeper.start(plan.run_dir, orders)
         return Handle(pid, _ticks(pid), boot_id(), created, container.daemon, *self._keeper)
 
     def _start(self, plan: LaunchPlan, container: Container) -> tuple[str, int]:
@@ -125,7 +125,7 @@ class DockerRuntime(Runtime):
             self._log.finish(_LOG_END_S)
         return left + remove_leftovers(plan, self._since)
 
-    def legacy(self, handle: Handle) -> bytes | None:
+    def saved_orders(self, handle: Handle) -> bytes | None:
         import docker.errors
 
         if handle.boot_id != boot_id():

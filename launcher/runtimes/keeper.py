@@ -34,18 +34,18 @@ _ENDED_S = 5.0  #: for the kernel, to end a process that was killed
 
 
 @contextmanager
-def in_memory(legacy: bytes | None) -> Iterator[tuple[int, ...]]:
-    """Yield the descriptor of a sealed file with `legacy`, to be inherited; none where `legacy` is None.
+def in_memory(orders: bytes | None) -> Iterator[tuple[int, ...]]:
+    """Yield the descriptor of a sealed file with `orders`, to be inherited; none where `orders` is None.
 
     The file ends with the last process that has it open.
     """
-    if legacy is None:
+    if orders is None:
         yield ()
         return
     descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(descriptor, "wb", closefd=False) as stream:
-            stream.write(legacy)
+            stream.write(orders)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield (descriptor,)
     finally:
@@ -74,13 +74,13 @@ def _kept_by(pid: int) -> Iterator[int]:
                         os.close(descriptor)
 
 
-def start(run_dir: str, legacy: bytes) -> tuple[int, int]:
-    """Start a process that holds `legacy` open; returns its pid and its start in clock ticks from boot.
+def start(run_dir: str, orders: bytes) -> tuple[int, int]:
+    """Start a process that holds `orders` open; returns its pid and its start in clock ticks from boot.
 
     Raises `DeploymentError` where it cannot be started.
     """
     program = shutil.which("sleep") or "sleep"
-    with in_memory(legacy) as kept:
+    with in_memory(orders) as kept:
         try:
             process = subprocess.Popen(
                 (program, _FOR_EVER_S),

@@ -19,7 +19,7 @@ class NoRuntime(Runtime):
     def __init__(self) -> None:
         self._running = False
 
-    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:  # noqa: ARG002
+    def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:  # noqa: ARG002
         log.touch()
         self._running = True
         return Handle(0, 0, "")
@@ -47,7 +47,7 @@ class NoRuntime(Runtime):
         self._running = False
         return ()
 
-    def legacy(self, handle: Handle) -> bytes | None:  # noqa: ARG002
+    def saved_orders(self, handle: Handle) -> bytes | None:  # noqa: ARG002
         return None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002

@@ -53,7 +53,7 @@ class ProcessRuntime(Runtime):
         self._oom_kills = 0  #: of the whole machine, when the program was started
         self._adopted: int | None = None  #: a descriptor of the program, where another has started it
 
-    def start(self, plan: LaunchPlan, log: Path, legacy: bytes | None = None) -> Handle:
+    def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
         if threading.current_thread() is not threading.main_thread():
             # PR_SET_PDEATHSIG fires when the *thread* that forked ends.
             raise RuntimeError("the process runtime starts programs from the main thread only")
@@ -64,7 +64,7 @@ class ProcessRuntime(Runtime):
         self._exits.clear()  # a pid of the last start may come again
         self._oom_kills = oom_kills()
         self._adopted = None
-        with _output(log) as output, in_memory(legacy) as kept:
+        with _output(log) as output, in_memory(orders) as kept:
             try:
                 process = subprocess.Popen(
                     plan.argv,
@@ -148,7 +148,7 @@ class ProcessRuntime(Runtime):
         _remove_temporary(plan.run_dir)
         return left + remove_leftovers(plan, self._since)
 
-    def legacy(self, handle: Handle) -> bytes | None:
+    def saved_orders(self, handle: Handle) -> bytes | None:
         return read(handle.pid) if _is_running(handle) else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
 from engines.base import LaunchPlan, RequestError, Target
 from launcher import registry
 from launcher.config.gateway import ENGINE as GATEWAY
 from launcher.deployments.records import Deployment
 from launcher.serving.client import Client, Connected
+from launcher.supervise import protocol
 
 
 class Attached(Client):
@@ -18,7 +15,7 @@ class Attached(Client):
 
     def __init__(self, deployment: Deployment) -> None:
         with deployment.connect() as connection:
-            given = connection.learn("target", Reached)
+            given = connection.learn("target", protocol.Target)
         plan = given.plan
         if plan.engine == GATEWAY:
             raise RequestError(
@@ -36,12 +33,3 @@ class Attached(Client):
 
     def _connected(self) -> Connected:
         return self._asked
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """What a supervisor tells of how its engine is reached."""
-
-    plan: LaunchPlan
-    options: Mapping[str, Any] = field(default_factory=dict)
-    api_key: str | None = None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import selectors
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from launcher import bounded_json
+from launcher.supervise import protocol
 
 SOCKET = "control.sock"  #: in the deployment's folder, which is its user's alone
 _REQUEST_LIMIT = 1 << 16
@@ -30,8 +28,8 @@ class Peer:
         connection.setblocking(False)
         selector.register(connection, selectors.EVENT_READ, self)
 
-    def hear(self) -> list[dict[str, Any]] | None:
-        """The requests that have come since; None when it is gone, or speaks another language."""
+    def hear(self) -> list[object] | None:
+        """Return the ops that were asked for since; None when it is gone, or speaks another language."""
         try:
             data = self._connection.recv(_REQUEST_LIMIT)
         except BlockingIOError:
@@ -42,12 +40,12 @@ class Peer:
         if not data or len(self._incoming) > _REQUEST_LIMIT:
             return None
         try:
-            return [bounded_json.parse(line) for line in lines]
+            return [protocol.requested(line) for line in lines]
         except ValueError:
             return None
 
-    def answer(self, words: dict[str, Any]) -> None:
-        self._sending += json.dumps(words).encode() + b"\n"
+    def answer(self, line: bytes) -> None:
+        self._sending += line
         self.flush()
 
     def tell(self, news: bytes) -> None:

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import heapq
 import itertools
-import json
 import logging
 import os
 import queue
@@ -25,16 +24,13 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from engines.base import DeploymentError
-from launcher import plan_json, trees
-from launcher.atomic import write_text
+from launcher import trees
 from launcher.runtimes.base import Handle, Runtime
-from launcher.supervise import exposition, logs
+from launcher.supervise import exposition, logs, protocol
 from launcher.supervise.control_socket import Peer, listen
 from launcher.supervise.device_memory import DeviceMemory
 from launcher.supervise.diagnosis import evidence, explain, hint
@@ -60,7 +56,7 @@ from launcher.supervise.lifecycle import (
     step,
 )
 from launcher.supervise.probes import Door
-from launcher.supervise.protocol import Orders, plugin_at
+from launcher.supervise.protocol import News, Numbers, Orders, Target, plugin_at
 from launcher.supervise.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
@@ -164,26 +160,23 @@ class Supervisor:
                 self._peers.remove(peer)
                 peer.close()
 
-    def _serve(self, peer: Peer, request: Mapping[str, Any]) -> None:
-        match request.get("op"):
+    def _serve(self, peer: Peer, op: object) -> None:
+        match op:
             case "follow":
                 peer.follows = True
-                peer.tell(self._news())
+                peer.tell(self._news().line())
             case "status":
-                peer.answer(json.loads(self._news()))
+                peer.answer(self._news().line())
             case "target":
-                peer.answer({"api_key": self._orders.api_key, "options": dict(self._orders.options),
-                             "plan": plan_json.whole(self._orders.plan)})  # fmt: skip
+                peer.answer(Target(self._orders.plan, self._orders.options, self._orders.api_key).line())
             case "metrics":
-                peer.answer({"text": self._metrics()})
+                peer.answer(Numbers(self._metrics()).line())
             case "stop":
                 self._feed(StopAsked())
             case "restart":
                 self._feed(RestartAsked())
             case other:
-                peer.answer(
-                    {"error": f"op={other!r} is not known; use follow, status, target, metrics, stop or restart"}
-                )
+                peer.answer(protocol.refusal(other))
 
     def _lose_owner(self) -> None:
         """The owner is gone: do not wait for a drain that nobody asked for."""
@@ -280,8 +273,8 @@ class Supervisor:
                 self._handle = adopted
             else:
                 self._log_file = logs.next_file(self._orders.home / "logs")
-                legacy = self._orders.dumps() if self._orders.detached else None
-                self._handle = self._runtime.start(self._orders.plan, self._log_file, legacy)
+                kept = self._orders.dumps() if self._orders.detached else None
+                self._handle = self._runtime.start(self._orders.plan, self._log_file, kept)
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone, which may come back
             self._post(Crashed(str(exc), permanent=not self.state.served), self._start)
             return
@@ -315,9 +308,9 @@ class Supervisor:
         news = self._news()
         for peer in self._peers:
             if peer.follows:
-                peer.tell(news)
+                peer.tell(news.line())
         try:
-            write_text(self._orders.home / "state.json", news.decode())
+            protocol.write_state(self._orders.home, news)
         except OSError as exc:  # a full disk must not end a healthy engine
             log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
 
@@ -334,27 +327,26 @@ class Supervisor:
             self._orders.plan.name, self.state.phase, self._start, self.state.crashes, timings, self._exits
         )
 
-    def _news(self) -> bytes:
-        news = {
-            "state": self.state.phase.value,
-            "reason": self.state.reason,
-            "timed_out": self.state.timed_out,
-            "killed": self._killed,
-            "returns": self.state.restarting,
-            "crashes": self.state.crashes,
-            "served": self.state.served,
-            "starts": self._start,
-            "pid": self._handle.pid if self._handle else None,
-            "handle": dataclasses.asdict(self._handle) if self._handle else None,
-            "supervisor": os.getpid(),
-            "detached": self._orders.detached,
-            "since": self._since,
-            "log": str(self._log_file),
-            "timings": self._watch.timings if self._watch else {},
-            "leftovers": self._left,
-            "tail": logs.tail(self._log_file)[-8:] if self.state.phase is Phase.FAILED else [],
-        }
-        return json.dumps(news).encode() + b"\n"
+    def _news(self) -> News:
+        return News(
+            phase=self.state.phase,
+            reason=self.state.reason,
+            timed_out=self.state.timed_out,
+            killed=self._killed,
+            returns=self.state.restarting,
+            crashes=self.state.crashes,
+            served=self.state.served,
+            starts=self._start,
+            pid=self._handle.pid if self._handle else None,
+            handle=protocol.handle_record(self._handle) if self._handle else None,
+            supervisor=os.getpid(),
+            detached=self._orders.detached,
+            since=self._since,
+            log=str(self._log_file),
+            timings=dict(self._watch.timings) if self._watch else {},
+            leftovers=self._left,
+            tail=tuple(logs.tail(self._log_file)[-8:]) if self.state.phase is Phase.FAILED else (),
+        )
 
 
 def main() -> None:

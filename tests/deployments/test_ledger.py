@@ -104,7 +104,7 @@ def test_a_claim_writes_the_plan_and_clears_the_old_run(ledger: Ledger) -> None:
         record = json.loads((claim.folder / "plan.json").read_text())
         assert not (claim.folder / "run").exists()
 
-    assert record == {"ports": [8123], "plan": {"any": "plan"}}
+    assert record == {"protocol": 1, "ports": [8123], "plan": {"any": "plan"}}
 
 
 def test_a_release_removes_the_run_and_keeps_the_logs(ledger: Ledger) -> None:

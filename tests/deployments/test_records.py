@@ -22,12 +22,12 @@ from launcher import plan_json
 from launcher.cli import deployments
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.ledger import Ledger
-from launcher.deployments.records import Deployments, _of
+from launcher.deployments.records import Deployments, _own
 from launcher.runtimes.base import NotAdoptableError
 from launcher.serving.hand_over import orders_for
 from launcher.supervise.control_socket import SOCKET, connect
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import News
+from launcher.supervise.protocol import News, Record
 from tests.supervision import (
     claimed,
     detached,
@@ -248,7 +248,7 @@ def test_the_program_of_a_foreground_launch_is_adopted_by_nobody(tmp_path: Path)
         kill(supervisor)
 
         wait_for(lambda: not is_alive(program))
-        assert Ledger(tmp_path).legacy("fake") is None
+        assert Ledger(tmp_path).saved_orders("fake") is None
 
 
 @pytest.mark.parametrize("file", ["state.json", "plan.json"])
@@ -382,7 +382,8 @@ def test_the_state_on_disk_names_the_program_beyond_its_pid(tmp_path: Path) -> N
     with detached(fake_plan(tmp_path), tmp_path) as folder:
         handle = json.loads((folder / "state.json").read_text())["handle"]
 
-    assert handle.keys() == {"pid", "started", "boot_id", "container", "daemon", "keeper", "keeper_started", "version"}
+    assert handle.keys() == {"pid", "started", "boot_id", "container", "daemon", "keeper", "keeper_started", "version",
+                             "protocol"}  # fmt: skip
 
 
 def test_what_an_adopted_program_leaves_is_ended_before_it_is_started_again(tmp_path: Path) -> None:
@@ -422,13 +423,23 @@ def test_orders_that_are_not_its_own_are_refused(tmp_path: Path, key: str) -> No
     claim = claimed(plan, tmp_path)
     claim.lock.close()
     orders = orders_for(plan, claim.folder, settings(3, 5.0))
-    record = plan_json.public(plan)
-    assert _of(orders.home, orders, record) is orders
+    record = Record(plan=plan_json.public(plan))
+    assert _own(orders.home, orders.dumps(), record) == orders
     forged = {
         "folder": dataclasses.replace(orders, folder="/"),
         "run_dir": dataclasses.replace(orders, plan=dataclasses.replace(plan, run_dir="/")),
         "name": dataclasses.replace(orders, plan=dataclasses.replace(plan, name="other")),
-        "runtime": dataclasses.replace(orders, runtime="launcher.runtimes.docker:DockerRuntime"),
+        "runtime": dataclasses.replace(orders, plan=dataclasses.replace(plan, runtime="docker")),
     }
     with pytest.raises(NotAdoptableError, match=rf"kept for the next one are not its own \({key}="):
-        _of(orders.home, forged[key], record)
+        _own(orders.home, forged[key].dumps(), record)
+
+
+def test_no_path_of_a_plugin_is_imported_because_it_was_kept(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path)
+    claim = claimed(plan, tmp_path)
+    claim.lock.close()
+    orders = orders_for(plan, claim.folder, settings(3, 5.0))
+    moved = dataclasses.replace(orders, runtime="elsewhere:ProcessRuntime", device="elsewhere:Gpu")
+
+    assert _own(orders.home, moved.dumps(), Record(plan=plan_json.public(plan))) == orders

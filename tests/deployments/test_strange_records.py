@@ -31,7 +31,16 @@ from tests.supervision import detached, fake_plan, is_alive, wait_for
 Harm = Callable[[Path], None]
 
 Said = dict[str, Any]
-_SAID: Said = {"state": "READY", "reason": "", "starts": 1, "pid": 1, "leftovers": [], "tail": [], "log": ""}
+_SAID: Said = {
+    "state": "READY",
+    "reason": "",
+    "starts": 1,
+    "pid": 1,
+    "handle": None,
+    "leftovers": [],
+    "tail": [],
+    "log": "",
+}
 
 
 def text(content: bytes) -> Harm:
@@ -198,7 +207,7 @@ class Careless(ProcessRuntime):
 
     name = "careless"
 
-    def legacy(self, handle: Handle) -> bytes | None:
+    def saved_orders(self, handle: Handle) -> bytes | None:
         raise TypeError(f"what is {handle.daemon}?")
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002

@@ -84,7 +84,7 @@ class Witness:
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:
                 with self._changed:
-                    self._heard.append((time.monotonic(), News.read(line)))
+                    self._heard.append((time.monotonic(), News.read(line, "it")))
                     self._changed.notify_all()
 
 
@@ -156,7 +156,7 @@ class Deployment:
         """As the supervisor says it; None where there is none."""
         try:
             with Connection(self.folder) as connection:
-                return News.of(connection.ask("status"))
+                return connection.status()
         except NoAnswerError:
             raise
         except (OSError, DeploymentError):  # nobody listens, or it ended while it was asked

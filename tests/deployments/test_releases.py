@@ -1,0 +1,165 @@
+"""Deployments of other releases: what the release before has started, and what a newer one may leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.deployments.ledger import Ledger, NameTakenError
+from launcher.deployments.records import Deployments
+from launcher.paths import state_root
+from launcher.serving.attached import Attached
+from launcher.supervise.lifecycle import Phase
+from launcher.supervise.protocol import PROTOCOL
+from tests.deployments.test_records import kill, pids
+from tests.releases import NAME, NEWER, Orphan, orphaned
+from tests.supervision import detached, fake_plan, is_alive
+
+TOLD = f"fake was started by a newer rmlaunch (protocol {NEWER}; this one speaks {PROTOCOL}): "
+REMEDY = "; stop it with that version or `rmlaunch stop fake --now`"
+
+Changes = dict[str, Any]
+
+
+@pytest.fixture
+def state() -> Path:
+    return state_root()
+
+
+def numbered(**changes: Any) -> Changes:
+    """Changes to a record of a newer release."""
+    return {"protocol": NEWER, **changes}
+
+
+def prove_it_is_adopted(state: Path, orphan: Orphan) -> None:
+    found = Deployments(state).find(NAME)
+    assert (found.live, found.news.phase, found.news.pid, found.news.reason) == (True, Phase.READY, orphan.pid, "")
+    client = Attached(found)
+    try:
+        assert client.infer([{"role": "user", "content": "hi"}]) == "yes"
+    finally:
+        client.close()
+    assert main.run(["stop", NAME]) == 0
+    assert not is_alive(orphan.pid)
+
+
+def test_what_the_release_before_left_serving_is_adopted(state: Path) -> None:
+    with orphaned(state) as orphan:
+        prove_it_is_adopted(state, orphan)
+
+
+@pytest.mark.parametrize(
+    ("orders", "news", "record"),
+    [
+        (numbered(), numbered(), numbered()),
+        (numbered(mood="good", plan={"mood": "good"}, policy={"mood": 1}), numbered(), numbered()),
+        (numbered(), numbered(mood="good", handle=numbered(mood="good")), numbered()),
+        (numbered(), numbered(), numbered(mood="good", plan={"mood": "good"})),
+        (numbered(log_bytes=..., options=..., memory_before=...), numbered(tail=..., since=...), numbered(ports=...)),
+        (numbered(), numbered(handle={"version": 9, "keeper": ...}), numbered(plan=...)),
+        (numbered(), numbered(state="HIBERNATING"), numbered()),
+        (numbered(runtime="moved:Process", device="moved:Gpu"), numbered(), numbered()),
+    ],
+    ids=["number", "orders", "news", "record", "less", "handle", "state", "paths"],
+)
+def test_what_is_understood_of_a_newer_release_is_adopted(
+    state: Path, orders: Changes, news: Changes, record: Changes
+) -> None:
+    with orphaned(state, orders, news, record) as orphan:
+        prove_it_is_adopted(state, orphan)
+
+
+@contextlib.contextmanager
+def told_alone(state: Path, orphan: Orphan, why: str, capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """It is listed with one sentence and serves on, whatever is done to others; in the end `stop --now` ends it."""
+    with detached(fake_plan(state, name="sound"), state):
+        sound = pids(state, "sound")
+        assert main.run(["ps"]) == 0
+        told = capsys.readouterr()
+        rows = [line.split()[:2] for line in told.out.splitlines()[1:]]
+        assert rows == [["fake", "UNKNOWN"], ["sound", "READY"]]
+        assert told.err == f"{TOLD}{why}{REMEDY}\n"
+        with Ledger(state).exclusive():
+            Ledger(state).claim("other", (), {}).release()
+            with pytest.raises(NameTakenError, match=r"(of|by) a newer rmlaunch"):
+                Ledger(state).claim(NAME, (), {})
+        assert is_alive(orphan.pid)
+        yield
+        assert main.run(["stop", NAME, "--now"]) == 0
+        assert not is_alive(orphan.pid)
+        assert pids(state, "sound") == sound
+    assert Deployments(state).find(NAME).news.phase is Phase.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("news", "record", "why"),
+    [
+        (numbered(handle="pod a"), numbered(), "the handle of its program is not understood: handle: 'pod a' is no"),
+        (numbered(handle=...), numbered(), "the handle of its program is not understood: handle is missing"),
+        (numbered(handle={"pid": ...}), numbered(), "the handle of its program is not understood: pid is missing"),
+        (numbered(handle=None), numbered(), "the orders that it keeps for its next supervisor are not found"),
+        (numbered(), numbered(plan={"runtime": "ray"}), "runtime 'ray' not found; available: docker, none, process"),
+    ],
+    ids=["handle", "no handle", "no pid", "null", "runtime"],
+)
+def test_a_record_of_a_newer_release_that_is_not_understood_costs_one_sentence(
+    state: Path, news: Changes, record: Changes, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if why.endswith("is no"):
+        why += " object"
+    with orphaned(state, numbered(), news, record) as orphan, told_alone(state, orphan, why, capsys):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("orders", "why"),
+    [
+        (numbered(policy="strict"), "its orders are not understood: policy: 'strict' is no object"),
+        (numbered(plan=...), "its orders are not understood: plan is missing"),
+        (numbered(stop_grace_s="5 s"), "its orders are not understood: stop_grace_s: '5 s' is no float"),
+        (numbered(plan={"name": "fake-a"}), "its orders have name=fake-a, where its record has fake"),
+        (numbered(plan={"runtime": "ray"}), "its orders have runtime=ray, where its record has process"),
+    ],
+)
+def test_orders_of_a_newer_release_that_are_not_understood_cost_one_sentence(
+    state: Path, orders: Changes, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with orphaned(state, orders, numbered(), numbered()) as orphan, told_alone(state, orphan, why, capsys):
+        pass
+
+
+def test_orders_that_a_newer_release_keeps_elsewhere_cost_one_sentence(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "the orders that it keeps for its next supervisor are not found"
+    with orphaned(state, None, numbered(), numbered(), keeps=False) as orphan, told_alone(state, orphan, why, capsys):
+        pass
+
+
+def test_what_a_newer_release_left_and_has_ended_is_said_to_have(state: Path) -> None:
+    with orphaned(state, numbered(), numbered(), numbered()) as orphan:
+        kill(orphan.pid)
+
+        found = Deployments(state).find(NAME)
+
+    assert (found.live, found.news.phase) == (False, Phase.FAILED)
+    assert found.news.reason == "its supervisor was killed; its program has ended since, or was not to outlive it"
+
+
+def test_orders_of_this_release_that_are_not_understood_end_nothing_either(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with orphaned(state, {"policy": "strict"}) as orphan:
+        assert main.run(["ps"]) == 0
+        assert capsys.readouterr().err == (
+            "fake: it serves without a supervisor, and its orders are not understood: policy: 'strict' is no object; "
+            "`rmlaunch stop fake` ends it\n"
+        )
+        assert is_alive(orphan.pid)
+        assert main.run(["stop", NAME]) == 0
+        assert not is_alive(orphan.pid)
