@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import heapq
-import itertools
 import logging
 import os
-import queue
 import random
 import selectors
 import signal
@@ -55,13 +52,13 @@ from launcher.supervise.lifecycle import (
     WatchLiveness,
     step,
 )
+from launcher.supervise.loop import Loop
 from launcher.supervise.probes import Door
 from launcher.supervise.protocol import News, Numbers, Orders, Target, plugin_at
 from launcher.supervise.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
 
-_CHORES_S = 10.0  #: between two looks at what nobody tells us of
 _LAST_WORD_S = 2.0  #: for a peer that does not read
 _MEMORY_S = 5.0  #: for a driver, to take back the memory of a process that has ended
 #: signals that no program sends itself over what it was asked
@@ -76,9 +73,7 @@ class Supervisor:
         self.state = State(served=orders.served)
         self._orders = orders
         self._runtime = runtime
-        self._events: queue.SimpleQueue[tuple[int | None, Event]] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, int, Event]] = []  # due, tie-break, start, event
-        self._ties = itertools.count()
+        self._loop = Loop()
         self._start = 0  #: how many times the engine was started; events of an earlier start are stale
         self._handle: Handle | None = None
         self._watch: Watch | None = None
@@ -88,18 +83,12 @@ class Supervisor:
         self._since = time.time()
         self._exits: Counter[int] = Counter()
         self._killed = False  #: the last crash was a signal from outside
-        self._wake_in, self._wake_out = socket.socketpair()
-        for end in (self._wake_in, self._wake_out):
-            end.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_in, selectors.EVENT_READ, self._woken)
-        self._owner = Peer(owner, self._selector, follows=True)
+        self._owner = Peer(owner, self._loop.selector, follows=True)
         self._peers = [self._owner]
         self._listener = listen(orders.home)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._owner_end = owner_end
+        self._loop.watch(self._listener, self._accept)
         if owner_end is not None:  # a process that it forked may keep its end of the socket open
-            self._selector.register(owner_end, selectors.EVENT_READ, self._lose_owner)
+            self._loop.watch(owner_end, self._lose_owner)
 
     def run(self) -> State:
         """Supervise until the verdict, which is returned; by then nothing of the engine is left."""
@@ -110,20 +99,22 @@ class Supervisor:
             raise
 
     def _run(self) -> State:
-        signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.signal(signal.SIGTERM, lambda *_: self._post(StopAsked(), None))
+        self._loop.on_signal(signal.SIGCHLD, None)
+        self._loop.on_signal(signal.SIGTERM, StopAsked())
         self._feed(Begin())
         self._publish_metrics()
         while not self.state.phase.final:
-            self._wait()
+            for peer, ready in self._loop.wait():
+                if ready & selectors.EVENT_READ:
+                    self._hear(peer)
+                else:
+                    peer.flush()
             # Before the exit is noticed: who asks us to stop has often asked the engine too.
-            while not self._events.empty():
-                self._feed_of(*self._events.get())
+            for start, event in self._loop.posted():
+                self._feed_of(start, event)
             self._notice_exit()
             logs.rotate(self._log_file, self._orders.log_bytes)
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                _, _, start, event = heapq.heappop(self._timers)
+            for start, event in self._loop.due():
                 self._feed_of(start, event)
         for peer in self._peers:
             if peer.follows:
@@ -132,22 +123,9 @@ class Supervisor:
 
     # -------------------------------------------------------------------------------------------------- events in
 
-    def _wait(self) -> None:
-        timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else _CHORES_S
-        for key, ready in self._selector.select(min(timeout, _CHORES_S)):
-            if not isinstance(key.data, Peer):
-                key.data()
-            elif ready & selectors.EVENT_READ:
-                self._hear(key.data)
-            else:
-                key.data.flush()
-
-    def _woken(self) -> None:
-        self._wake_in.recv(4096)
-
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            self._peers.append(Peer(self._listener.accept()[0], self._selector))
+            self._peers.append(Peer(self._listener.accept()[0], self._loop.selector))
 
     def _hear(self, peer: Peer) -> None:
         requests = peer.hear()
@@ -180,9 +158,7 @@ class Supervisor:
 
     def _lose_owner(self) -> None:
         """The owner is gone: do not wait for a drain that nobody asked for."""
-        if self._owner_end is not None:
-            self._selector.unregister(self._owner_end)
-            self._owner_end = None
+        self._loop.forget(self._lose_owner)
         if self._owner in self._peers:
             self._peers.remove(self._owner)
             self._owner.close()
@@ -209,14 +185,8 @@ class Supervisor:
             killed=-ended.code in _FROM_OUTSIDE and not ended.out_of_memory,
         )
 
-    def _post(self, event: Event, start: int | None) -> None:
-        """Hand over an event of one start (None: of all of them) from another thread or a signal handler."""
-        self._events.put((start, event))
-        with contextlib.suppress(BlockingIOError):  # so full that it is about to wake anyway
-            self._wake_out.send(b"\0")
-
     def _after(self, seconds: float, event: Event) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ties), self._start, event))
+        self._loop.after(seconds, event, self._start)
 
     def _feed_of(self, start: int | None, event: Event) -> None:
         if start not in (None, self._start):
@@ -276,16 +246,16 @@ class Supervisor:
                 kept = self._orders.dumps() if self._orders.detached else None
                 self._handle = self._runtime.start(self._orders.plan, self._log_file, kept)
         except (DeploymentError, OSError) as exc:  # OSError: a disk that is full or gone, which may come back
-            self._post(Crashed(str(exc), permanent=not self.state.served), self._start)
+            self._loop.post(Crashed(str(exc), permanent=not self.state.served), self._start)
             return
         if (end := self._runtime.end_of(self._handle)) is not None:
-            self._selector.register(end, selectors.EVENT_READ, self._forget_end)
+            self._loop.watch(end, self._forget_end)
         http = self._orders.plan.endpoints.http
         self._watch = Watch(
             Door(http, self._orders.api_key, self._orders.plan.key),
             self._orders.plan.probes,
             is_ours=partial(self._runtime.listens, self._handle, http.port),
-            report=partial(self._post, start=self._start),
+            report=partial(self._loop.post, start=self._start),
             effort=Effort(partial(self._runtime.activity, self._handle), partial(logs.size, self._log_file)),
             metrics=self._orders.plan.endpoints.metrics,
         )
@@ -296,9 +266,7 @@ class Supervisor:
 
     def _forget_end(self) -> None:
         """What tells of the program's end has done so, or is about to be closed."""
-        for key in list(self._selector.get_map().values()):
-            if key.data == self._forget_end:
-                self._selector.unregister(key.fileobj)
+        self._loop.forget(self._forget_end)
 
     def _cancel_watch(self) -> None:
         if self._watch is not None:
