@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,6 +120,8 @@ class BuildProfile:
 
     def place(self, folder: str, model_id: str, identity: str) -> str:
         """The artifact of these weights: one path below `folder` for each profile and each `identity` of weights."""
+        import hashlib  # not at the top: a supervisor's start would wait 2 ms for OpenSSL
+
         what = [identity, self.target, self.compiler, self.compiler_version, dict(self.flags), self.interface]
         key = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()[:12]
         return f"{folder}/{model_id}-{self.interface}-{key}"

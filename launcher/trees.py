@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def _emptied(name: str, top: int) -> Iterator[str]:
             for inner in os.listdir(folder):  # noqa: PTH208
                 with contextlib.suppress(OSError):
                     if _opened_up(inner, folder):
-                        moved = f"rml-{secrets.token_hex(8)}"
+                        moved = f"rml-{os.urandom(8).hex()}"  # `secrets` would load OpenSSL
                         os.rename(inner, moved, src_dir_fd=folder, dst_dir_fd=top)
                         yield moved
                     else:

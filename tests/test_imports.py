@@ -220,6 +220,12 @@ def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None
     assert heavy & loaded_by(code) == set()
 
 
+def test_a_supervisor_gives_orders_to_its_engine_before_openssl_is_loaded() -> None:
+    code = "import launcher.supervise.supervisor, launcher.runtimes.process"
+
+    assert {"_hashlib", "_ssl", "hashlib", "secrets", "ssl"} & loaded_by(code) == set()
+
+
 def test_import_launcher_alone_loads_nothing_heavy() -> None:
     heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "psutil", "rich", "torch"}
 
