@@ -46,6 +46,14 @@ def print_json(data: object) -> None:
     sys.stdout.write(json.dumps(data, indent=2) + "\n")
 
 
+def print_endpoint(name: str, url: str, *, as_json: bool = False) -> None:
+    """Write where the deployment `name` serves: `NAME URL`, or an object with both."""
+    if as_json:
+        print_json({"name": name, "endpoint": url})
+    else:
+        sys.stdout.write(f"{name} {url}\n")
+
+
 def note(text: str) -> None:
     """Write one line for the person at the terminal: to stderr, so that stdout has answers alone."""
     sys.stderr.write(f"{text}\n")

@@ -1,4 +1,4 @@
-"""The verb `artifact`: what build steps have made, who uses it, and removing what nobody does."""
+"""The verbs `artifact list`, `show` and `prune`: what build steps have made, who uses it, and what may go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 from engines.base import ConfigError, DeploymentError
 from launcher import bounded_json
-from launcher.cli.words import Parser
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
 from launcher.output import duration, print_fields, print_json, print_table
@@ -25,26 +24,11 @@ _DAY_S = 86400.0
 _LOG_LINES = 12
 
 
-def run(words: Sequence[str]) -> int:
-    """Raises `RequestError` where there is no such artifact."""
-    parser = Parser(prog="rmlaunch artifact", add_help=False, allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    for name in ("list", "show", "prune"):
-        action = actions.add_parser(name, add_help=False, allow_abbrev=False)
-        action.add_argument("--json", action="store_true")
-        if name == "show":
-            action.add_argument("id")
-        if name == "prune":
-            action.add_argument("--unused", action="store_true")
-            action.add_argument("--older-than", type=float, metavar="DAYS")
-    asked = parser.parse_args(words)
-    return {"list": _list, "show": _show, "prune": _prune}[asked.action](asked)
-
-
-def _list(asked: argparse.Namespace) -> int:
+def list_(args: argparse.Namespace) -> int:
+    """Print every artifact that is whole."""
     used = _used()
     found = [_summary(artifact, used) for artifact in artifacts.found(_store())]
-    if asked.json:
+    if args.json:
         print_json(found)
         return 0
     head = ("ID", "MODEL", "FORMAT", "TARGET", "SIZE", "AGE", "USED BY")
@@ -74,25 +58,27 @@ def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
     return (item["id"], item["model"], item["format"], item["target"] or "–", _size(item["bytes"]), age, users)
 
 
-def _show(asked: argparse.Namespace) -> int:
-    artifact = artifacts.find(_store(), asked.id)
+def show(args: argparse.Namespace) -> int:
+    """Print what made one artifact. Raises `RequestError` where there is no such artifact."""
+    artifact = artifacts.find(_store(), args.id)
     shown = {**artifact.metadata, **_summary(artifact, _used()), "log": str(artifact.log)}
     lines = logs.tail(artifact.log)[-_LOG_LINES:]
-    if asked.json:
+    if args.json:
         print_json({**shown, "log_tail": lines})
         return 0
     print_fields(shown, lines)
     return 0
 
 
-def _prune(asked: argparse.Namespace) -> int:
-    if asked.older_than is not None and asked.older_than < 0:
-        raise ConfigError(f"--older-than {asked.older_than:g} must not be negative")
+def prune(args: argparse.Namespace) -> int:
+    """Remove what is left of builds that did not end; with --unused the artifacts too that no deployment uses."""
+    if args.older_than is not None and args.older_than < 0:
+        raise ConfigError(f"--older-than {args.older_than:g} must not be negative")
     store, ledger = _store(), Ledger(state_root())
     Deployments(state_root()).all()  # adopts those that serve without a supervisor
     with ledger.exclusive():  # no launch begins meanwhile
         plans, unreadable = _plans(ledger)
-        if unreadable and (asked.unused or asked.older_than is not None):
+        if unreadable and (args.unused or args.older_than is not None):
             raise DeploymentError(
                 f"the plan.json of {', '.join(unreadable)} cannot be read, so it cannot be told which artifacts are in "
                 f"use; stop {unreadable[0]} first"
@@ -102,11 +88,11 @@ def _prune(asked: argparse.Namespace) -> int:
             artifacts.prune(
                 store,
                 used,
-                unused=asked.unused or asked.older_than is not None,
-                older_than_s=(asked.older_than or 0.0) * _DAY_S,
+                unused=args.unused or args.older_than is not None,
+                older_than_s=(args.older_than or 0.0) * _DAY_S,
             )
         )
-    if asked.json:
+    if args.json:
         print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
         return 0
     for item in removed:

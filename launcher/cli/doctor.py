@@ -1,7 +1,8 @@
-"""`rmlaunch doctor`: everything that would stop a launch, each with its remedy. Nothing is started, made or fetched."""
+"""The verb `doctor`: everything that would stop a launch, each with its remedy. Nothing is started, made or fetched."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shutil
@@ -35,7 +36,6 @@ from launcher.planning.settle import Settled, settle
 from launcher.prepare import environments, steps
 from launcher.runtimes.docker_daemon import AwayError
 
-FLAGS = ("--json", "--online")
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
 _GIB = 1 << 30
@@ -54,13 +54,13 @@ class Check:
     remedy: str = ""
 
 
-def report(overrides: Sequence[str], config_dir: str | None, flags: Sequence[str]) -> int:
-    """The verb: 0 where nothing would stop the launch of `overrides`, else 2."""
+def doctor(args: argparse.Namespace) -> int:
+    """Print every check of a launch; 0 where nothing would stop it, else 2."""
     from launcher.config.compose import normalized
 
-    checks = list(examine(normalized(overrides), config_dir, online="--online" in flags))
+    checks = list(examine(normalized(args.overrides), args.config_dir, online=args.online))
     problems = sum(check.state == PROBLEM for check in checks)
-    if "--json" in flags:
+    if args.json:
         data = {"would_start": not problems, "checks": [dataclasses.asdict(check) for check in checks]}
         print_json(data)
     else:

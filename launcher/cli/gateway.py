@@ -1,18 +1,18 @@
-"""The verb `gateway`: start the gateway, in the foreground or detached, or give one that runs its new settings."""
+"""The verbs `gateway up` and `gateway key`: start the gateway or give it new settings, and make a key."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import secrets
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
+from engines.base import DeploymentError, RequestError, RmLaunchError
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
@@ -22,41 +22,21 @@ if TYPE_CHECKING:
 NAME = "gateway"  #: of its deployment, unless name=… says otherwise
 _HAND_OVER_S = 10.0  #: for a gateway that runs, to take new settings
 
-USAGE = """\
-rmlaunch gateway up [-d] [--replace] [gateway=…] [gateway.routes.NAME=[a,b]] [name=gateway]
-rmlaunch gateway key NAME          a new key for NAME, and what to write into the config
 
-It is a deployment like others: rmlaunch ps, status gateway, logs gateway, stop gateway.
-"""
-
-
-def run(words: Sequence[str]) -> int:
-    verb, *rest = words or ("",)
-    if verb == "up":
-        return _up(rest)
-    if verb == "key":
-        return _key(rest)
-    if not verb:
-        sys.stdout.write(USAGE)
-        return 2
-    raise ConfigError(f"gateway {verb} is not known; write rmlaunch gateway up, or rmlaunch gateway key NAME")
-
-
-def _key(words: Sequence[str]) -> int:
+def key(args: argparse.Namespace) -> int:
+    """Print a new key, and on stderr what the config must have for it."""
     from launcher.gateway.settings import hashed
 
-    if len(words) != 1 or words[0].startswith("-"):
-        raise ConfigError("name whose key it is: rmlaunch gateway key NAME")
-    key = f"rml-{secrets.token_urlsafe(32)}"
-    what = "admin_key: sha256:" if words[0] == "admin" else f"keys:\n  {words[0]}: sha256:"
-    sys.stderr.write(f"this key is shown once, and kept nowhere; the config gets its hash:\n{what}{hashed(key, '')}\n")
-    sys.stdout.write(f"{key}\n")
+    made = f"rml-{secrets.token_urlsafe(32)}"
+    what = "admin_key: sha256:" if args.name == "admin" else f"keys:\n  {args.name}: sha256:"
+    sys.stderr.write(f"this key is shown once, and kept nowhere; the config gets its hash:\n{what}{hashed(made, '')}\n")
+    sys.stdout.write(f"{made}\n")
     return 0
 
 
-def _up(words: Sequence[str]) -> int:
+def up(args: argparse.Namespace) -> int:
+    """Start the gateway, in the foreground or detached; one that runs gets its new settings."""
     from launcher.cli.stop import end
-    from launcher.cli.words import split
     from launcher.config.compose import normalized
     from launcher.deployments.ledger import NameTakenError
     from launcher.deployments.records import Deployments
@@ -64,11 +44,10 @@ def _up(words: Sequence[str]) -> int:
     from launcher.gateway.reload import Asked, marks
     from launcher.paths import state_root
 
-    detached, replace = bool({"-d", "--detach"} & {*words}), "--replace" in words
-    overrides, config_dir = split([word for word in words if word not in ("-d", "--detach", "--replace")])
-    name = next((item.partition("=")[2] for item in overrides if item.startswith("name=")), NAME)
-    overrides = normalized([item for item in overrides if not item.startswith("name=")])
-    config_dir = str(Path(config_dir).absolute()) if config_dir else None
+    replace, given = args.replace, args.overrides
+    name = next((item.partition("=")[2] for item in given if item.startswith("name=")), NAME)
+    overrides = normalized([item for item in given if not item.startswith("name=")])
+    config_dir = str(Path(args.config_dir).absolute()) if args.config_dir else None
     found = marks(config_dir)
     asked = Asked(without_keys(overrides), config_dir, composed(overrides, config_dir), found)
     while True:
@@ -81,7 +60,7 @@ def _up(words: Sequence[str]) -> int:
         if name in live:
             end(live[name], now=False)
         try:
-            return _start(name, asked, detached=detached)
+            return _start(name, asked, detached=args.detach)
         except NameTakenError:  # another was faster
             replace = False
 

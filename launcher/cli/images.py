@@ -1,15 +1,14 @@
-"""`rmlaunch image`: the images that runtime=docker runs and that are built here."""
+"""The verbs `image build`, `list` and `prune`: the images that runtime=docker runs and that are built here."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from engines.base import ConfigError
-from launcher.cli.words import Parser
 from launcher.output import duration, gib, print_json, print_table
 from launcher.prepare import images
 from launcher.progress import Progress
@@ -17,29 +16,16 @@ from launcher.runtimes import docker_daemon
 from launcher.runtimes.docker_daemon import explained
 
 
-def run(words: Sequence[str]) -> int:
-    """Raises `RequestError` where it cannot be done."""
-    parser = Parser(prog="rmlaunch image", add_help=False, allow_abbrev=False)
-    actions = parser.add_subparsers(dest="action", required=True, parser_class=Parser)
-    build = actions.add_parser("build", add_help=False, allow_abbrev=False)
-    build.add_argument("overrides", nargs="*", metavar="key=value")
-    build.add_argument("--config-dir")
-    actions.add_parser("list", add_help=False, allow_abbrev=False).add_argument("--json", action="store_true")
-    actions.add_parser("prune", add_help=False, allow_abbrev=False).add_argument("images", nargs="*", metavar="IMAGE")
-    asked = parser.parse_args(words)
-    return {"build": _build, "list": _list, "prune": _prune}[asked.action](asked)
-
-
-def _build(asked: argparse.Namespace) -> int:
-    """Make the image of a launch, or fetch it, ahead of the launch."""
+def build(args: argparse.Namespace) -> int:
+    """Make the image of a launch, or fetch it, ahead of the launch. Raises `RequestError` where it cannot be done."""
     from launcher.config.compose import normalized
     from launcher.planning.machine import this_machine
     from launcher.planning.resolve import resolve
     from launcher.planning.settle import settle
 
-    said = any(word.startswith("runtime=") for word in asked.overrides)
+    said = any(word.startswith("runtime=") for word in args.overrides)
     machine = this_machine()
-    settled = settle(normalized([*asked.overrides, *([] if said else ["runtime=docker"])]), machine, asked.config_dir)
+    settled = settle(normalized([*args.overrides, *([] if said else ["runtime=docker"])]), machine, args.config_dir)
     engine, spec = resolve(settled.config, machine)
     plan = engine.plan(spec)
     if plan.container is None:
@@ -49,9 +35,10 @@ def _build(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _list(asked: argparse.Namespace) -> int:
+def list_(args: argparse.Namespace) -> int:
+    """Print the images that were built here."""
     found = _ours()
-    if asked.json:
+    if args.json:
         print_json(found)
         return 0
     rows = [(one["image"], gib(one["size_bytes"]), duration(time.time() - one["created"])) for one in found]
@@ -59,15 +46,15 @@ def _list(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _prune(asked: argparse.Namespace) -> int:
-    """Remove those that no container is made from, or of them those that are named."""
+def prune(args: argparse.Namespace) -> int:
+    """Remove the images that no container is made from, or of them those that are named."""
     import docker.errors
 
     with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client:
         found = _ours()
-        if unknown := set(asked.images) - {one["image"] for one in found}:
+        if unknown := set(args.images) - {one["image"] for one in found}:
             raise ConfigError(f"{min(unknown)} is no image that was built here; rmlaunch image list has them")
-        for one in (one for one in found if not asked.images or one["image"] in asked.images):
+        for one in (one for one in found if not args.images or one["image"] in args.images):
             with explained():
                 try:
                     client.remove_image(one["image"])
@@ -83,7 +70,7 @@ def _prune(asked: argparse.Namespace) -> int:
 
 
 def _ours() -> list[Mapping[str, Any]]:
-    """What is built from one of them has its label too, and a name of its own."""
+    """List the images with our label. An image built from one of them has its label too, and a name of its own."""
     with contextlib.closing(docker_daemon.client(docker_daemon.address())) as client, explained():
         found = client.images(filters={"label": images.LABEL})
     named = ((one["Labels"][images.LABEL], one) for one in found)

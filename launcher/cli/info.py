@@ -1,7 +1,8 @@
-"""`rmlaunch info`: what this machine has, who uses it, and which engines could run on it."""
+"""The verb `info`: what this machine has, who uses it, and which engines could run on it."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from engines.base import ConfigError, RmLaunchError
+from engines.base import RmLaunchError
 from launcher import __version__, procfs, registry
 from launcher.cli import inventory
 from launcher.deployments.ledger import Ledger
@@ -21,12 +22,10 @@ from launcher.paths import cache_root, state_root
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
 
 
-def report(words: Sequence[str]) -> int:
-    """The verb. Raises `ConfigError` for words that it does not know."""
-    if unknown := [word for word in words if word != "--json"]:
-        raise ConfigError(f"unknown word {unknown[0]!r}; rmlaunch info [--json]")
+def info(args: argparse.Namespace) -> int:
+    """Print what `gather` finds."""
     data = gather()
-    if "--json" in words:
+    if args.json:
         print_json(data)
     else:
         sys.stdout.write("\n".join(lines(data)) + "\n")

@@ -16,17 +16,18 @@ from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News
 
 
-def stop(asked: argparse.Namespace) -> int:
-    if bool(asked.names) == asked.all:
+def stop(args: argparse.Namespace) -> int:
+    """Stop all that are named, whatever becomes of one of them. Raises the error of the only one that fails."""
+    if bool(args.names) == args.all:
         raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
     found = {item.name: item for item in Deployments(state_root()).all()}
-    names = [name for name, item in found.items() if item.there] if asked.all else list(dict.fromkeys(asked.names))
+    names = [name for name, item in found.items() if item.there] if args.all else list(dict.fromkeys(args.names))
 
     def one(name: str) -> RmLaunchError | OSError | None:
         try:
             if name not in found:
                 raise RequestError(unknown("deployment", name, sorted(found)))
-            end(found[name], asked.now)
+            end(found[name], args.now)
         except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
             return exc
         except Exception as exc:  # noqa: BLE001  (a bug, or a record that nobody foresaw)

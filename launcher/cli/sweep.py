@@ -1,4 +1,4 @@
-"""Hydra multirun: each combination is launched, measured and stopped; one report at the end.
+"""Hydra's own flags. Multirun: each combination is launched, measured and stopped; one report at the end.
 
 A job leaves its row in its own output folder, so that the report also works with Hydra launchers that run jobs in
 other processes.
@@ -10,17 +10,22 @@ import contextlib
 import csv
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra as _hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from engines.base import RmLaunchError
 from launcher.cli.oneshot import measure
+from launcher.cli.words import refuse_written_secrets, split
+from launcher.config.compose import HYDRA_VERSION_BASE, hydra_of_our_own, normalized, readable_errors
+from launcher.paths import shipped
 from launcher.planning.machine import this_machine
 from launcher.planning.settle import settle
 from launcher.progress import Progress
@@ -34,6 +39,18 @@ COLUMNS = (
     "engine", "device", "model", "ok", "ready_s", "first_token_s", "tokens_per_s", "peak_memory_mb", "answer", "error",
     "overrides",
 )  # fmt: skip
+
+
+def hydra(words: Sequence[str]) -> int:
+    """Let Hydra run the command line `words`, one of which is a flag of its own."""
+    overrides, config_dir = split(words)
+    refuse_written_secrets(overrides)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, so that the message is ours
+    sys.argv = [sys.argv[0], *normalized(words)]
+    decorate = _hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
+    with readable_errors(), hydra_of_our_own():  # it reads --config-dir itself
+        decorate(job(config_dir))()
+    return 0
 
 
 def job(config_dir: str | None) -> Callable[[DictConfig], None]:

@@ -126,9 +126,9 @@ def test_what_never_serves_is_an_error_and_leaves_nothing(rmlaunch: Run) -> None
     [
         (["stop"], "name what to stop"),
         (["stop", "nobody"], "deployment 'nobody' not found"),
-        (["status"], "the following arguments are required: name"),
-        (["logs", "x", "-n", "many"], "argument -n/--lines: invalid int value: 'many'"),
-        (["ps", "--jsonn"], "unrecognized arguments: --jsonn"),
+        (["status"], "the following arguments are required: NAME"),
+        (["logs", "x", "-n", "many"], "-n/--lines: invalid int value: 'many'"),
+        (["ps", "--jsonn"], "unknown flag '--jsonn'; did you mean '--json'?"),
         (["up", "-d", "engine=llamacpp", "prompt=x"], "prompt= asks once and stops"),
     ],
 )

@@ -19,7 +19,7 @@ import requests
 
 from engines.base import DeploymentError, LaunchPlan, RequestError
 from launcher import plan_json
-from launcher.cli import deployments
+from launcher.cli import main
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments, _own
@@ -411,7 +411,7 @@ def test_restart_does_not_wait_for_what_keeps_crashing(tmp_path: Path, monkeypat
         program.unlink()
 
         with pytest.raises(DeploymentError, match="fake is BACKOFF after the restart: fake: could not start"):
-            deployments.run("restart", ["fake"])
+            main.run(["restart", "fake"])
 
         program.symlink_to(sys.executable)
         wait_for(lambda: said(folder)["state"] == "READY")

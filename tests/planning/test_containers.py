@@ -260,7 +260,7 @@ def test_docker_run_is_printed_as_it_can_be_pasted(
     ("words", "text"),
     [
         (("--as", "compose"), "--as compose is not known; write --as docker-run"),
-        (("--as",), r"--as \(nothing\) is not known"),
+        (("--as",), "--as: expected one argument; see rmlaunch plan --help"),
         (("--as", "docker-run", "--json"), "--as docker-run and --json do not go together"),
         (("--as", "docker-run", "runtime=process"), "needs a container, and this launch has runtime=process"),
     ],

@@ -321,7 +321,7 @@ def test_list_show_and_prune_know_who_uses_what(store: Path, capsys: pytest.Capt
 
 
 def test_an_action_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(RequestError, match="invalid choice: 'drop'"):
+    with pytest.raises(RequestError, match="artifact verb 'drop' not found; available: list, show, prune"):
         main.run(["artifact", "drop"])
     with pytest.raises(RequestError, match="--older-than -1 must not be negative"):
         main.run(["artifact", "prune", "--older-than", "-1"])
