@@ -25,7 +25,7 @@ def ps(args: argparse.Namespace) -> int:
     if args.json and args.watch:
         raise ConfigError("--json and --watch do not go together; leave one out")
     while True:
-        found = [item for item in Deployments(state_root()).all() if item.live or item.there or args.all]
+        found = [item for item in Deployments(state_root()).all() if item.listed or args.all]
         if args.json:
             print_json([_summary(item) for item in found])
             return 0
@@ -56,6 +56,10 @@ def _print_table(found: Sequence[Deployment]) -> None:
         elif item.news.phase.final and item.news.leftovers:
             left = ", ".join(item.news.leftovers)
             note(f"{item.name}: still there: {left}; `rmlaunch stop {item.name}` tries again to end it")
+        elif item.news.phase is Phase.FAILED:
+            note(
+                f"{item.name} has failed; `rmlaunch status {item.name}` tells why, `rmlaunch rm {item.name}` removes it"
+            )
 
 
 def _row(item: Deployment) -> tuple[str, ...]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
-from engines.base import ConfigError, DeploymentError, RequestError, RmLaunchError
+from engines.base import ConfigError, DeploymentError, RmLaunchError
 from launcher.at_once import at_once
 from launcher.deployments.connection import Connection, NoAnswerError
 from launcher.deployments.ledger import in_words
-from launcher.deployments.records import Deployment, Deployments
+from launcher.deployments.records import Deployment, Deployments, not_found
 from launcher.output import note
 from launcher.paths import state_root
-from launcher.suggest import unknown
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import News
 
@@ -26,7 +26,7 @@ def stop(args: argparse.Namespace) -> int:
     def one(name: str) -> RmLaunchError | OSError | None:
         try:
             if name not in found:
-                raise RequestError(unknown("deployment", name, sorted(found)))
+                raise not_found(name, found.values())
             end(found[name], args.now)
         except (RmLaunchError, OSError) as exc:  # the others are stopped all the same
             return exc
@@ -34,7 +34,11 @@ def stop(args: argparse.Namespace) -> int:
             return DeploymentError(f"{name} cannot be stopped: {in_words(exc)}")
         return None
 
-    failed = [exc for exc in at_once(one, names) if exc is not None]
+    return exit_code([exc for exc in at_once(one, names) if exc is not None])
+
+
+def exit_code(failed: Sequence[RmLaunchError | OSError]) -> int:
+    """Say what failed of several, and return the exit code; raise the error where it is the only one."""
     if len(failed) == 1:
         raise failed[0]
     for exc in failed:

@@ -177,6 +177,16 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
             ),
             "rmlaunch stop a b",
         ),
+        "rm": Verb(
+            "launcher.cli.remove:rm",
+            "remove the records and logs of deployments that have ended",
+            (
+                _names("ended", "name the deployments"),
+                Word(("--failed",), "remove all that have failed"),
+                Word(("--all",), "remove all that have ended, those that were stopped too"),
+            ),
+            "rmlaunch rm --failed",
+        ),
     },
     "one endpoint in front of all of them": {
         "gateway up": Verb(

@@ -16,6 +16,7 @@ import fcntl
 import logging
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ _LAST_PORT = 65535
 _LOCK_SILENT_S = 1.0  #: a launch that looks at the machine holds it for about that long
 _LOCK_LIMIT_S = 60.0
 _COMES_BACK = "replacing.lock"
+_REMOVED = ".removed-"
 _NAME_LIMIT = 60  #: a Unix socket's path has 107 bytes
 
 
@@ -157,6 +159,17 @@ class Ledger:
                 return None
             time.sleep(0.005)
         return Claim(self.deployments / name, lock)
+
+    def remove(self, name: str) -> None:
+        """Remove the record and the logs of `name`, which has ended; call inside `exclusive`.
+
+        The record goes whole, whoever is killed when: its folder is moved out first.
+        """
+        for stale in self._state.glob(f"{_REMOVED}*"):
+            trees.remove(stale)
+        aside = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._state))
+        (self.deployments / name).rename(aside / "record")
+        trees.remove(aside)
 
     def _sweep_dead(self) -> None:
         """End what deployments left whose launcher and supervisor were both killed, and that nobody can adopt."""

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ class Deployment:
         """Something of it may run: it is being prepared, it serves, it could neither be adopted nor ended, or its end
         has left something."""
         return not self.news.phase.final or bool(self.news.leftovers)
+
+    @property
+    def listed(self) -> bool:
+        """Whether `ps` shows it unasked: it may run, or it failed and nobody has removed its record."""
+        return self.live or self.there or self.news.phase is Phase.FAILED
 
     @property
     def log(self) -> Path:
@@ -94,7 +99,7 @@ class Deployments:
         """Raises `RequestError` with the names that there are."""
         found = {item.name: item for item in self._found()}
         if name not in found:
-            raise RequestError(unknown("deployment", name, sorted(found)))
+            raise not_found(name, found.values())
         return _asked(found[name])
 
     def look(self, folder: Path) -> Deployment:
@@ -109,6 +114,19 @@ class Deployments:
         if not self._is_free(name, timeout_s):
             holder = described(self._ledger.deployments / name / "lock")
             raise DeploymentError(f"{name} has stopped, but its name is still held after {timeout_s:g} s by {holder}")
+
+    def remove(self, name: str) -> None:
+        """Remove the record and the logs of a deployment that has ended. Raises `RequestError` where it may run."""
+        with self._ledger.exclusive():
+            folder = self._ledger.deployments / name
+            item = self._read(folder, "")
+            if self._ledger.is_coming_back(name):
+                raise RequestError(f"{name} is being replaced by another; try again when that has ended")
+            if item.live or item.there:
+                left = ", ".join(item.news.leftovers)
+                told = f"has left {left}" if left else f"is {item.news.phase.value}"
+                raise RequestError(f"{name} {told}; `rmlaunch stop {name}` ends it first")
+            self._ledger.remove(name)
 
     def _found(self) -> list[Deployment]:
         """Adopt those without a supervisor, and read what is on disk by then."""
@@ -241,6 +259,13 @@ class Deployments:
             last = dataclasses.replace(last, leftovers=self._ledger.sweep(claim.folder.name) or last.leftovers)
             protocol.write_state(claim.folder, last)
         return last
+
+
+def not_found(name: str, items: Iterable[Deployment]) -> RequestError:
+    """The error for a name that nothing has; it names what is listed, not what was stopped long ago."""
+    if listed := sorted(item.name for item in items if item.listed):
+        return RequestError(unknown("deployment", name, listed))
+    return RequestError(f"deployment {name!r} not found; none runs and none has failed")
 
 
 def _has_record(folder: Path) -> bool:

@@ -117,7 +117,7 @@ def test_what_never_serves_is_an_error_and_leaves_nothing(rmlaunch: Run) -> None
     failed = rmlaunch("up", "-d", "engine=llamacpp", "name=a", "engine.args.nonsense=1", code=1).stderr
 
     assert "it does not know one of its flags" in failed
-    assert rmlaunch("ps").stdout.count("\n") == 1
+    assert [line.split()[:2] for line in rmlaunch("ps").stdout.splitlines()[1:]] == [["a", "FAILED"]]
     assert "a is FAILED, not running" in rmlaunch("infer", "a", "x", code=2).stderr
 
 

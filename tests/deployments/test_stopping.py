@@ -218,7 +218,7 @@ def test_a_wrong_name_keeps_nobody_from_being_stopped(state: Path, capsys: pytes
 
         assert main.run(["stop", "x", "fake"]) == 2
         assert capsys.readouterr().err.splitlines() == [
-            "error: deployment 'x' not found; available: fake",
+            "error: deployment 'x' not found; none runs and none has failed",
             "error: fake is STOPPED, not running; start it with `rmlaunch up -d`",
         ]
 
