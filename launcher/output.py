@@ -34,6 +34,15 @@ def gib(count: int) -> str:
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"
 
 
+def size(count: float) -> str:
+    """Bytes in words, from the byte up: 5 B, 12 KiB, 3 MiB, 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def duration(seconds: float) -> str:
     """In its largest unit: 3d, 2h, 5m, 7s."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from engines.base import ConfigError, DeploymentError
-from launcher import bounded_json
-from launcher.deployments.ledger import Ledger
-from launcher.deployments.records import Deployments
-from launcher.output import duration, print_fields, print_json, print_table
-from launcher.paths import artifacts_root, cache_root, state_root
+from launcher.cli import in_use
+from launcher.output import duration, note, print_fields, print_json, print_table, size
+from launcher.paths import artifacts_root, cache_root
 from launcher.prepare import artifacts
 from launcher.prepare.artifacts import BuildArtifact
+from launcher.prepare.stores import users
 from launcher.supervise import logs
 
-_DAY_S = 86400.0
 _LOG_LINES = 12
 
 
 def list_(args: argparse.Namespace) -> int:
     """Print every artifact that is whole."""
-    used = _used()
+    used = users(_store(), in_use.plans())
     found = [_summary(artifact, used) for artifact in artifacts.found(_store())]
     if args.json:
         print_json(found)
@@ -55,13 +51,13 @@ def _summary(artifact: BuildArtifact, used: Mapping[str, Sequence[str]]) -> dict
 def _row(item: Mapping[str, Any]) -> tuple[str, ...]:
     age = duration(item["age_s"])
     users = ", ".join(item["used_by"]) or "–"
-    return (item["id"], item["model"], item["format"], item["target"] or "–", _size(item["bytes"]), age, users)
+    return (item["id"], item["model"], item["format"], item["target"] or "–", size(item["bytes"]), age, users)
 
 
 def show(args: argparse.Namespace) -> int:
     """Print what made one artifact. Raises `RequestError` where there is no such artifact."""
     artifact = artifacts.find(_store(), args.id)
-    shown = {**artifact.metadata, **_summary(artifact, _used()), "log": str(artifact.log)}
+    shown = {**artifact.metadata, **_summary(artifact, users(_store(), in_use.plans())), "log": str(artifact.log)}
     lines = logs.tail(artifact.log)[-_LOG_LINES:]
     if args.json:
         print_json({**shown, "log_tail": lines})
@@ -72,59 +68,17 @@ def show(args: argparse.Namespace) -> int:
 
 def prune(args: argparse.Namespace) -> int:
     """Remove what is left of builds that did not end; with --unused the artifacts too that no deployment uses."""
-    if args.older_than is not None and args.older_than < 0:
-        raise ConfigError(f"--older-than {args.older_than:g} must not be negative")
-    store, ledger = _store(), Ledger(state_root())
-    Deployments(state_root()).all()  # adopts those that serve without a supervisor
-    with ledger.exclusive():  # no launch begins meanwhile
-        plans, unreadable = _plans(ledger)
-        if unreadable and (args.unused or args.older_than is not None):
-            raise DeploymentError(
-                f"the plan.json of {', '.join(unreadable)} cannot be read, so it cannot be told which artifacts are in "
-                f"use; stop {unreadable[0]} first"
-            )
-        used = artifacts.users(store, plans)
-        removed = list(
-            artifacts.prune(
-                store,
-                used,
-                unused=args.unused or args.older_than is not None,
-                older_than_s=(args.older_than or 0.0) * _DAY_S,
-            )
-        )
+    store, unused = _store(), args.unused or args.older_than is not None
+    with in_use.nobody_begins("artifacts", unused=args.unused, older_than=args.older_than) as plans:
+        older_than_s = (args.older_than or 0.0) * in_use.DAY_S
+        removed = list(artifacts.prune(store, users(store, plans), unused=unused, older_than_s=older_than_s))
     if args.json:
-        print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
+        print_json(in_use.report(removed))
         return 0
-    for item in removed:
-        sys.stdout.write(f"{item.path.name}  {_size(item.bytes)}  {item.why}\n")
-    sys.stderr.write(f"removed {len(removed)}, {_size(sum(item.bytes for item in removed))}\n")
+    print_table([(item.path.name, size(item.bytes), item.why) for item in removed])
+    note(f"removed {len(removed)}, {size(sum(item.bytes for item in removed))}")
     return 0
-
-
-def _used() -> Mapping[str, tuple[str, ...]]:
-    Deployments(state_root()).all()
-    return artifacts.users(_store(), _plans(Ledger(state_root()))[0])
-
-
-def _plans(ledger: Ledger) -> tuple[dict[str, str], list[str]]:
-    """The plan.json of each deployment that may run, as it stands, by name; and the names of those that have none."""
-    plans: dict[str, str] = {}
-    unreadable: list[str] = []
-    for name in ledger.running():
-        try:
-            plans[name] = bounded_json.read_bytes(ledger.deployments / name / "plan.json").decode(errors="replace")
-        except (OSError, ValueError):  # noqa: PERF203  (one's trouble is not the others')
-            unreadable.append(name)
-    return plans, unreadable
 
 
 def _store() -> Path:
     return artifacts_root(cache_root())
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

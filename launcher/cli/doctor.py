@@ -33,7 +33,7 @@ from launcher.paths import cache_root, state_root
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
-from launcher.prepare import environments, steps
+from launcher.prepare import environment_store, environments, steps
 from launcher.runtimes.docker_daemon import AwayError
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -42,6 +42,7 @@ _GIB = 1 << 30
 #: less than this fills up with the logs of a deployment; less than that may not hold an environment with torch
 _LITTLE, _SCARCE = 1 * _GIB, 10 * _GIB
 _SHARED_MEMORY = 256 << 20
+_FREE = "`rmlaunch env prune --unused` removes those that nobody uses, `uv cache clean` what uv keeps of them"
 _INDEX_LIMIT_S = 5.0
 _LIBRARY_LIMIT_S = 5.0
 
@@ -157,6 +158,7 @@ def _places() -> Iterator[Check]:
         ("temporary", Path(os.environ.get("TMPDIR") or "/tmp"), "TMPDIR"),  # noqa: S108  (where Python looks too)
     ):
         yield _place(name, folder, variable)
+    yield _environments()
     yield _shared_memory(Path("/dev/shm"))  # noqa: S108  (the kernel's, by its only name)
 
 
@@ -170,6 +172,15 @@ def _place(name: str, folder: Path, variable: str) -> Check:
     if free < _LITTLE:
         return Check(name, PROBLEM, f"{folder}: only {gib(free)} are free", f"free some, or {elsewhere}")
     return Check(name, OK, f"{folder}: {gib(free)} free")
+
+
+def _environments() -> Check:
+    store = environment_store.folder(cache_root())
+    found = list(environment_store.found(store))
+    if not found:
+        return Check("environments", OK, f"none is made in {store}")
+    take = f"{len(found)} with {gib(sum(one.size_bytes for one in found))} of packages in {store}"
+    return Check("environments", OK, f"{take}; {_FREE}")
 
 
 def _shared_memory(folder: Path) -> Check:

@@ -18,6 +18,7 @@ from launcher.devices.base import DevicePlugin, Survey
 from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
 from launcher.paths import cache_root, state_root
+from launcher.prepare import environment_store
 
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
 
@@ -37,7 +38,7 @@ def gather() -> dict[str, Any]:
     plugins = {kind: registry.device(kind) for kind in registry.names("device")}
     surveys = {kind: plugin.survey() for kind, plugin in plugins.items()}
     ledger = Ledger(state_root())
-    made = list(inventory.made_environments(cache_root()))
+    made = environment_store.found(environment_store.folder(cache_root()))
     return {
         "rmlaunch": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -62,7 +63,8 @@ def gather() -> dict[str, Any]:
             if kind in plugins
         ],
         "environments": [
-            {"name": one.name, "path": one.path, "python": one.python, "size_bytes": one.size_bytes} for one in made
+            {"name": one.name, "path": str(one.path), "python": one.python, "size_bytes": one.size_bytes}
+            for one in made
         ],
         "runtimes": list(_runtimes()),
     }

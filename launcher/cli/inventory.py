@@ -1,4 +1,4 @@
-"""What is made and installed on this machine: environments and their packages, and what engines' configs ask for."""
+"""The packages of environments: those installed, those that engines' configs ask for, and where they can be had."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import netrc
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,45 +24,6 @@ _INDEX_VARIABLES = (
     "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS",
 )  # fmt: skip
 _PINNED = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*])?\s*==\s*([^\s;]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """An environment of ours that is whole."""
-
-    name: str
-    path: str
-    python: str
-    size_bytes: int  #: of its packages' files; those of one version share their disk space through uv's cache
-
-
-def made_environments(cache: Path) -> Iterator[Made]:
-    for folder in sorted((cache / "environments").glob("[!.]*")):
-        settings = _settings(folder / "pyvenv.cfg")
-        if settings is not None:
-            name = folder.name.rpartition("-")[0] or folder.name
-            python = settings.get("version_info") or settings.get("version") or ""
-            yield Made(name, str(folder), python, _size(folder))
-
-
-def _settings(file: Path) -> Mapping[str, str] | None:
-    try:
-        lines = file.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-
-
-def _size(folder: Path) -> int:
-    """As the packages' own lists have it: looking at each file would take seconds."""
-    total = 0
-    for record in folder.glob("lib/python3*/site-packages/*.dist-info/RECORD"):
-        try:
-            lines = record.read_bytes().splitlines()
-        except OSError:
-            continue
-        total += sum(int(size) for line in lines if (size := line.rpartition(b",")[2]).isdigit())
-    return total
 
 
 def packages(environment: Environment) -> Mapping[str, str]:

@@ -226,6 +226,28 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
             ),
             "rmlaunch artifact prune --unused",
         ),
+        "env list": Verb(
+            "launcher.cli.environments:list_",
+            "list the environments of engines, with their size and who uses them",
+            (_JSON,),
+            "rmlaunch env list",
+        ),
+        "env create": Verb(
+            "launcher.cli.environments:create",
+            "make the environments of a launch ahead of it",
+            (_OVERRIDES,),
+            "rmlaunch env create engine=triton device=cpu",
+        ),
+        "env prune": Verb(
+            "launcher.cli.environments:prune",
+            "remove environments that were not made to the end",
+            (
+                Word(("--unused",), "remove those too that nobody uses"),
+                Word(("--older-than",), "of those, only what was used last more than DAYS ago", "DAYS", number=float),
+                _JSON,
+            ),
+            "rmlaunch env prune --unused",
+        ),
         "image build": Verb(
             "launcher.cli.images:build",
             "make or fetch the image of a launch with runtime=docker",
@@ -248,6 +270,7 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
 GROUPS: Mapping[str, str] = {
     "gateway": "one OpenAI endpoint in front of all deployments",
     "artifact": "what build steps have made",
+    "env": "the environments of engines",
     "image": "what runtime=docker runs",
 }
 

@@ -9,26 +9,22 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
-import os
-import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engines.base import BuildProfile, BuildStep, RequestError
-from launcher import dataclass_json, trees
-from launcher.atomic import open_lock, write_text
+from launcher import dataclass_json
+from launcher.atomic import write_text
 from launcher.masking import mask_argv, mask_env, mask_url
+from launcher.prepare.stores import Pruned, half_made, removed
 from launcher.suggest import unknown
 
 #: in the artifact's folder; hidden, because a compiler may write a metadata.json of its own
 METADATA = ".rmlaunch.json"
-_PARTIAL = re.compile(r"\.(?P<id>.+)\.partial-[^.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +55,6 @@ class BuildArtifact:
     @property
     def bytes(self) -> int:
         return int(self.metadata.get("bytes") or _size(self.path))
-
-
-@dataclass(frozen=True, slots=True)
-class Pruned:
-    """What `prune` removed."""
-
-    path: Path
-    bytes: int
-    why: str
 
 
 def describe(step: BuildStep, partial: Path, began: float) -> None:
@@ -113,16 +100,6 @@ def find(store: Path, name: str) -> BuildArtifact:
     return known[meant[0]]
 
 
-def users(store: Path, plans: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Artifact id → the deployments that use it; `plans` has the plan.json of each that may run, as it stands."""
-    held: dict[str, list[str]] = {}
-    for deployment, text in plans.items():
-        # Wherever it stands in the plan: the model's path, a step's output, an argument, a rendered file.
-        for name in set(re.findall(re.escape(f"{store}/") + r"([A-Za-z0-9._-]+)", text)):
-            held.setdefault(name, []).append(deployment)
-    return {name: tuple(deployments) for name, deployments in held.items()}
-
-
 def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: float = 0.0) -> Iterator[Pruned]:
     """Remove what is left of builds that did not end; with `unused`, the artifacts too that are not in `used`.
 
@@ -130,45 +107,16 @@ def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: flo
     """
     if not store.is_dir():
         return
-    for path in sorted(store.iterdir()):
-        if match := _PARTIAL.fullmatch(path.name):
-            yield from _removed(store, match["id"], [path], "half-made")
-        elif path.suffix == ".log" and not path.with_suffix("").exists():
-            yield from _removed(store, path.name.removesuffix(".log"), [path], "log of a build that failed")
+    for name, path in half_made(store):
+        yield from removed(store, name, [path], "half-made")
+    for log in sorted(store.glob("*.log")):
+        if not log.with_suffix("").exists():
+            yield from removed(store, log.name.removesuffix(".log"), [log], "log of a build that failed")
     if unused:
         limit = time.time() - older_than_s
         for artifact in found(store):
             if artifact.id not in used and artifact.made <= limit:
-                yield from _removed(store, artifact.id, [artifact.path, artifact.log], "unused")
-
-
-def _removed(store: Path, name: str, paths: Sequence[Path], why: str) -> Iterator[Pruned]:
-    with _lock(store / f".{name}.lock") as ours:  # which stays: somebody may be waiting for this very file
-        for path in paths if ours else ():
-            if path.exists():
-                size = _size(path)
-                _remove(path)
-                yield Pruned(path, size, why)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.name.startswith("."):  # under its name it is whole or not there
-        path = path.rename(path.with_name(f".{path.name}.partial-pruned-{os.getpid()}"))
-    if path.is_dir():
-        trees.remove(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[bool]:
-    with open_lock(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+                yield from removed(store, artifact.id, [artifact.path, artifact.log], "unused")
 
 
 def _read(path: Path) -> BuildArtifact:

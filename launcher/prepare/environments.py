@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -26,7 +27,11 @@ _PIP_TO_UV = {
 def ensure(environment: Environment, progress: Progress) -> None:
     """Make `environment` unless it is there. Raises `PrepareError` with the packages and indexes it wanted."""
     target = Path(environment.path)
-    if not environment.managed or target.exists():
+    if not environment.managed:
+        return
+    if target.exists():
+        with contextlib.suppress(OSError):  # another user's, or on a disk that is read-only
+            os.utime(target)  # when it was used last, for `env list` and `env prune --older-than`
         return
     packages = f"{len(environment.requirements)} pinned requirements, Python {environment.python}"
     with (

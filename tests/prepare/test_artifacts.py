@@ -24,8 +24,8 @@ from launcher.cli import main
 from launcher.deployments.ledger import Ledger
 from launcher.paths import artifacts_root
 from launcher.prepare import artifacts
-from launcher.prepare.artifacts import Pruned
 from launcher.prepare.builds import run
+from launcher.prepare.stores import Pruned
 from launcher.progress import Progress
 from tests.supervision import wait_for
 
