@@ -19,7 +19,8 @@ from launcher.paths import cache_root
 
 ROUNDS = 15
 
-_STAMP = '#!/bin/sh\ndate +%s%N > "$STAMP"\n'
+#: the file is named in the script: variables of the shell do not reach an engine
+_STAMP = "#!/bin/sh\ndate +%s%N > '{file}'\n"
 _HELLO = """
 import time
 import hydra
@@ -36,11 +37,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         program = folder / "program"
-        program.write_text(_STAMP)
+        program.write_text(_STAMP.format(file=folder / "stamp"))
         program.chmod(0o755)
         (folder / "config.yaml").write_text("greeting: hello\n")
         (folder / "hello.py").write_text(_HELLO)
-        os.environ.update(RMLAUNCH_STATE=f"{folder}/state", STAMP=f"{folder}/stamp")
+        os.environ["RMLAUNCH_STATE"] = f"{folder}/state"
         ours, anew, peer = [], [], []
         for _ in range(ROUNDS):
             shutil.rmtree(cache_root() / "configs", ignore_errors=True)

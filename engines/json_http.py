@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -84,6 +83,8 @@ class JsonHttp:
             session = self._session = requests.Session()
             # A proxy has no place between us and a server that we started.
             session.trust_env = self._proxies and endpoint.host not in LOOPBACK
+            import ssl  # a launch loads OpenSSL only where it is needed
+
             session.verify = ssl.get_default_verify_paths().cafile or True  # as the probes: heeds SSL_CERT_FILE
         url = f"{endpoint.url}{path}"
         send = partial(

@@ -8,9 +8,12 @@ clients' words and a model that somebody else has made, so it gets none of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from engines.base import LaunchPlan
 from launcher.masking import is_secret
+
+if TYPE_CHECKING:
+    from engines.base import LaunchPlan
 
 #: carries the deployment's folder into every process of the engine
 MARKER = "RMLAUNCH_DEPLOYMENT"

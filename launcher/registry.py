@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from engines.base import ConfigError, Engine
 from launcher.devices.base import DevicePlugin
+from launcher.paths import cache_root
 from launcher.runtimes.base import Runtime
 from launcher.suggest import unknown
+
+_GROUPS = ("engine", "device", "runtime")
 
 
 def engine(name: str) -> Engine:
@@ -32,28 +39,49 @@ def runtime(name: str) -> Runtime:
 
 def import_path(group: str, name: str) -> str:
     """Where the plugin is, as `module:class`: for a process that has no time to look for it."""
-    return _point(group, name).value
-
-
-def names(group: str) -> Sequence[str]:
-    return sorted(_points(group))
-
-
-def _load(group: str, name: str) -> type:
-    point = _point(group, name)
-    try:
-        return cast(type, point.load())
-    except (ImportError, AttributeError) as exc:
-        raise ConfigError(f"{group} {name!r} is installed, but {point.value} cannot be imported: {exc}") from exc
-
-
-def _point(group: str, name: str) -> EntryPoint:
-    points = _points(group)
+    points = _points()[group]
     if name not in points:
         raise ConfigError(unknown(group, name, sorted(points)))
     return points[name]
 
 
+def names(group: str) -> Sequence[str]:
+    return sorted(_points()[group])
+
+
+def _load(group: str, name: str) -> type:
+    place = import_path(group, name)
+    module, _, attribute = place.partition(":")
+    try:
+        return cast(type, getattr(import_module(module), attribute))
+    except (ImportError, AttributeError) as exc:
+        raise ConfigError(f"{group} {name!r} is installed, but {place} cannot be imported: {exc}") from exc
+
+
 @cache
-def _points(group: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"rmlaunch.{group}s")}
+def _points() -> dict[str, dict[str, str]]:
+    """Return group → name → `module:class`.
+
+    Importing `importlib.metadata`, and all that it imports, takes a tenth of a launch. So the answer is kept as long as
+    the folders that Python looks in are the same: installing or removing a package changes its folder.
+    """
+    folders = [[path, Path(path).stat().st_mtime_ns] for path in sys.path if Path(path).is_dir()]
+    key = [list(sys.version_info), folders]
+    file = cache_root() / "entry-points.json"
+    try:
+        kept = json.loads(file.read_text())
+        if kept["key"] == key:
+            return cast("dict[str, dict[str, str]]", kept["points"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or not ours to understand: looking again is always right
+    from importlib.metadata import entry_points
+
+    points = {
+        group: {point.name: point.value for point in entry_points(group=f"rmlaunch.{group}s")} for group in _GROUPS
+    }
+    from launcher.atomic import write_text
+
+    with contextlib.suppress(OSError):  # a cache that cannot be written is no reason to fail
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(file, json.dumps({"key": key, "points": points}))
+    return points

@@ -210,6 +210,14 @@ def test_help_loads_nothing_heavy(code: str) -> None:
     assert heavy & loaded_by(f"import launcher.cli.main\n{code}") == set()
 
 
+def test_a_supervisor_is_started_before_anything_large_is_loaded() -> None:
+    """Its start takes as long as planning, so each import before it costs a launch twice."""
+    code = "import sys, launcher.cli.main, launcher.cli.launch, launcher.deployments.spawn\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert {"engines.base", "engines.plan", "dataclasses", "json", "logging"} & {*done.stdout.split()} == set()
+
+
 def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None:
     heavy = {"hydra", "omegaconf", "tritonclient", "numpy", "requests", "rich", "torch", "docker"}
     engines = "{m for m in sys.modules if m.startswith('engines.')}"

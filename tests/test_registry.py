@@ -69,17 +69,54 @@ def test_an_unknown_name_says_what_there_is() -> None:
     assert str(caught.value) == f"engine 'tritn' not found; did you mean 'triton'? available: {known}"
 
 
-def test_another_package_adds_an_engine_with_an_entry_point(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere.py").write_text(
-        "from engines.llamacpp import LlamaCpp\nclass Mine(LlamaCpp): name = 'mine'\n"
+def _install(folder: Path, name: str) -> None:
+    """Make the files of a package `name` with an engine of that name, as pip would."""
+    (folder / f"{name}.py").write_text(
+        f"from engines.llamacpp import LlamaCpp\nclass Mine(LlamaCpp): name = '{name}'\n"
     )
-    info = tmp_path / "elsewhere-1.dist-info"
+    info = folder / f"{name}-1.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[rmlaunch.engines]\nmine = elsewhere:Mine\n")
-    code = "from launcher import registry; print(*registry.names('engine'), registry.engine('mine').name)"
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[rmlaunch.engines]\n{name} = {name}:Mine\n")
 
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+
+def _names(folder: Path, more: str = "") -> list[str]:
+    """What a new interpreter prints of the engines' names, with the packages of `folder` beside ours."""
+    code = f"from launcher import registry; print(*registry.names('engine')){more}"
+    env = os.environ | {"PYTHONPATH": str(folder), "RMLAUNCH_CACHE": str(folder.parent / "cache")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
-    assert done.stdout.split() == [*sorted([*registry.names("engine"), "mine"]), "mine"]
+
+def test_another_package_adds_an_engine_with_an_entry_point(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    _install(packages, "mine")
+
+    assert _names(packages, "; print(registry.engine('mine').name)") == [
+        *sorted([*registry.names("engine"), "mine"]), "mine",
+    ]  # fmt: skip
+
+
+def test_what_is_installed_is_kept_until_a_package_comes_or_goes(tmp_path: Path) -> None:
+    loaded = "; import sys; print('importlib.metadata' in sys.modules)"
+    ours, packages = list(registry.names("engine")), tmp_path / "packages"
+    packages.mkdir()
+
+    first = _names(packages, loaded)
+    second = _names(packages, loaded)
+    _install(packages, "mine")
+    third = _names(packages, loaded)
+
+    assert (first, second) == ([*ours, "True"], [*ours, "False"])
+    assert third == [*sorted([*ours, "mine"]), "True"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}', "\x00"])
+def test_what_was_kept_and_is_damaged_is_looked_up_anew(tmp_path: Path, text: str) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/entry-points.json").write_text(text)
+
+    assert _names(packages) == registry.names("engine")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from engines.base import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
+from engines.errors import ConfigError, InferenceError, RmLaunchError, StoppedBeforeReady
 
 if TYPE_CHECKING:
     import argparse

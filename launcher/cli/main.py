@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from engines.base import ConfigError, RmLaunchError
+from engines.errors import ConfigError, RmLaunchError
 from launcher import terminal
 from launcher.cli.words import HELP, HYDRA_FLAGS, check_config_dir, split, verb_at
 

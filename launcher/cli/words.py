@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from engines.base import ConfigError
+from engines.errors import ConfigError
 
 HELP = ("-h", "--help")
 _CONFIG_DIR = ("--config-dir", "-cd")

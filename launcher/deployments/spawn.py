@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import TextIO
 
-from engines.base import DeploymentError
+from engines.errors import DeploymentError
 from launcher.inheritance import MARKER, SUPERVISOR
 
 #: not `-m`: that would import from whatever folder the user stands in

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engines.base import OUTPUT, BuildProfile, BuildStep, TensorSpec
-from engines.rbln_sdk import chip
 from launcher.planning.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -128,6 +127,8 @@ def _attention(shop: Workshop) -> Mapping[str, Any]:
     length = shop.context_length
     if "attn_impl" in shop.settings:
         return {}
+    from engines.rbln_sdk import chip  # the other conversions do without its tables
+
     block = chip(shop.product).block_size(length, f"model.context_length={length}")
     return {} if block == length else {"attn_impl": "flash_attn", "kvcache_partition_len": block}
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engines.base import Container, LaunchPlan, PrepareError
+from engines.base import BuildStep, Container, LaunchPlan, PrepareError
 from launcher import trees
 from launcher.config import model_source
 from launcher.paths import cache_root
-from launcher.prepare import builds, environments, models
+from launcher.prepare import environments
 from launcher.progress import Progress
 
 
@@ -42,11 +42,19 @@ def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
     ends = [number for number, step in enumerate(plan.builds, 1) if step.model_path == plan.model.path]
     conversions, others = plan.builds[: max(ends, default=0)], plan.builds[max(ends, default=0) :]
     if not Path(plan.model.path).exists():
+        from launcher.prepare import models  # most launches find the model where it is to be
+
         models.fetch(model_source.parse(plan.model.source), cache_root(), progress)
-        for step in conversions:
+        _build(conversions, plan, progress)
+    _build(others, plan, progress)
+
+
+def _build(steps: Sequence[BuildStep], plan: LaunchPlan, progress: Progress) -> None:
+    if steps:
+        from launcher.prepare import builds  # as above
+
+        for step in steps:
             builds.run(step, progress, plan.inherit)
-    for step in others:
-        builds.run(step, progress, plan.inherit)
 
 
 def make_run_folder(plan: LaunchPlan) -> None:
