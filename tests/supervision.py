@@ -129,7 +129,7 @@ def detached(plan: LaunchPlan, state: Path, api_key: str | None = None, **orders
 
 def _end(folder: Path) -> None:
     with contextlib.suppress(OSError), Connection(folder) as connection:
-        for _ in connection.follow(time.monotonic() + 10, "stop", "stop"):
+        for _ in connection.follow(time.monotonic() + 10, "kill"):
             pass
     ProcessRuntime().clear(str(folder / "run"), {})
 

@@ -120,11 +120,13 @@ def _start(name: str, asked: Asked, *, detached: bool) -> int:
 
 
 def _stay(gateway: Supervised) -> int:
-    """In the foreground, until it is stopped."""
+    """In the foreground, until it is stopped: the first signal drains it, the next one kills it."""
     from launcher.supervise.lifecycle import Phase
 
+    ask = iter((gateway.stop,))
+
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        gateway.stop()
+        next(ask, gateway.kill)()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)

@@ -63,7 +63,9 @@ def _launch_with(spawned: Spawned, overrides: Sequence[str], config_dir: str | N
         note(reason)
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if not engine.ask_stop():  # nothing runs yet: leave whatever is being prepared
+        if engine.stop_asked:
+            engine.kill()
+        elif not engine.ask_stop():  # nothing runs yet: leave whatever is being prepared
             raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):

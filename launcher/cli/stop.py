@@ -1,4 +1,4 @@
-"""The verb `stop`: drain and stop deployments, and wait until nothing is left of them."""
+"""The verbs `stop` and `kill`: end deployments, with a drain or without, and wait until nothing is left of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from launcher.supervise.protocol import News
 def stop(args: argparse.Namespace) -> int:
     """Stop all that are named, whatever becomes of one of them. Raises the error of the only one that fails."""
     if bool(args.names) == args.all:
-        raise ConfigError("name what to stop: rmlaunch stop NAME …, or rmlaunch stop --all")
+        verb = "kill" if args.now else "stop"
+        raise ConfigError(f"name what to {verb}: rmlaunch {verb} NAME …, or rmlaunch {verb} --all")
     found = {item.name: item for item in Deployments(state_root()).all()}
     names = [name for name, item in found.items() if item.there] if args.all else list(dict.fromkeys(args.names))
 
@@ -46,6 +47,12 @@ def exit_code(failed: Sequence[RmLaunchError | OSError]) -> int:
     return min((getattr(exc, "exit_code", 1) for exc in failed), default=0)
 
 
+def kill(args: argparse.Namespace) -> int:
+    """Stop as `stop --now`: without a drain, or without the rest of one."""
+    args.now = True
+    return stop(args)
+
+
 def end(item: Deployment, now: bool) -> None:
     """Stop and wait until nothing is left. Raises `DeploymentError` where something is, or nobody answers."""
     if not item.there:
@@ -62,7 +69,7 @@ def _drained(item: Deployment, now: bool) -> News | None:
     """The last word of its supervisor; None where that is for others to find: nobody listens, or it is to be killed."""
     try:
         with Connection(item.folder) as connection:
-            return connection.until(lambda news: news.phase.final, *(["stop", "stop"] if now else ["stop"]))
+            return connection.until(lambda news: news.phase.final, "kill" if now else "stop")
     except OSError:
         return None
     except NoAnswerError:

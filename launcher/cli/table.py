@@ -177,6 +177,12 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
             ),
             "rmlaunch stop a b",
         ),
+        "kill": Verb(
+            "launcher.cli.stop:kill",
+            "stop deployments without a drain, or without the rest of one",
+            (_names("running", "name the deployments"), Word(("--all",), "kill all that run")),
+            "rmlaunch kill a",
+        ),
         "rm": Verb(
             "launcher.cli.remove:rm",
             "remove the records and logs of deployments that have ended",

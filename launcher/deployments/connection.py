@@ -14,7 +14,7 @@ from launcher import bounded_json
 from launcher.supervise import protocol
 from launcher.supervise.control_socket import connect
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import NewerError, News
+from launcher.supervise.protocol import HAS_KILL, NewerError, News
 
 T = TypeVar("T")
 
@@ -25,6 +25,10 @@ _PING_S = 2.0
 
 class NoAnswerError(DeploymentError):
     """A supervisor is there, and says nothing, or nothing that is understood."""
+
+
+class _EndedError(DeploymentError):
+    """A supervisor has ended before it answered."""
 
 
 class Connection:
@@ -49,7 +53,7 @@ class Connection:
         self._socket.close()
 
     def tell(self, op: str) -> None:
-        """Ask for what has no answer of its own: stop, restart. Asking one that has ended does nothing."""
+        """Ask for what has no answer of its own: stop, kill, restart. Asking one that has ended does nothing."""
         self._socket.settimeout(self._timeout_s)
         with contextlib.suppress(OSError):
             self._socket.sendall(protocol.request(op))
@@ -62,7 +66,7 @@ class Connection:
         except TimeoutError as exc:
             raise self._silent() from exc
         if not line:
-            raise DeploymentError(f"{self._name}: its supervisor ended before it answered")
+            raise _EndedError(f"{self._name}: its supervisor ended before it answered")
         try:
             answer = protocol.answered(line)
         except ValueError as exc:
@@ -92,7 +96,7 @@ class Connection:
 
         `ops` are asked for by then: whoever asks for a stop first may come too late to hear of it.
         """
-        for op in ("follow", *ops):
+        for op in self._spoken("follow", *ops):
             self.tell(op)
         with contextlib.suppress(TimeoutError, NoAnswerError):
             while line := self._line(deadline):
@@ -104,8 +108,11 @@ class Connection:
         One that works at it takes the time that it needs, at most until `deadline` (monotonic): it is asked again and
         again whether it is there. Raises `NoAnswerError` where it is not, and `DeploymentError` after `deadline`.
         """
-        for op in ("follow", *ops):
-            self.tell(op)
+        try:
+            for op in self._spoken("follow", *ops):
+                self.tell(op)
+        except _EndedError:
+            return None
         heard, limit, refused = time.monotonic(), _ANSWER_S, ""
         while True:
             try:
@@ -127,6 +134,12 @@ class Connection:
                 heard = time.monotonic()
             else:
                 refused = news.reason
+
+    def _spoken(self, *ops: str) -> tuple[str, ...]:
+        """Return `ops` in the words of this supervisor. Raises as `status` does where it must be asked which it has."""
+        if "kill" not in ops or self.status().protocol >= HAS_KILL:
+            return ops
+        return tuple(word for op in ops for word in (("stop", "stop") if op == "kill" else (op,)))
 
     def _news(self, line: bytes) -> News:
         try:

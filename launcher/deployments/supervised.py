@@ -59,9 +59,12 @@ class Supervised:
         return self._wait(lambda news: news.phase.final, timeout_s)
 
     def stop(self) -> None:
-        """Ask for a drain and a stop; a second call kills. Does not wait; asking one that has ended does nothing."""
-        with contextlib.suppress(OSError):
-            self._spawned.control.sendall(protocol.request("stop"))
+        """Ask for a drain and a stop; again changes nothing. Does not wait; asking one that has ended does nothing."""
+        self._ask("stop")
+
+    def kill(self) -> None:
+        """Ask for a stop without a drain, or without the rest of one. Does not wait, as `stop`."""
+        self._ask("kill")
 
     def close(self) -> None:
         """Let go: a supervisor that still runs kills its engine now, unless it is detached. Safe to call twice."""
@@ -72,8 +75,7 @@ class Supervised:
             self.leave()
             return
         if self._orders.detached:  # we leave before it is ready: it does not end by itself
-            self.stop()
-            self.stop()
+            self.kill()
         self._spawned.close()
         self._claim.release(self._sweep_if_orphaned() or self.news.leftovers)
 
@@ -96,6 +98,10 @@ class Supervised:
         if not self._was_ready:
             return ExitedBeforeReady(f"{text}\n  it ended {news.crashes or 1} × before it served")
         return DeploymentError(text)
+
+    def _ask(self, op: str) -> None:
+        with contextlib.suppress(OSError):
+            self._spawned.control.sendall(protocol.request(op))
 
     def _wait(
         self,

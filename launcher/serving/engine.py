@@ -159,12 +159,17 @@ class ServingEngine(Client):
         return self.start() if was_running else self
 
     def ask_stop(self) -> bool:
-        """Ask for a drain and a stop without waiting; a second call kills. False where there is nothing to stop."""
+        """Ask for a drain and a stop without waiting; again changes nothing. False where there is nothing to stop."""
         if self._supervised is None:
             return False
         self.stop_asked = True
         self._supervised.stop()
         return True
+
+    def kill(self) -> None:
+        """Ask for a stop without a drain, or without the rest of one, and do not wait for it."""
+        if self._supervised is not None:
+            self._supervised.kill()
 
     def close(self) -> None:
         """Let go at once: an engine that still runs is killed. Safe to call twice."""

@@ -7,7 +7,8 @@ machine.
                  ↑  ↘      ↓ crash
                  └── BACKOFF          before it has served, crash number `max_crashes`, or one too late → FAILED
                                       at any time, a crash that a restart cannot mend → FAILED
-    any of these, when asked to stop → STOPPING → STOPPED; when asked to restart → STOPPING → STARTING
+    any of these, when asked to stop → STOPPING → STOPPED; when asked to restart → STOPPING → STARTING; when asked to
+    kill → STOPPED
 """
 
 from __future__ import annotations
@@ -107,7 +108,12 @@ class BackoffOver:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Once drains; a second time kills."""
+    """Drain and stop. Whoever asks again, or asks too, changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillAsked:
+    """Stop without a drain, and without the rest of one that has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +132,8 @@ class Ended:
 
 
 Event = (
-    Begin | Proved | Crashed | TimedOut | Missed | Recovered | Stable | BackoffOver | StopAsked | RestartAsked
-    | GraceOver | Ended
+    Begin | Proved | Crashed | TimedOut | Missed | Recovered | Stable | BackoffOver | StopAsked | KillAsked
+    | RestartAsked | GraceOver | Ended
 )  # fmt: skip
 
 # ----------------------------------------------------------------------------------------------------------- actions
@@ -192,9 +198,11 @@ def step(state: State, event: Event, policy: Policy) -> tuple[State, tuple[Actio
             return replace(state, phase=Phase.STARTING), (StartEngine(),)
         case ((Phase.STARTING | Phase.READY | Phase.DEGRADED), StopAsked()):
             return replace(state, phase=Phase.STOPPING), (Terminate(),)
-        case ((Phase.PENDING | Phase.BACKOFF), StopAsked()):
+        case ((Phase.PENDING | Phase.BACKOFF), StopAsked() | KillAsked()):
             return replace(state, phase=Phase.STOPPED), ()
-        case Phase.STOPPING, StopAsked() | GraceOver() | Ended() | Crashed():
+        case ((Phase.STARTING | Phase.READY | Phase.DEGRADED | Phase.STOPPING), KillAsked()):
+            return replace(state, phase=Phase.STOPPED, restarting=False), (Sweep(),)
+        case Phase.STOPPING, GraceOver() | Ended() | Crashed():
             return replace(state, phase=Phase.STOPPED), (Sweep(),)
         case _:
             return state, ()

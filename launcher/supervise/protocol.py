@@ -30,6 +30,7 @@ from launcher.runtimes.base import Handle
 from launcher.supervise.lifecycle import Phase, Policy
 
 PROTOCOL = 1  #: what this release speaks; a record without a number is of the release before, and counts as 0
+HAS_KILL = 1  #: the first protocol with the op `kill`; before it, a second `stop` killed
 
 STATE = "state.json"  #: in the deployment's folder: its supervisor's last news
 RECORD = "plan.json"  #: beside it, written before there is a supervisor
@@ -218,7 +219,7 @@ def requested(line: bytes) -> object:
 
 def refusal(op: object) -> bytes:
     """Return the answer to an `op` that this release does not know."""
-    known = "follow, status, target, metrics, stop or restart"
+    known = "follow, status, target, metrics, stop, kill or restart"
     return _text({"error": f"op={op!r} is not known; use {known}"}) + b"\n"
 
 

@@ -4,8 +4,8 @@
 
 Its owner (`launcher.deployments.supervised`) sends it the deployment's lock and one line of JSON with its orders, and
 hears a line for each change of state. When the owner is gone, so is the engine, unless the deployment is detached.
-Requests, from the owner or from the socket in the deployment's folder, are lines such as `{"op": "stop"}`. It imports
-neither Hydra nor an engine.
+Requests, from the owner or from the socket in the deployment's folder, are lines such as `{"op": "stop"}`. A SIGTERM is
+a stop too: it drains, and a second one changes nothing. It imports neither Hydra nor an engine.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from launcher.supervise.lifecycle import (
     Ended,
     Event,
     GraceOver,
+    KillAsked,
     Phase,
     RestartAfter,
     RestartAsked,
@@ -100,6 +101,7 @@ class Supervisor:
 
     def _run(self) -> State:
         self._loop.on_signal(signal.SIGCHLD, None)
+        # A service manager sends it to owner and supervisor alike: like any other stop, it may come twice.
         self._loop.on_signal(signal.SIGTERM, StopAsked())
         self._feed(Begin())
         self._publish_metrics()
@@ -151,6 +153,8 @@ class Supervisor:
                 peer.answer(Numbers(self._metrics()).line())
             case "stop":
                 self._feed(StopAsked())
+            case "kill":
+                self._feed(KillAsked())
             case "restart":
                 self._feed(RestartAsked())
             case other:
@@ -162,8 +166,7 @@ class Supervisor:
         if self._owner in self._peers:
             self._peers.remove(self._owner)
             self._owner.close()
-        self._feed(StopAsked())
-        self._feed(StopAsked())
+        self._feed(KillAsked())
 
     def _notice_exit(self) -> None:
         if self._handle is None or (ended := self._runtime.poll(self._handle)) is None:

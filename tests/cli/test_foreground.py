@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,6 +73,22 @@ def test_one_signal_drains_and_stops(number: signal.Signals, tmp_path: Path) -> 
     assert marked_processes(_run_dir(tmp_path)) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_kills(number: signal.Signals, tmp_path: Path) -> None:
+    with _serving(tmp_path, "supervise.stop_grace_s=600") as process:
+        state = _folder(tmp_path) / "state.json"
+        os.kill(json.loads(state.read_text())["pid"], signal.SIGSTOP)  # deaf to the first one
+        process.send_signal(number)
+        wait_for(lambda: json.loads(state.read_text())["state"] == "STOPPING", timeout_s=10)
+        began = time.monotonic()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+
+    assert time.monotonic() - began < 5
+    assert process.returncode == 0, errors
+    assert marked_processes(_run_dir(tmp_path)) == []
+
+
 def test_a_signal_while_it_starts_ends_it(tmp_path: Path) -> None:
     with _started(tmp_path) as process:
         wait_for(lambda: marked_processes(_run_dir(tmp_path)) != [], timeout_s=120)
@@ -124,8 +141,8 @@ def _run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def _started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "launcher", "engine=llamacpp", "device=cpu", "name=here"]
+def _started(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "launcher", "engine=llamacpp", "device=cpu", "name=here", *words]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
@@ -135,8 +152,8 @@ def _started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def _serving(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    with _started(tmp_path) as process:
+def _serving(tmp_path: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    with _started(tmp_path, *words) as process:
         assert process.stderr is not None
         line = ""
         while not line.startswith("ready: "):

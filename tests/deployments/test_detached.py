@@ -124,7 +124,8 @@ def test_what_never_serves_is_an_error_and_leaves_nothing(rmlaunch: Run) -> None
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["stop"], "name what to stop"),
+        (["stop"], "name what to stop: rmlaunch stop NAME …"),
+        (["kill"], "name what to kill: rmlaunch kill NAME …"),
         (["stop", "nobody"], "deployment 'nobody' not found"),
         (["status"], "the following arguments are required: NAME"),
         (["logs", "x", "-n", "many"], "-n/--lines: invalid int value: 'many'"),

@@ -338,14 +338,14 @@ def test_a_restart_is_no_crash_and_another_program(tmp_path: Path) -> None:
 
 def test_a_stop_during_a_restart_is_a_stop(tmp_path: Path) -> None:
     with detached(fake_plan(tmp_path, "--ignore-sigterm"), tmp_path) as folder, Connection(folder) as connection:
-        assert list(connection.follow(time.monotonic() + 10, "restart", "stop", "stop"))[-1].phase is Phase.STOPPED
+        assert list(connection.follow(time.monotonic() + 10, "restart", "stop", "kill"))[-1].phase is Phase.STOPPED
 
 
 def test_what_it_does_not_understand_is_said_or_hung_up_on(tmp_path: Path) -> None:
     with detached(fake_plan(tmp_path), tmp_path) as folder:
         with (
             Connection(folder) as connection,
-            pytest.raises(NoAnswerError, match="use follow, status, target, metrics, stop or restart"),
+            pytest.raises(NoAnswerError, match="use follow, status, target, metrics, stop, kill or restart"),
         ):
             connection.ask("dance")
         for nonsense in (b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"x" * 100_000, b"[" * 50_000 + b"\n"):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,9 @@ from launcher.serving.attached import Attached
 from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import PROTOCOL
 from tests.deployments.test_records import kill, pids
-from tests.releases import NAME, NEWER, Orphan, orphaned
-from tests.supervision import detached, fake_plan, is_alive
+from tests.deployments.test_strange_records import other_version
+from tests.releases import NAME, NEWER, Before, Orphan, orphaned, serves
+from tests.supervision import detached, fake_plan, free_port, is_alive, wait_for
 
 TOLD = f"fake was started by a newer rmlaunch (protocol {NEWER}; this one speaks {PROTOCOL}): "
 REMEDY = "; stop it with that version or `rmlaunch stop fake --now`"
@@ -39,13 +43,70 @@ def numbered(**changes: Any) -> Changes:
 def prove_it_is_adopted(state: Path, orphan: Orphan) -> None:
     found = Deployments(state).find(NAME)
     assert (found.live, found.news.phase, found.news.pid, found.news.reason) == (True, Phase.READY, orphan.pid, "")
-    client = Attached(found)
-    try:
-        assert client.infer([{"role": "user", "content": "hi"}]) == "yes"
-    finally:
-        client.close()
+    assert infer(state) == "yes"
     assert main.run(["stop", NAME]) == 0
     assert not is_alive(orphan.pid)
+
+
+@contextlib.contextmanager
+def supervisor_of_before(state: Path) -> Iterator[tuple[Path, Before]]:
+    """A supervisor that says what the release before said, and ends at the second stop."""
+    before = Before(state, free_port(), supervisor=os.getpid())
+    ready, *_, stopped = before.text("news.jsonl").splitlines(keepends=True)
+    answers = {"status": ready, "follow": ready, "target": before.text("target.json"),
+               "metrics": before.text("metrics.json"), "kill": before.text("refusal.json")}  # fmt: skip
+    with other_version(state, answers, json.loads(stopped), name=NAME) as folder:
+        (folder / "plan.json").write_text(before.text("plan.json"))
+        (folder / "state.json").write_text(before.text("state.json"))
+        yield folder, before
+
+
+def asked(folder: Path) -> list[str]:
+    return (folder / "asked").read_text().split()
+
+
+def test_the_words_of_the_supervisor_of_the_release_before_are_understood(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with supervisor_of_before(state) as (folder, before):
+        assert main.run(["status", NAME, "--json"]) == 0
+        status = json.loads(capsys.readouterr().out)
+        assert (status["state"], status["reason"], status["pid"]) == ("READY", "", 1)
+        assert status["endpoint"] == f"http://127.0.0.1:{before.port}"
+        assert main.run(["ps"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:2] == [NAME, "READY"]
+        assert main.run(["metrics", NAME]) == 0
+        assert 'rmlaunch_starts_total{deployment="fake"} 1' in capsys.readouterr().out
+        with subprocess.Popen(before.command()) as server:
+            try:
+                wait_for(lambda: serves(before.port))
+                assert infer(state) == "yes"
+            finally:
+                server.kill()
+        assert set(asked(folder)) == {"status", "metrics", "target"}
+
+
+@pytest.mark.parametrize("words", [["stop", NAME, "--now"], ["kill", NAME]])
+def test_to_kill_the_release_before_is_asked_to_stop_twice(state: Path, words: list[str]) -> None:
+    with supervisor_of_before(state) as (folder, _):
+        (folder / "stops").write_text("2")
+        assert main.run(words) == 0
+        assert [op for op in asked(folder) if op not in ("status", "follow")] == ["stop", "stop"]
+    assert Deployments(state).find(NAME).news.phase is Phase.STOPPED
+
+
+def test_a_stop_is_asked_for_once(state: Path) -> None:
+    with supervisor_of_before(state) as (folder, _):
+        assert main.run(["stop", NAME]) == 0
+        assert [op for op in asked(folder) if op not in ("status", "follow")] == ["stop"]
+
+
+def infer(state: Path) -> object:
+    client = Attached(Deployments(state).find(NAME))
+    try:
+        return client.infer([{"role": "user", "content": "hi"}])
+    finally:
+        client.close()
 
 
 def test_what_the_release_before_left_serving_is_adopted(state: Path) -> None:

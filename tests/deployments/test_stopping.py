@@ -77,6 +77,16 @@ def running(code: str, *words: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
+def stopping(name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `rmlaunch stop` that runs beside the test."""
+    with subprocess.Popen([sys.executable, "-m", "launcher", "stop", name], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
 def halted(pid: int) -> Iterator[None]:
     """The process stands still: it is there, and answers nothing."""
     os.kill(pid, signal.SIGSTOP)
@@ -239,6 +249,42 @@ def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
         began = time.monotonic()
         assert main.run(["stop", "fake"]) == 0
         assert time.monotonic() - began > 4
+
+
+def test_a_second_stop_takes_nothing_of_the_grace_that_the_first_has_given(state: Path) -> None:
+    """Two people, or a person and a service manager: neither of them has asked to kill it."""
+    with detached(fake_plan(state, "--ignore-sigterm"), state, stop_grace_s=2.0) as folder:
+        _, program = pids(state)
+        began = time.monotonic()
+        with stopping("fake") as first:
+            wait_for(lambda: json.loads((folder / "state.json").read_text())["state"] == "STOPPING")
+            with stopping("fake") as second:
+                assert (first.wait(20), second.wait(20)) == (0, 0)
+        assert time.monotonic() - began >= 2.0
+        assert not is_alive(program)
+
+
+@pytest.mark.parametrize("words", [["kill", "fake"], ["kill", "--all"], ["stop", "fake", "--now"]])
+def test_a_kill_ends_at_once_what_is_being_drained(state: Path, words: list[str]) -> None:
+    with detached(fake_plan(state, "--ignore-sigterm"), state, stop_grace_s=600.0) as folder:
+        _, program = pids(state)
+        with stopping("fake") as polite:
+            wait_for(lambda: json.loads((folder / "state.json").read_text())["state"] == "STOPPING")
+            began = time.monotonic()
+            assert main.run(words) == 0
+            assert time.monotonic() - began < 5
+            assert polite.wait(20) == 0  # it has stopped, and nothing is left of it
+        assert not is_alive(program)
+        assert phases(state) == {"fake": Phase.STOPPED}
+
+
+def test_a_kill_gives_no_grace(state: Path) -> None:
+    with detached(fake_plan(state, "--ignore-sigterm"), state, stop_grace_s=600.0):
+        _, program = pids(state)
+        assert main.run(["kill", "fake"]) == 0
+        assert not is_alive(program)
+        with pytest.raises(RequestError, match="fake is STOPPED, not running"):
+            main.run(["kill", "fake"])
 
 
 def test_what_takes_too_long_is_told_as_such(state: Path) -> None:

@@ -259,7 +259,7 @@ class Deployment:
     def end(self) -> None:
         """Whatever state a failed test has left it in."""
         with contextlib.suppress(OSError), Connection(self.folder) as connection:
-            for _ in connection.follow(time.monotonic() + 20, "stop", "stop"):
+            for _ in connection.follow(time.monotonic() + 20, "kill"):
                 pass
         for pid, _ in self.processes():
             with contextlib.suppress(ProcessLookupError):

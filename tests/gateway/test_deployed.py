@@ -383,6 +383,25 @@ def test_in_the_foreground_ctrl_c_stops_it(it: Gateway) -> None:
     assert errors == f"ready: gateway at {it.url}; Ctrl-C stops it\nstopped: gateway; nothing is left of it\n"
 
 
+def test_in_the_foreground_a_second_ctrl_c_kills_it(it: Gateway) -> None:
+    words = [sys.executable, "-m", "launcher", "gateway", "up", f"gateway.port={it.port}"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"gateway {it.url}\n"
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("ready: gateway")
+        os.kill(it.pid, signal.SIGSTOP)  # deaf to the first one
+        process.send_signal(signal.SIGINT)
+        until(lambda: "STOPPING" in (it.folder / "state.json").read_text())
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+
+    assert time.monotonic() - began < 3
+    assert process.returncode == 0
+    assert errors.endswith("stopped: gateway; nothing is left of it\n")
+
+
 def test_it_stays_small(it: Gateway) -> None:
     with deployed(it, "a"):
         it.up("gateway.routes.m=[a]")

@@ -15,6 +15,7 @@ from launcher.supervise.lifecycle import (
     Ended,
     Event,
     GraceOver,
+    KillAsked,
     Missed,
     Phase,
     Policy,
@@ -36,7 +37,7 @@ from launcher.supervise.lifecycle import (
 POLICY = Policy(max_crashes=4, backoff_s=1.0, backoff_max_s=60.0)
 EVENTS: tuple[Event, ...] = (
     Begin(), Proved(), Crashed("boom"), TimedOut("slow"), Missed("slow"), Recovered(), Stable(), BackoffOver(),
-    StopAsked(), RestartAsked(), GraceOver(), Ended(),
+    StopAsked(), KillAsked(), RestartAsked(), GraceOver(), Ended(),
 )  # fmt: skip
 
 #: from a state with one crash behind it, and no service: (phase, event) → (state, actions); what is not here changes
@@ -63,7 +64,12 @@ TABLE: dict[tuple[Phase, Event], tuple[State, tuple[Action, ...]]] = {
     (Phase.BACKOFF, BackoffOver()): (State(Phase.STARTING, 1, "before"), (StartEngine(),)),
     (Phase.BACKOFF, StopAsked()): (State(Phase.STOPPED, 1, "before"), ()),
     (Phase.BACKOFF, RestartAsked()): (State(Phase.STARTING), (StartEngine(),)),
-    (Phase.STOPPING, StopAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.PENDING, KillAsked()): (State(Phase.STOPPED, 1, "before"), ()),
+    (Phase.STARTING, KillAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.READY, KillAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.DEGRADED, KillAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
+    (Phase.BACKOFF, KillAsked()): (State(Phase.STOPPED, 1, "before"), ()),
+    (Phase.STOPPING, KillAsked()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
     (Phase.STOPPING, GraceOver()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
     (Phase.STOPPING, Ended()): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
     (Phase.STOPPING, Crashed("boom")): (State(Phase.STOPPED, 1, "before"), (Sweep(),)),
@@ -92,6 +98,13 @@ def test_a_verdict_is_final() -> None:
 
     assert finals == [Phase.STOPPED, Phase.FAILED]
     assert all(step(State(phase), event, POLICY) == (State(phase), ()) for phase in finals for event in EVENTS)
+
+
+def test_a_stop_in_a_restart_is_a_stop_and_a_kill_is_a_kill() -> None:
+    restarting = State(Phase.STOPPING, restarting=True)
+
+    assert step(restarting, StopAsked(), POLICY) == (State(Phase.STOPPING), ())
+    assert step(restarting, KillAsked(), POLICY) == (State(Phase.STOPPED), (Sweep(),))
 
 
 def test_the_first_restart_is_immediate_and_after_the_sweep() -> None:

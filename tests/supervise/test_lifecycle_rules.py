@@ -13,6 +13,7 @@ from launcher.supervise.lifecycle import (
     Ended,
     Event,
     GraceOver,
+    KillAsked,
     Missed,
     Phase,
     Policy,
@@ -94,12 +95,20 @@ class Lifecycle(RuleBasedStateMachine):
     def one_that_has_served_fails_of_what_a_restart_cannot_mend_alone(self) -> None:
         assert not (self.state.served and self.state.phase is Phase.FAILED) or self.permanent
 
+    @rule()
+    def kill(self) -> None:
+        self.happens(KillAsked())
+        self.stopping = True
+
     @invariant()
-    def a_second_stop_ends_it(self) -> None:
-        state = self.state
-        for _ in range(3):
-            state, _ = step(state, StopAsked(), self.policy)
-        assert state.phase.final
+    def a_second_stop_changes_nothing(self) -> None:
+        once, _ = step(self.state, StopAsked(), self.policy)
+        if once.phase is not Phase.STOPPING or not once.restarting:
+            assert step(once, StopAsked(), self.policy) == (once, ())
+
+    @invariant()
+    def a_kill_ends_it_at_once(self) -> None:
+        assert step(self.state, KillAsked(), self.policy)[0].phase.final
 
 
 TestLifecycle = Lifecycle.TestCase

@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from engines.base import ExitedBeforeReady, LaunchPlan, ReadyTimeout
 from launcher import plan_json
 from launcher.deployments.ledger import Claim
 from launcher.deployments.spawn import Spawned
+from launcher.deployments.supervised import Supervised
+from launcher.serving.hand_over import orders_for
 from launcher.supervise.lifecycle import Phase
-from tests.supervision import claimed, fake_plan, is_alive, marked_processes, supervised, wait_for
+from tests.supervision import claimed, fake_plan, is_alive, marked_processes, settings, supervised, wait_for
 
 
 def test_a_server_that_answers_a_real_request_is_ready_and_stops_without_a_trace(tmp_path: Path) -> None:
@@ -165,16 +169,64 @@ def test_stop_kills_a_server_that_ignores_sigterm(tmp_path: Path) -> None:
     assert not is_alive(pid)
 
 
-def test_a_second_stop_does_not_wait_for_the_grace(tmp_path: Path) -> None:
+def ask_twice(owner: Supervised) -> None:
+    owner.stop()
+    owner.stop()
+
+
+def terminate_twice(owner: Supervised) -> None:
+    """As a service manager and an impatient user do."""
+    for _ in range(2):
+        os.kill(owner._spawned.process.pid, signal.SIGTERM)
+        wait_for(lambda: owner.news.phase is Phase.STOPPING)
+
+
+def terminate_and_ask(owner: Supervised) -> None:
+    """As when a service manager ends owner and supervisor at once."""
+    os.kill(owner._spawned.process.pid, signal.SIGTERM)
+    owner.stop()
+
+
+@pytest.mark.parametrize("ask", [ask_twice, terminate_twice, terminate_and_ask])
+def test_a_second_stop_takes_nothing_of_the_grace(tmp_path: Path, ask: Callable[[Supervised], None]) -> None:
+    plan = fake_plan(tmp_path, "--ignore-sigterm")
+
+    with supervised(plan, tmp_path, stop_grace_s=1.0) as owner:
+        owner.wait_ready()
+        began = time.monotonic()
+        ask(owner)
+        stopped = owner.wait_final(10)
+
+    assert stopped.phase is Phase.STOPPED
+    assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_kill_waits_for_no_grace(tmp_path: Path, stopping: bool) -> None:
     plan = fake_plan(tmp_path, "--ignore-sigterm")
 
     with supervised(plan, tmp_path, stop_grace_s=600) as owner:
         owner.wait_ready()
-        owner.stop()
-        owner.stop()
-        stopped = owner.wait_final(10)
+        if stopping:
+            owner.stop()
+            wait_for(lambda: owner.news.phase is Phase.STOPPING)
+        owner.kill()
+        stopped = owner.wait_final(5)
 
-    assert stopped.phase is Phase.STOPPED
+    assert (stopped.phase, stopped.leftovers) == (Phase.STOPPED, ())
+    assert marked_processes(plan.run_dir) == []
+
+
+def test_a_detached_launch_that_is_given_up_before_it_serves_is_killed(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, "--ignore-sigterm", "--ready-after", "60")
+    claim = claimed(plan, tmp_path)
+    owner = Supervised(Spawned(), orders_for(plan, claim.folder, settings(3, 600), detached=True), claim)
+    wait_for(lambda: owner.news.pid is not None)
+
+    owner.close()
+
+    assert marked_processes(plan.run_dir) == []
+    assert not Path(plan.run_dir).exists()
 
 
 def test_stop_finds_a_grandchild_in_a_session_of_its_own_and_files_left_behind(tmp_path: Path) -> None:
