@@ -49,13 +49,13 @@ def prove_it_is_adopted(state: Path, orphan: Orphan) -> None:
 
 
 @contextlib.contextmanager
-def supervisor_of_before(state: Path) -> Iterator[tuple[Path, Before]]:
-    """A supervisor that says what the release before said, and ends at the second stop."""
+def supervisor_of_before(state: Path, stops: int = 1) -> Iterator[tuple[Path, Before]]:
+    """A supervisor that says what the release before said, and ends at stop number `stops`."""
     before = Before(state, free_port(), supervisor=os.getpid())
     ready, *_, stopped = before.text("news.jsonl").splitlines(keepends=True)
     answers = {"status": ready, "follow": ready, "target": before.text("target.json"),
                "metrics": before.text("metrics.json"), "kill": before.text("refusal.json")}  # fmt: skip
-    with other_version(state, answers, json.loads(stopped), name=NAME) as folder:
+    with other_version(state, answers, json.loads(stopped), name=NAME, stops=stops) as folder:
         (folder / "plan.json").write_text(before.text("plan.json"))
         (folder / "state.json").write_text(before.text("state.json"))
         yield folder, before
@@ -88,8 +88,7 @@ def test_the_words_of_the_supervisor_of_the_release_before_are_understood(
 
 @pytest.mark.parametrize("words", [["stop", NAME, "--now"], ["kill", NAME]])
 def test_to_kill_the_release_before_is_asked_to_stop_twice(state: Path, words: list[str]) -> None:
-    with supervisor_of_before(state) as (folder, _):
-        (folder / "stops").write_text("2")
+    with supervisor_of_before(state, stops=2) as (folder, _):
         assert main.run(words) == 0
         assert [op for op in asked(folder) if op not in ("status", "follow")] == ["stop", "stop"]
     assert Deployments(state).find(NAME).news.phase is Phase.STOPPED

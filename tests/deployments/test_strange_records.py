@@ -309,13 +309,16 @@ def test_whatever_else_lies_there_a_launch_goes_on(state: Path, capsys: pytest.C
 
 
 @contextlib.contextmanager
-def other_version(state: Path, answers: dict[str, str], last: object = None, name: str = "odd") -> Iterator[Path]:
+def other_version(
+    state: Path, answers: dict[str, str], last: object = None, name: str = "odd", stops: int = 1
+) -> Iterator[Path]:
     """A deployment whose supervisor answers with `answers`."""
     plan = fake_plan(state, name=name)
     ledger = Ledger(state)
     with ledger.exclusive():
         claim = ledger.claim(name, (plan.endpoints.http.port,), plan_json.public(plan))
     (claim.folder / "answers.json").write_text(json.dumps(answers))
+    (claim.folder / "stops").write_text(str(stops))
     if last is not None:
         (claim.folder / "last.json").write_text(json.dumps(last))
     claim.lock.close()

@@ -3,7 +3,7 @@
     python -m tests.fakes.other_version FOLDER
 
 `answers.json` in FOLDER has the line for each op, as latin-1 text; one without an answer gets none. It ends when it has
-been asked to stop as often as FOLDER/stops says, or once, after its state is FOLDER/last.json, where that is there.
+been asked to stop as often as FOLDER/stops says, after its state is FOLDER/last.json, where that is there.
 FOLDER/asked has what it was asked for.
 """
 
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     threading.Thread(target=accept, args=(listener, folder, stopped), daemon=True).start()
     sys.stdout.write("listens\n")
     sys.stdout.flush()
-    for _ in range(int((folder / "stops").read_text()) if (folder / "stops").exists() else 1):
+    for _ in range(int((folder / "stops").read_text())):
         stopped.acquire()
     if (folder / "last.json").exists():
         (folder / "last.json").rename(folder / "state.json")
