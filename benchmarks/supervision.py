@@ -171,7 +171,7 @@ def _many() -> None:
         for first in range(0, MANY, _BATCH):
             for owner in [_trivial(f"f-{number:02d}", state) for number in range(first, min(first + _BATCH, MANY))]:
                 owner.wait_ready()
-                owner.leave()
+                owner.detach()
         listed = json.loads(_rmlaunch(state, "ps", "--json")[0])
         assert [item["state"] for item in listed] == ["READY"] * MANY, listed
         time.sleep(SETTLED_S)

@@ -1,4 +1,4 @@
-"""Ask a supervisor that is not ours, over the socket in its deployment's folder."""
+"""The connection to a supervisor that is not ours, over the socket in its deployment's folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _EndedError(DeploymentError):
 
 
 class Connection:
-    """A supervisor that is not ours, by the socket in its folder. Raises `OSError` where none is there."""
+    """A connection to the supervisor of the deployment in `folder`. Raises `OSError` where none listens."""
 
     def __init__(self, folder: Path, timeout_s: float = 5.0) -> None:
         self._name = folder.name
@@ -92,7 +92,7 @@ class Connection:
         return News.of(self.ask("status"), self._name)
 
     def follow(self, deadline: float, *ops: str) -> Iterator[News]:
-        """The state, and each change of it from now on, until the supervisor ends or `deadline` (monotonic) is over.
+        """Yield the state, and each change of it from now on, until it ends or `deadline` (monotonic) is over.
 
         `ops` are asked for by then: whoever asks for a stop first may come too late to hear of it.
         """
@@ -155,7 +155,7 @@ class Connection:
         return NoAnswerError(protocol.told(self._name, answer, why))
 
     def _line(self, deadline: float) -> bytes:
-        """The next line; empty where the supervisor has ended. Raises `TimeoutError` after `deadline`."""
+        """Return the next line; empty where the supervisor has ended. Raises `TimeoutError` after `deadline`."""
         while b"\n" not in self._heard and len(self._heard) <= bounded_json.LIMIT_BYTES:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -36,7 +36,7 @@ _KILLED_S = 10.0  #: for the kernel, to end a process and let go of its locks; a
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """One entry of the ledger."""
+    """A deployment as the ledger has it, with its last news."""
 
     name: str
     folder: Path
@@ -46,8 +46,8 @@ class Deployment:
 
     @property
     def there(self) -> bool:
-        """Something of it may run: it is being prepared, it serves, it could neither be adopted nor ended, or its end
-        has left something."""
+        """Whether something of it may run: it is being prepared, it serves, it could neither be adopted nor ended, or
+        its end has left something."""
         return not self.news.phase.final or bool(self.news.leftovers)
 
     @property
@@ -57,7 +57,7 @@ class Deployment:
 
     @property
     def log(self) -> Path:
-        """The log of its last start."""
+        """The path of its last start's log."""
         return Path(self.news.log) if self.news.log else logs.newest(self.folder / "logs")
 
     def find(self, *keys: str) -> object:
@@ -73,7 +73,7 @@ class Deployment:
         return found if isinstance(found, str) else "–"
 
     def connect(self) -> Connection:
-        """Raises `RequestError` where nobody could be asked, and `NoAnswerError` where nobody answers."""
+        """Connect to its supervisor. Raises `RequestError` where there is none, `NoAnswerError` where it is silent."""
         if self.live:
             with contextlib.suppress(OSError):
                 return Connection(self.folder)
@@ -86,7 +86,7 @@ class Deployment:
 
 
 class Deployments:
-    """All of one state folder. Asking for them adopts those that serve without a supervisor."""
+    """The deployments of one state folder. Asking for them adopts those that serve without a supervisor."""
 
     def __init__(self, state: Path) -> None:
         self._ledger = Ledger(state)
@@ -96,7 +96,7 @@ class Deployments:
         return at_once(_asked, self._found())
 
     def find(self, name: str) -> Deployment:
-        """Raises `RequestError` with the names that there are."""
+        """Return the deployment of that name. Raises `RequestError` with the names that there are."""
         found = {item.name: item for item in self._found()}
         if name not in found:
             raise not_found(name, found.values())
@@ -147,7 +147,7 @@ class Deployments:
         deadline = time.monotonic() + _ADOPT_TIMEOUT_S
         for supervised in adopted:
             news = supervised.wait_settled(deadline - time.monotonic())
-            supervised.leave()
+            supervised.detach()
             if news.phase.final:
                 self._is_free(supervised.plan.name, 1.0)  # its process ends a moment after its last word
                 name, why = supervised.plan.name, f"it cannot be adopted: {news.reason}; see {news.log}"
@@ -191,7 +191,7 @@ class Deployments:
             self._end(claim, News(Phase.FAILED, reason))
 
     def _adopt(self, folder: Path, news: News) -> list[Supervised]:
-        """A supervisor for what still serves; what does not is ended, and said to have."""
+        """Start a supervisor for a program that serves; end what is left of one that does not, and write that down."""
         claim = self._ledger.take_over(folder.name)
         if claim is None:  # another launch of its name has begun
             return []
@@ -316,7 +316,7 @@ def _importable(device: str) -> str:
 
 
 def _said(folder: Path) -> News | None:
-    """The state on disk; None where nothing, or nothing that can be read, is there."""
+    """Read the state on disk; None where nothing, or nothing that can be read, is there."""
     try:
         return protocol.read_state(folder)
     except (OSError, ValueError):
@@ -324,7 +324,7 @@ def _said(folder: Path) -> News | None:
 
 
 def _asked(item: Deployment) -> Deployment:
-    """The same with what its supervisor says; as it was read where there is none, or none any more."""
+    """Return `item` with its supervisor's news; as it was read where there is no supervisor, or none any more."""
     news = item.news
     if item.live:
         try:

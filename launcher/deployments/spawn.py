@@ -43,7 +43,7 @@ class Spawned:
                 f"the supervisor ended before it had its orders (exit {self.process.poll()})"
             ) from exc
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Let go of one that goes on without us."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)  # wakes whoever reads it

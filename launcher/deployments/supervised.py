@@ -1,4 +1,4 @@
-"""A supervisor that is ours: give it orders, follow what it says, and ask it to stop."""
+"""The owner's side of a supervisor: give it orders, follow its news, and ask it to stop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Supervised:
-    """A supervisor process that is ours: it and its engine end with us, however we end, unless it is detached."""
+    """A supervisor that this process owns: it and its engine end with us, however we end, unless it is detached."""
 
     def __init__(
         self, spawned: Spawned, orders: Orders, claim: Claim, on_news: Callable[[News], None] = lambda _: None
@@ -72,21 +72,21 @@ class Supervised:
             return
         self._closed = True
         if self._orders.detached and self._was_ready and not self.news.phase.final:
-            self.leave()
+            self.detach()
             return
         if self._orders.detached:  # we leave before it is ready: it does not end by itself
             self.kill()
         self._spawned.close()
         self._claim.release(self._sweep_if_orphaned() or self.news.leftovers)
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Let go of a detached deployment, which goes on."""
         self._closed = True
-        self._spawned.leave()
+        self._spawned.detach()
         self._claim.lock.close()
 
     def failure(self) -> DeploymentError:
-        """The error that the last news amount to."""
+        """Return the error that the last news amount to."""
         news = self.news
         tail = "".join(f"\n  | {line}" for line in news.tail)
         where = f"\n  log: {news.log}" if news.log else ""
@@ -137,9 +137,9 @@ class Supervised:
             log.exception("%s: a listener failed", self.plan.name)
 
     def _sweep_if_orphaned(self) -> Sequence[str]:
-        """A supervisor that was killed took the engine's leader along; its workers are ours to end, and a container.
+        """End what a supervisor that was killed has left: it took the engine's leader along, but no worker.
 
-        Returns what is still there.
+        Returns a sentence for each that is still there.
         """
         if self._spawned.process.returncode == 0:
             return ()

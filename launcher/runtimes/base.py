@@ -69,12 +69,12 @@ class Runtime(ABC):
 
     @abstractmethod
     def end_of(self, handle: Handle) -> int | None:
-        """A descriptor that becomes readable when the program has ended, open until the next start; None where a
-        SIGCHLD says so."""
+        """Return a descriptor that becomes readable when the program has ended, open until the next start; None where
+        a SIGCHLD says so."""
 
     @abstractmethod
     def poll(self, handle: Handle) -> Exit | None:
-        """None while the program runs. Never blocks."""
+        """Return how the program ended; None while it runs. Never blocks."""
 
     @abstractmethod
     def listens(self, handle: Handle, port: int) -> bool:
@@ -82,7 +82,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def activity(self, handle: Handle) -> Activity | None:
-        """None where it cannot be told. Called from the probes' thread."""
+        """Return what its processes have done; None where it cannot be told. Called from the probes' thread."""
 
     @abstractmethod
     def terminate(self, handle: Handle) -> None:
@@ -104,5 +104,5 @@ class Runtime(ABC):
 
     @abstractmethod
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
-        """As `sweep`, for the deployment whose folder is `run_dir` and that nobody supervises; `plan` is what its
-        record has of it (`plans.public`)."""
+        """Kill and remove as `sweep`, for the deployment whose folder is `run_dir` and that nobody supervises; `plan`
+        is the plan of its record (`plan_json.public`)."""

@@ -15,8 +15,8 @@ SOCKET = "control.sock"  #: in the deployment's folder, which is its user's alon
 _REQUEST_LIMIT = 1 << 16
 
 
-class Peer:
-    """Somebody who asks: the owner of a deployment, or a command."""
+class Client:
+    """A connection of somebody who asks: the owner of the deployment, or a command."""
 
     def __init__(self, connection: socket.socket, selector: selectors.BaseSelector, follows: bool = False) -> None:
         self.follows = follows  #: hears each change of state, without asking again
@@ -45,10 +45,12 @@ class Peer:
             return None
 
     def answer(self, line: bytes) -> None:
+        """Send `line`, all of it and in its turn."""
         self._sending += line
         self.flush()
 
     def tell(self, news: bytes) -> None:
+        """Send the line of `news`, unless newer ones come before the socket takes it."""
         self._news = news
         self.flush()
 
@@ -67,12 +69,13 @@ class Peer:
             self._selector.modify(self._connection, events, self)
 
     def finish(self, timeout_s: float) -> None:
-        """Send the last word, and wait `timeout_s` for a peer that is slow to read it."""
+        """Send the last word, and wait `timeout_s` for a client that is slow to read it."""
         self._connection.settimeout(timeout_s)
         with contextlib.suppress(OSError):
             self._connection.sendall(self._sending + (self._news or b""))
 
     def close(self) -> None:
+        """Forget what was not sent yet, and give the socket back."""
         self._sending, self._news = b"", None
         with contextlib.suppress(KeyError):
             self._selector.unregister(self._connection)
@@ -80,7 +83,7 @@ class Peer:
 
 
 def listen(folder: Path, name: str = SOCKET) -> socket.socket:
-    """The socket that commands reach a supervisor by. Who made the last one is gone: the lock of `folder` is ours."""
+    """Return the socket that commands reach a supervisor by. The last one has no owner: the folder's lock is ours."""
     listener = socket.socket(socket.AF_UNIX)
     with _short(folder, name) as path:
         Path(path).unlink(missing_ok=True)
@@ -91,7 +94,7 @@ def listen(folder: Path, name: str = SOCKET) -> socket.socket:
 
 
 def connect(folder: Path, timeout_s: float, name: str = SOCKET) -> socket.socket:
-    """Raises `OSError` where nobody listens."""
+    """Connect to the supervisor of the deployment in `folder`. Raises `OSError` where nobody listens."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(timeout_s)
     try:
@@ -105,7 +108,7 @@ def connect(folder: Path, timeout_s: float, name: str = SOCKET) -> socket.socket
 
 @contextlib.contextmanager
 def _short(folder: Path, name: str) -> Iterator[str]:
-    """The socket's path in a form that is never too long: Unix sockets end at 107 bytes."""
+    """Yield the socket's path in a form that is never too long: Unix sockets end at 107 bytes."""
     descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}"

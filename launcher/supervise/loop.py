@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from launcher.supervise.control_socket import Peer
+from launcher.supervise.control_socket import Client
 from launcher.supervise.lifecycle import Event
 
 _CHORES_S = 10.0  #: the longest wait: some things change without telling anybody
@@ -71,11 +71,11 @@ class Loop:
         """Let `due` give the event `seconds` from now."""
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._ties), start, event))
 
-    def wait(self) -> Iterator[tuple[Peer, int]]:
+    def wait(self) -> Iterator[tuple[Client, int]]:
         """Block until something happens, at most 10 s; yield the clients that are ready, and for what (`EVENT_…`)."""
         timeout = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else _CHORES_S
         for key, ready in self.selector.select(min(timeout, _CHORES_S)):
-            if isinstance(key.data, Peer):
+            if isinstance(key.data, Client):
                 yield key.data, ready
             else:
                 key.data()

@@ -28,7 +28,7 @@ from engines.base import DeploymentError
 from launcher import trees
 from launcher.runtimes.base import Handle, Runtime
 from launcher.supervise import exposition, logs, protocol
-from launcher.supervise.control_socket import Peer, listen
+from launcher.supervise.control_socket import Client, listen
 from launcher.supervise.device_memory import DeviceMemory
 from launcher.supervise.diagnosis import evidence, explain, hint
 from launcher.supervise.lifecycle import (
@@ -60,17 +60,17 @@ from launcher.supervise.watch import Effort, Watch
 
 log = logging.getLogger(__name__)
 
-_LAST_WORD_S = 2.0  #: for a peer that does not read
+_LAST_WORD_S = 2.0  #: for a client that does not read
 _MEMORY_S = 5.0  #: for a driver, to take back the memory of a process that has ended
 #: signals that no program sends itself over what it was asked
 _FROM_OUTSIDE = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM})
 
 
 class Supervisor:
-    """One thread owns the state: it takes events from the probes, the kernel, the clock and the owner, in turn."""
+    """The owner of a deployment's state: one thread that takes events from probes, kernel, clock and clients."""
 
     def __init__(self, orders: Orders, runtime: Runtime, owner: socket.socket, owner_end: int | None = None) -> None:
-        """`owner_end` is a descriptor that becomes readable when the owner's process ends."""
+        """Take `orders` from `owner`; `owner_end` is a descriptor that is readable when its process ends."""
         self.state = State(served=orders.served)
         self._orders = orders
         self._runtime = runtime
@@ -84,8 +84,8 @@ class Supervisor:
         self._since = time.time()
         self._exits: Counter[int] = Counter()
         self._killed = False  #: the last crash was a signal from outside
-        self._owner = Peer(owner, self._loop.selector, follows=True)
-        self._peers = [self._owner]
+        self._owner = Client(owner, self._loop.selector, follows=True)
+        self._clients = [self._owner]
         self._listener = listen(orders.home)
         self._loop.watch(self._listener, self._accept)
         if owner_end is not None:  # a process that it forked may keep its end of the socket open
@@ -106,11 +106,11 @@ class Supervisor:
         self._feed(Begin())
         self._publish_metrics()
         while not self.state.phase.final:
-            for peer, ready in self._loop.wait():
+            for client, ready in self._loop.wait():
                 if ready & selectors.EVENT_READ:
-                    self._hear(peer)
+                    self._hear(client)
                 else:
-                    peer.flush()
+                    client.flush()
             # Before the exit is noticed: who asks us to stop has often asked the engine too.
             for start, event in self._loop.posted():
                 self._feed_of(start, event)
@@ -118,39 +118,39 @@ class Supervisor:
             logs.rotate(self._log_file, self._orders.log_bytes)
             for start, event in self._loop.due():
                 self._feed_of(start, event)
-        for peer in self._peers:
-            if peer.follows:
-                peer.finish(_LAST_WORD_S)
+        for client in self._clients:
+            if client.follows:
+                client.finish(_LAST_WORD_S)
         return self.state
 
     # -------------------------------------------------------------------------------------------------- events in
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
-            self._peers.append(Peer(self._listener.accept()[0], self._loop.selector))
+            self._clients.append(Client(self._listener.accept()[0], self._loop.selector))
 
-    def _hear(self, peer: Peer) -> None:
-        requests = peer.hear()
+    def _hear(self, client: Client) -> None:
+        requests = client.hear()
         for request in requests or ():
-            self._serve(peer, request)
+            self._serve(client, request)
         if requests is None:
-            if peer is self._owner and not self._orders.detached:
+            if client is self._owner and not self._orders.detached:
                 self._lose_owner()
             else:
-                self._peers.remove(peer)
-                peer.close()
+                self._clients.remove(client)
+                client.close()
 
-    def _serve(self, peer: Peer, op: object) -> None:
+    def _serve(self, client: Client, op: object) -> None:
         match op:
             case "follow":
-                peer.follows = True
-                peer.tell(self._news().line())
+                client.follows = True
+                client.tell(self._news().line())
             case "status":
-                peer.answer(self._news().line())
+                client.answer(self._news().line())
             case "target":
-                peer.answer(Target(self._orders.plan, self._orders.options, self._orders.api_key).line())
+                client.answer(Target(self._orders.plan, self._orders.options, self._orders.api_key).line())
             case "metrics":
-                peer.answer(Numbers(self._metrics()).line())
+                client.answer(Numbers(self._metrics()).line())
             case "stop":
                 self._feed(StopAsked())
             case "kill":
@@ -158,13 +158,13 @@ class Supervisor:
             case "restart":
                 self._feed(RestartAsked())
             case other:
-                peer.answer(protocol.refusal(other))
+                client.answer(protocol.refusal(other))
 
     def _lose_owner(self) -> None:
-        """The owner is gone: do not wait for a drain that nobody asked for."""
+        """Kill the engine: its owner is gone, and nobody has asked for a drain."""
         self._loop.forget(self._lose_owner)
-        if self._owner in self._peers:
-            self._peers.remove(self._owner)
+        if self._owner in self._clients:
+            self._clients.remove(self._owner)
             self._owner.close()
         self._feed(KillAsked())
 
@@ -268,7 +268,7 @@ class Supervisor:
         return DeviceMemory(plugin.detect, self._orders.plan.device.ids, self._orders.memory_before)
 
     def _forget_end(self) -> None:
-        """What tells of the program's end has done so, or is about to be closed."""
+        """Stop watching for the program's end: it has come, or the descriptor is about to be closed."""
         self._loop.forget(self._forget_end)
 
     def _cancel_watch(self) -> None:
@@ -277,9 +277,9 @@ class Supervisor:
 
     def _announce(self) -> None:
         news = self._news()
-        for peer in self._peers:
-            if peer.follows:
-                peer.tell(news.line())
+        for client in self._clients:
+            if client.follows:
+                client.tell(news.line())
         try:
             protocol.write_state(self._orders.home, news)
         except OSError as exc:  # a full disk must not end a healthy engine
@@ -321,6 +321,7 @@ class Supervisor:
 
 
 def main() -> None:
+    """Take a socket's number and the owner's pid from the command line, orders from the socket, and supervise."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     _, descriptors, _, _ = socket.recv_fds(control, 1, 2)
@@ -345,7 +346,7 @@ def main() -> None:
 
 
 def _watch_owner(pid: int) -> int | None:
-    """A descriptor that becomes readable when the owner ends; None where the kernel has none (before Linux 5.3)."""
+    """Return a descriptor that becomes readable when the owner ends; None where the kernel has none (Linux < 5.3)."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:

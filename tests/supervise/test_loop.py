@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from launcher.supervise.control_socket import Peer
+from launcher.supervise.control_socket import Client
 from launcher.supervise.lifecycle import Begin, Event, Proved, Stable, StopAsked
 from launcher.supervise.loop import Loop
 
@@ -119,7 +119,7 @@ def test_a_watched_descriptor_calls_back_until_it_is_forgotten(loop: Loop) -> No
 def test_a_client_that_says_something_is_given_to_the_supervisor(loop: Loop) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        client = Peer(ours, loop.selector)
+        client = Client(ours, loop.selector)
         theirs.send(b'{"op": "status"}\n')
 
         ready = [found for found, _ in loop.wait()]
