@@ -228,10 +228,18 @@ def test_the_supervisor_loads_neither_hydra_nor_a_client_nor_an_engine() -> None
     assert heavy & loaded_by(code) == set()
 
 
-def test_a_supervisor_gives_orders_to_its_engine_before_openssl_is_loaded() -> None:
+def test_a_supervisor_starts_its_engine_before_it_loads_openssl_or_logging() -> None:
     code = "import launcher.supervise.supervisor, launcher.runtimes.process"
 
-    assert {"_hashlib", "_ssl", "hashlib", "secrets", "ssl"} & loaded_by(code) == set()
+    assert {"_hashlib", "_ssl", "hashlib", "logging", "secrets", "ssl"} & loaded_by(code) == set()
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "launcher/supervise").glob("*.py")), ids=lambda file: file.stem)
+def test_what_a_supervisor_loads_knows_nothing_of_the_owners_side(file: Path) -> None:
+    rooms = ("cli", "config", "deployments", "fit", "gateway", "planning", "prepare", "serving")
+    theirs = tuple(f"launcher.{room}" for room in rooms)
+
+    assert [name for name in imported(file) if name.startswith(theirs)] == []
 
 
 def test_import_launcher_alone_loads_nothing_heavy() -> None:

@@ -259,17 +259,10 @@ class Record:
     @property
     def devices(self) -> tuple[str, tuple[int, ...]]:
         """The kind of its devices and their numbers; empty where they are not told."""
-        try:
-            told = dataclass_json.load(_Devices, self.plan.get("device", {}))
-        except ValueError:
-            return "", ()
-        return told.kind, told.ids
-
-
-@dataclass(frozen=True, slots=True)
-class _Devices:
-    kind: str = ""
-    ids: tuple[int, ...] = ()
+        match self.plan.get("device"):
+            case {"kind": str(kind), "ids": [*ids]} if all(type(number) is int for number in ids):
+                return kind, tuple(ids)
+        return "", ()
 
 
 def read_record(folder: Path) -> Record:

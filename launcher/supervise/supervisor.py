@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import random
 import selectors
@@ -30,7 +29,6 @@ from launcher.runtimes.base import Handle, Runtime
 from launcher.supervise import exposition, logs, protocol
 from launcher.supervise.control_socket import Client, listen
 from launcher.supervise.device_memory import DeviceMemory
-from launcher.supervise.diagnosis import evidence, explain, hint
 from launcher.supervise.lifecycle import (
     Action,
     BackoffOver,
@@ -57,8 +55,6 @@ from launcher.supervise.loop import Loop
 from launcher.supervise.probes import Door
 from launcher.supervise.protocol import News, Numbers, Orders, Target, plugin_at
 from launcher.supervise.watch import Effort, Watch
-
-log = logging.getLogger(__name__)
 
 _LAST_WORD_S = 2.0  #: for a client that does not read
 _MEMORY_S = 5.0  #: for a driver, to take back the memory of a process that has ended
@@ -176,9 +172,11 @@ class Supervisor:
         if self.state.phase is Phase.STOPPING:
             self._feed(Ended())
             return
-        verdict = explain(
+        from launcher.supervise import diagnosis  # loaded since the engine's first start
+
+        verdict = diagnosis.explain(
             ended.code,
-            evidence(self._log_file),
+            diagnosis.evidence(self._log_file),
             starting=self.state.phase is Phase.STARTING,
             out_of_memory=ended.out_of_memory,
             served=self.state.served,
@@ -194,8 +192,11 @@ class Supervisor:
     def _feed_of(self, start: int | None, event: Event) -> None:
         if start not in (None, self._start):
             return
-        if isinstance(event, TimedOut) and (cause := hint(evidence(self._log_file))):
-            event = TimedOut(f"{event.reason}; {cause}")  # some engines wait for ever for a worker that has failed
+        if isinstance(event, TimedOut):
+            from launcher.supervise import diagnosis
+
+            if cause := diagnosis.hint(diagnosis.evidence(self._log_file)):
+                event = TimedOut(f"{event.reason}; {cause}")  # some engines wait for ever for a worker that has failed
         self._feed(event)
 
     def _feed(self, event: Event, killed: bool = False) -> None:
@@ -262,6 +263,7 @@ class Supervisor:
             effort=Effort(partial(self._runtime.activity, self._handle), partial(logs.size, self._log_file)),
             metrics=self._orders.plan.endpoints.metrics,
         )
+        import launcher.supervise.diagnosis  # noqa: F401  (the engine runs by now, and no restart shall wait for this)
 
     def _device_memory(self) -> DeviceMemory:
         plugin = plugin_at(self._orders.device)
@@ -283,7 +285,9 @@ class Supervisor:
         try:
             protocol.write_state(self._orders.home, news)
         except OSError as exc:  # a full disk must not end a healthy engine
-            log.warning("%s: could not write its state: %s", self._orders.plan.name, exc)
+            import logging  # not at the top: it would keep every engine waiting for 3 ms
+
+            logging.getLogger(__name__).warning("%s: could not write its state: %s", self._orders.plan.name, exc)
 
     def _publish_metrics(self) -> None:
         if port := self._orders.metrics_port:

@@ -210,7 +210,8 @@ def test_a_number_that_is_none_is_told_as_any_other_key(number: object) -> None:
         ({"plan": ...}, (8001,), ("", ()), None),
         ({"plan": 7}, (8001,), ("", ()), None),
         ({"plan": {"device": "gpu", "runtime": 7}}, (8001,), ("", ()), None),
-        ({"plan": {"device": {"ids": ...}}}, (8001,), ("cpu", ()), "process"),
+        ({"plan": {"device": {"ids": ...}}}, (8001,), ("", ()), "process"),
+        ({"plan": {"device": {"ids": ["0"]}}}, (8001,), ("", ()), "process"),
     ],
 )
 def test_a_plan_on_disk_is_taken_as_far_as_it_is_understood(
