@@ -38,6 +38,7 @@ class Connection:
         self._name = folder.name
         self._timeout_s = timeout_s
         self._heard = b""
+        self._refusal = ""  #: what it has said against one of several ops
         try:
             self._socket = connect(folder, timeout_s)
         except (TimeoutError, BlockingIOError) as exc:  # more wait for it already than the kernel keeps
@@ -113,13 +114,13 @@ class Connection:
                 self.tell(op)
         except _EndedError:
             return None
-        heard, limit, refused = time.monotonic(), _ANSWER_S, ""
+        heard, limit, unclear = time.monotonic(), _ANSWER_S, ""
         while True:
             try:
                 line = self._line(min(time.monotonic() + _PING_S, deadline))
             except TimeoutError:
                 if time.monotonic() >= heard + limit:
-                    raise (NoAnswerError(refused) if refused else self._silent()) from None
+                    raise (NoAnswerError(unclear) if unclear else self._silent()) from None
                 if time.monotonic() >= deadline:
                     late = f"{self._name} takes longer than expected; see `rmlaunch status {self._name}`"
                     raise DeploymentError(late) from None
@@ -130,10 +131,12 @@ class Connection:
             news, limit = self._news(line), _BUSY_S
             if done(news):
                 return news
-            if news.phase is not Phase.UNKNOWN:
-                heard = time.monotonic()
+            if news.phase is Phase.UNKNOWN:
+                unclear = news.reason
+            elif self._refusal:  # not of `follow`, then, but of what is waited for
+                raise NoAnswerError(self._refusal)
             else:
-                refused = news.reason
+                heard = time.monotonic()
 
     def _spoken(self, *ops: str) -> tuple[str, ...]:
         """Return `ops` in the words of this supervisor. Raises as `status` does where it must be asked which it has."""
@@ -147,7 +150,8 @@ class Connection:
         except ValueError as exc:
             return News(Phase.UNKNOWN, f"its supervisor's word is not understood: {exc}")
         if "error" in said:
-            return News(Phase.UNKNOWN, str(self._refused(said, "what it was asked for")))
+            self._refusal = str(self._refused(said, "what it was asked for"))
+            return News(Phase.UNKNOWN, self._refusal)
         return News.of(said, self._name)
 
     def _refused(self, answer: Mapping[str, Any], op: str) -> NoAnswerError:

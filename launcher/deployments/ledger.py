@@ -212,7 +212,11 @@ class Ledger:
         """
         try:
             news = protocol.read_state(self.deployments / name)
-        except (OSError, ValueError):
+        except OSError:
+            return None
+        except ValueError as exc:
+            if (number := self.record(name).protocol) > PROTOCOL:
+                raise NewerError(name, number, f"its {protocol.STATE} is not understood: {exc}") from exc
             return None
         try:
             handle = news.program()

@@ -172,6 +172,7 @@ class Deployments:
         news = _said(folder)
         if news is None:
             if _has_record(folder):
+                self._ledger.saved_orders(folder.name)  # raises where a newer release has written it
                 self._end_unknown(folder)
             return []
         return self._adopt(folder, news) if not news.phase.final and self._is_orphan(folder.name, news) else []

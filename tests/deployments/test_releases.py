@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
+from launcher.deployments.connection import NoAnswerError
 from launcher.deployments.ledger import Ledger, NameTakenError
 from launcher.deployments.records import Deployments
 from launcher.paths import state_root
@@ -21,7 +22,7 @@ from launcher.supervise.lifecycle import Phase
 from launcher.supervise.protocol import PROTOCOL
 from tests.deployments.test_records import kill, pids
 from tests.deployments.test_strange_records import other_version
-from tests.releases import NAME, NEWER, Before, Orphan, orphaned, serves
+from tests.releases import NAME, NEWER, Before, Orphan, changed, orphaned, serves
 from tests.supervision import detached, fake_plan, free_port, is_alive, wait_for
 
 TOLD = f"fake was started by a newer rmlaunch (protocol {NEWER}; this one speaks {PROTOCOL}): "
@@ -199,6 +200,58 @@ def test_orders_that_a_newer_release_keeps_elsewhere_cost_one_sentence(
     why = "the orders that it keeps for its next supervisor are not found"
     with orphaned(state, None, numbered(), numbered(), keeps=False) as orphan, told_alone(state, orphan, why, capsys):
         pass
+
+
+def test_a_state_of_a_newer_release_in_another_format_costs_one_sentence(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with orphaned(state, numbered(), numbered(), numbered()) as orphan:
+        (orphan.folder / "state.json").write_bytes(b"\x82\xa5state")
+        with told_alone(state, orphan, "its state.json is not understood: it is no JSON", capsys):
+            pass
+
+
+def test_a_supervisor_of_a_newer_release_is_listed_and_stopped_and_asked_where_it_is_understood(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Before(state, free_port(), supervisor=os.getpid())
+    ready = json.dumps(changed(before.data("state.json"), numbered(mood="good"))) + "\n"
+    refusal = json.dumps(numbered(error="op='metrics' went away")) + "\n"
+    answers = {"status": ready, "follow": ready, "metrics": refusal, "restart": refusal,
+               "target": json.dumps(changed(before.data("target.json"), numbered(plan=[1]))) + "\n"}  # fmt: skip
+    with (
+        other_version(state, answers, {"state": "STOPPED"}, name=NAME),
+        detached(fake_plan(state, name="sound"), state),
+    ):
+        assert main.run(["ps"]) == 0
+        told = capsys.readouterr()
+        assert [line.split()[:2] for line in told.out.splitlines()[1:]] == [["fake", "READY"], ["sound", "READY"]]
+        assert told.err == ""
+        for words, why in [
+            (["infer", NAME, "hi"], "its supervisor's answer to target is not understood: plan: [1] is no object"),
+            (["metrics", NAME], "its supervisor refuses metrics: \"op='metrics' went away\""),
+            (["restart", NAME], "its supervisor refuses what it was asked for: \"op='metrics' went away\""),
+        ]:
+            with pytest.raises(NoAnswerError) as caught:
+                main.run(words)
+            assert str(caught.value) == f"{TOLD}{why}{REMEDY}"
+        assert main.run(["stop", NAME]) == 0
+        assert main.run(["metrics", "sound"]) == 0
+
+
+def test_a_supervisor_of_a_newer_release_in_a_state_that_is_not_known_is_stopped_all_the_same(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Before(state, free_port(), supervisor=os.getpid())
+    asleep = json.dumps(changed(before.data("state.json"), numbered(state="HIBERNATING"))) + "\n"
+    with other_version(state, {"status": asleep, "follow": asleep}, {"state": "STOPPED"}, name=NAME):
+        assert main.run(["ps"]) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines()[1].split()[:2] == ["fake", "UNKNOWN"]
+        assert told.err == (
+            f"{TOLD}its supervisor's word is not understood: phase: 'HIBERNATING' is not known{REMEDY}\n"
+        )
+        assert main.run(["stop", NAME]) == 0
 
 
 def test_what_a_newer_release_left_and_has_ended_is_said_to_have(state: Path) -> None:
