@@ -46,6 +46,10 @@ def main() -> None:
 
 def run(words: Sequence[str]) -> int:
     """Do what `words` ask for; returns the exit code. Raises `RmLaunchError`."""
+    if words and words[0] == "__complete":  # a shell asks at each Tab
+        from launcher.cli import completion
+
+        return completion.answer(words[1:])
     place = verb_at(words)
     if place is not None:
         return _verb(words[place], [*words[:place], *words[place + 1 :]])

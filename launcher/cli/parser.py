@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from engines.base import ConfigError
+from engines.errors import ConfigError
 from launcher.cli.table import CONFIG_DIR, VERBS, Word
 from launcher.cli.words import HYDRA_FLAGS, check_config_dir
 from launcher.suggest import did_you_mean

@@ -199,7 +199,7 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
             "launcher.cli.gateway:up",
             "start the gateway, or give one that runs its new settings",
             (
-                _OVERRIDES,
+                Word(_OVERRIDES.names, _OVERRIDES.help, many=True, key="overrides", offers="gateway"),
                 Word(("-d", "--detach"), "return when it serves; without it, stay until Ctrl-C"),
                 Word(_REPLACE.names, "stop the one that runs, and start this one"),
             ),
@@ -268,6 +268,14 @@ SECTIONS: Mapping[str, Mapping[str, Verb]] = {
             "remove the images that no container is made from",
             (Word(("IMAGE",), "remove only these", many=True, key="images"),),
             "rmlaunch image prune",
+        ),
+    },
+    "your shell": {
+        "completion": Verb(
+            "launcher.cli.completion:completion",
+            "print the script that completes rmlaunch in bash, zsh or fish",
+            (Word(("SHELL",), "name the shell, whose settings source what is printed", offers="bash|zsh|fish"),),
+            "rmlaunch completion bash",
         ),
     },
 }
