@@ -13,7 +13,7 @@ from launcher.config.compose import normalized
 from launcher.deployments.ledger import Ledger
 from launcher.devices.host import ask
 from launcher.gateway import plan as gateway
-from launcher.gateway.composing import composed
+from launcher.gateway.compose_process import composed
 from launcher.gateway.reload import Asked
 from launcher.inheritance import ALL, ENGINE, OWN, PACKAGES, inherited, of_engine
 from launcher.planning.machine import Machine, this_machine

@@ -40,7 +40,7 @@ def up(args: argparse.Namespace) -> int:
     from launcher.config.compose import normalized
     from launcher.deployments.ledger import NameTakenError
     from launcher.deployments.records import Deployments
-    from launcher.gateway.composing import composed, without_keys
+    from launcher.gateway.compose_process import composed, without_keys
     from launcher.gateway.reload import Asked, marks
     from launcher.paths import state_root
 

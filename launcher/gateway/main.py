@@ -18,10 +18,10 @@ import socket
 import sys
 from pathlib import Path
 
+from launcher.gateway.backend import Machine
 from launcher.gateway.connection import ClientConnection
 from launcher.gateway.exchange import forget
-from launcher.gateway.live import Seen, Watcher
-from launcher.gateway.machine import Machine
+from launcher.gateway.ledger_watch import Seen, Watcher
 from launcher.gateway.reload import SOCKET, Reloader
 from launcher.gateway.routing import Ending
 from launcher.gateway.server import TICK_S, Server

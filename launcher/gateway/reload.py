@@ -27,7 +27,7 @@ SOCKET = "settings.sock"  #: beside it: new settings are handed over here
 PERIOD_S = 0.5
 _COMPOSE_TIMEOUT_S = 60.0
 _AGAIN_S = 5.0  #: between two tries to compose configs that could not be
-_COMPOSE = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.composing import main; main()"
+_COMPOSE = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.compose_process import main; main()"
 
 
 @dataclass

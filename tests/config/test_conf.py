@@ -16,7 +16,7 @@ from launcher import dataclass_json, plan_json, registry
 from launcher.cli import main
 from launcher.config.compose import compose, normalized, options
 from launcher.deployments.ledger import Ledger
-from launcher.gateway.composing import composed
+from launcher.gateway.compose_process import composed
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import settle

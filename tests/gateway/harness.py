@@ -20,7 +20,7 @@ import requests
 import uvloop
 
 from launcher.config.gateway import Member
-from launcher.gateway.composing import composed
+from launcher.gateway.compose_process import composed
 from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import Failure
 from launcher.gateway.server import Server

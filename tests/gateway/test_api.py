@@ -19,7 +19,7 @@ from engines.base import ConfigError
 from engines.dialect import OpenAI
 from launcher.atomic import write_text
 from launcher.config.gateway import Member, Rule, Startable
-from launcher.gateway.composing import composed, without_keys
+from launcher.gateway.compose_process import composed, without_keys
 from launcher.gateway.reload import Asked, Reloader, marks
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import Key, Settings, hashed

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.base import RequestError
 from launcher.gateway.errors import ENGINE, Failure
-from launcher.gateway.live import Seen
+from launcher.gateway.ledger_watch import Seen
 from launcher.gateway.routing import Replica
 from launcher.gateway.settings import Settings
 from launcher.supervise import logs
