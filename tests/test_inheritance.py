@@ -14,7 +14,7 @@ from launcher.deployments.ledger import Ledger
 from launcher.devices.host import ask
 from launcher.gateway import plan as gateway
 from launcher.gateway.compose_process import composed
-from launcher.gateway.reload import Asked
+from launcher.gateway.reload import ComposedRequest
 from launcher.inheritance import ALL, ENGINE, OWN, PACKAGES, inherited, of_engine
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
@@ -70,7 +70,7 @@ def test_what_is_rmlaunch_itself_gets_all_but_what_is_anothers() -> None:
     left = OURS.keys() - inherited(OURS, ALL).keys()
 
     assert left == {"PYTHONPATH", "VIRTUAL_ENV", "RBLN_DEVICES", "VLLM_PORT", "VLLM_HOST_IP", *OWN}
-    assert gateway.plan("gateway", Asked([], None, composed([], None)), "/run").inherit == ALL
+    assert gateway.plan("gateway", ComposedRequest([], None, composed([], None)), "/run").inherit == ALL
 
 
 def test_nothing_is_listed_twice() -> None:

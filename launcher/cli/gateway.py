@@ -17,7 +17,7 @@ from engines.base import DeploymentError, RequestError, RmLaunchError
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
     from launcher.deployments.supervised import Supervised
-    from launcher.gateway.reload import Asked
+    from launcher.gateway.reload import ComposedRequest
 
 NAME = "gateway"  #: of its deployment, unless name=… says otherwise
 _HAND_OVER_S = 10.0  #: for a gateway that runs, to take new settings
@@ -41,7 +41,7 @@ def up(args: argparse.Namespace) -> int:
     from launcher.deployments.ledger import NameTakenError
     from launcher.deployments.records import Deployments
     from launcher.gateway.compose_process import composed, without_keys
-    from launcher.gateway.reload import Asked, marks
+    from launcher.gateway.reload import ComposedRequest, marks
     from launcher.paths import state_root
 
     replace, given = args.replace, args.overrides
@@ -49,7 +49,7 @@ def up(args: argparse.Namespace) -> int:
     overrides = normalized([item for item in given if not item.startswith("name=")])
     config_dir = str(Path(args.config_dir).absolute()) if args.config_dir else None
     found = marks(config_dir)
-    asked = Asked(without_keys(overrides), config_dir, composed(overrides, config_dir), found)
+    asked = ComposedRequest(without_keys(overrides), config_dir, composed(overrides, config_dir), found)
     while True:
         live = {item.name: item for item in Deployments(state_root()).all() if item.live}
         if name in live and not replace:
@@ -65,7 +65,7 @@ def up(args: argparse.Namespace) -> int:
             replace = False
 
 
-def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
+def _apply(name: str, folder: Path, plan: object, asked: ComposedRequest) -> int:
     """Give a gateway that runs its new settings."""
     from launcher.config.gateway import ENGINE
     from launcher.gateway.reload import SOCKET
@@ -90,7 +90,7 @@ def _apply(name: str, folder: Path, plan: object, asked: Asked) -> int:
     return 0
 
 
-def _start(name: str, asked: Asked, *, detached: bool) -> int:
+def _start(name: str, asked: ComposedRequest, *, detached: bool) -> int:
     from launcher.deployments.ledger import Ledger
     from launcher.deployments.spawn import Spawned
     from launcher.gateway import plan as planning

@@ -10,6 +10,9 @@ from engines.base import MISSING
 #: what the ledger calls the engine of a gateway's own deployment
 ENGINE = "gateway"
 
+#: keys that an earlier release called something else, by the old name; a config that still has one is refused
+RENAMED = {"gateway.defaults_of_routes": "gateway.route_defaults"}
+
 
 @dataclass
 class Member:
@@ -87,7 +90,7 @@ class GatewayConf:
     keep_alive_s: float = MISSING
     client_timeout_s: float = MISSING
     drain_s: float = MISSING
-    defaults_of_routes: RouteDefaults = field(default_factory=RouteDefaults)
+    route_defaults: RouteDefaults = field(default_factory=RouteDefaults)
 
 
 @dataclass

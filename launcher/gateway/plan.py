@@ -7,7 +7,7 @@ import sys
 from engines.base import Device, Endpoint, Endpoints, Environment, HttpCheck, LaunchPlan, Model, Probes, ProbeSettings
 from launcher.config.gateway import ENGINE
 from launcher.config.schema import SuperviseConf
-from launcher.gateway.reload import FILE, Asked
+from launcher.gateway.reload import FILE, ComposedRequest
 from launcher.gateway.settings import Settings
 from launcher.inheritance import ALL
 
@@ -16,7 +16,7 @@ _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gate
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (to connect to it, not to bind)
 
 
-def plan(name: str, asked: Asked, run_dir: str) -> LaunchPlan:
+def plan(name: str, asked: ComposedRequest, run_dir: str) -> LaunchPlan:
     settings = asked.settings
     health = HttpCheck("/health", expect="status")
     return LaunchPlan(

@@ -17,6 +17,7 @@ from typing import Any
 from engines.base import ConfigError
 from launcher import dataclass_json
 from launcher.atomic import version, write_text
+from launcher.config.gateway import RENAMED
 from launcher.gateway.settings import Settings, check
 from launcher.paths import shipped, user_config
 
@@ -31,7 +32,7 @@ _COMPOSE = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gate
 
 
 @dataclass
-class Asked:
+class ComposedRequest:
     """What the gateway was asked for: to be composed again, and as it was composed last."""
 
     overrides: list[str]  #: keys in them are hashes
@@ -43,8 +44,23 @@ class Asked:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def loads(cls, text: str) -> Asked:
-        return dataclass_json.load(cls, json.loads(text))
+    def loads(cls, text: str) -> ComposedRequest:
+        """Read what `dumps` wrote; the release before, whose gateway may still run, had other names for two things."""
+        data = json.loads(text)
+        if isinstance(data, dict):
+            data["overrides"] = [_with_present_key(item) for item in data.get("overrides", ())]
+            settings = data.get("settings")
+            if isinstance(settings, dict) and "of_deployments" in settings:
+                settings.setdefault("deployment_defaults", settings.pop("of_deployments"))
+        return dataclass_json.load(cls, data)
+
+
+def _with_present_key(override: str) -> str:
+    key = override.lstrip("+").partition("=")[0]
+    for old, new in RENAMED.items():
+        if key == old or key.startswith(f"{old}."):
+            return override.replace(old, new, 1)
+    return override
 
 
 def marks(config_dir: str | None) -> dict[str, list[int]]:
@@ -77,7 +93,7 @@ class Reloader:
     def __init__(self, file: Path, use: Callable[[Settings], object]) -> None:
         self._file = file
         self._use = use
-        self._asked = Asked.loads(file.read_text())
+        self._asked = ComposedRequest.loads(file.read_text())
         self._used = self._asked.settings
         self._mark = version(file)
         self._unsaved = ""  #: why the last settings are not on the disk; empty where they are
@@ -106,10 +122,13 @@ class Reloader:
         self._wanted.set()
 
     def hand_over(self, text: str) -> dict[str, Any]:
-        """Use what `Asked.dumps` wrote. Return what is different now, and why it could not be written down (`unsaved`,
-        empty where it could), or what is wrong with it (`error`)."""
+        """Use what `ComposedRequest.dumps` wrote.
+
+        Returns what is different now (`changes`) and why it could not be written down (`unsaved`, empty where it
+        could), or what is wrong with it (`error`).
+        """
         with self._lock:
-            asked = Asked.loads(text)
+            asked = ComposedRequest.loads(text)
             try:
                 changes = self._take(asked)
             except ConfigError as exc:
@@ -120,7 +139,7 @@ class Reloader:
         """Whether anything has changed, and what it amounts to then."""
         with self._lock:
             if (mark := version(self._file)) not in (self._mark, None):
-                asked = Asked.loads(self._file.read_text())
+                asked = ComposedRequest.loads(self._file.read_text())
                 self._mark = mark
                 self._take_from_disk(asked)
             elif (found := marks(self._asked.config_dir)) != self._asked.marks:
@@ -156,7 +175,7 @@ class Reloader:
             raise
         self._failed = None
 
-    def _take_from_disk(self, asked: Asked) -> None:
+    def _take_from_disk(self, asked: ComposedRequest) -> None:
         """As `_take`, for configs that somebody has changed: the log says what is wrong with them."""
         new, old = asked.settings, self._used
         if (new.host, new.port) != (old.host, old.port):
@@ -168,7 +187,7 @@ class Reloader:
             log.error("the changed configs are not used, and the last ones stay: %s", exc)
             self._asked.marks = asked.marks
 
-    def _take(self, asked: Asked) -> list[str]:
+    def _take(self, asked: ComposedRequest) -> list[str]:
         """Use `asked`, and return what is different by that. Raises `ConfigError` for what does not go together."""
         new, old = asked.settings, self._used
         if (new.host, new.port) != (old.host, old.port):
@@ -197,7 +216,7 @@ class Reloader:
         self._mark = version(self._file)
 
 
-def _composed(asked: Asked) -> tuple[Settings | None, str]:
+def _composed(asked: ComposedRequest) -> tuple[Settings | None, str]:
     """The settings that the configs amount to now; or None, and why."""
     words = json.dumps({"overrides": asked.overrides, "config_dir": asked.config_dir})
     try:

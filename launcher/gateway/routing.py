@@ -136,7 +136,7 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestShape:
     """What a rule looks at."""
 
     chars: int
@@ -144,14 +144,14 @@ class Asked:
     batch: int
 
 
-def asked(fields: Mapping[str, Any]) -> Asked:
+def shape_of(fields: Mapping[str, Any]) -> RequestShape:
     """Of a request's body: texts are counted in characters, since tokens are each model's own."""
     if "messages" in fields:
         messages = fields["messages"] if isinstance(fields["messages"], list) else []
-        return Asked(sum(map(_message_chars, messages)), fields.get("stream") is True, 1)
+        return RequestShape(sum(map(_message_chars, messages)), fields.get("stream") is True, 1)
     given = fields.get("input", fields.get("prompt", ""))
     texts = given if isinstance(given, list) and not all(isinstance(item, int) for item in given) else [given]
-    return Asked(sum(map(_chars, texts)), fields.get("stream") is True, len(texts))
+    return RequestShape(sum(map(_chars, texts)), fields.get("stream") is True, len(texts))
 
 
 def _message_chars(message: object) -> int:
@@ -166,12 +166,12 @@ def _chars(text: object) -> int:
     return len(text) if isinstance(text, (str, list)) else 0
 
 
-def fits(rule: Rule, what: Asked) -> bool:
+def fits(rule: Rule, shape: RequestShape) -> bool:
     return (
-        (rule.min_chars is None or what.chars >= rule.min_chars)
-        and (rule.max_chars is None or what.chars <= rule.max_chars)
-        and (rule.stream is None or what.stream == rule.stream)
-        and (rule.min_batch is None or what.batch >= rule.min_batch)
+        (rule.min_chars is None or shape.chars >= rule.min_chars)
+        and (rule.max_chars is None or shape.chars <= rule.max_chars)
+        and (rule.stream is None or shape.stream == rule.stream)
+        and (rule.min_batch is None or shape.batch >= rule.min_batch)
     )
 
 
@@ -197,9 +197,9 @@ class Choice:
     def candidates(self, fields: Mapping[str, Any]) -> Collection[str] | None:
         """The names that the route's rules leave; None where all may answer."""
         if self._route.rules:
-            what = asked(fields)
+            shape = shape_of(fields)
             for rule in self._route.rules:
-                if fits(rule, what):
+                if fits(rule, shape):
                     return rule.use
         return None
 

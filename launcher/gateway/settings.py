@@ -63,7 +63,7 @@ class Settings:
     keep_alive_s: float
     client_timeout_s: float
     drain_s: float
-    of_deployments: Route  #: what is true of a deployment that is asked by its own name
+    deployment_defaults: Route  #: what is true of a deployment that is asked by its own name
     max_held_bytes: int = 384 << 20  #: by the bodies of all requests at the same time, and what is made of them
     max_connections: int = 2048
 
@@ -79,7 +79,7 @@ def settings(conf: GatewayConf) -> Settings:
     made = Settings(
         host=conf.host,
         port=conf.port,
-        routes=[_route(name, item, conf.defaults_of_routes) for name, item in conf.routes.items()],
+        routes=[_route(name, item, conf.route_defaults) for name, item in conf.routes.items()],
         startable=startable,
         keys=[_key(name, item) for name, item in conf.keys.items()],
         admin_sha256=None if conf.admin_key is None else hashed(conf.admin_key, "gateway.admin_key"),
@@ -91,7 +91,7 @@ def settings(conf: GatewayConf) -> Settings:
         keep_alive_s=conf.keep_alive_s,
         client_timeout_s=conf.client_timeout_s,
         drain_s=conf.drain_s,
-        of_deployments=Route(**vars(conf.defaults_of_routes)),
+        deployment_defaults=Route(**vars(conf.route_defaults)),
         max_held_bytes=conf.max_held_mib << 20,
         max_connections=conf.max_connections,
     )

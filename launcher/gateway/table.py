@@ -174,7 +174,7 @@ class Table:
         return self._local[name]
 
     def _own(self, name: str) -> Route:
-        return dataclasses.replace(self.settings.of_deployments, name=name, members=[Member(name)])
+        return dataclasses.replace(self.settings.deployment_defaults, name=name, members=[Member(name)])
 
     def names(self) -> list[str]:
         """All that can be asked."""

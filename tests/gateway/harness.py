@@ -83,13 +83,13 @@ def _plain() -> Settings:
 def settings(routes: Mapping[str, list[Member]] | None = None, of_routes: Any = None, **more: Any) -> Settings:
     """Settings as they are without a word, with `routes` and `more`; `of_routes` changes what routes are told."""
     plain = _plain()
-    base = dataclasses.replace(plain.of_deployments, **(of_routes or {}))
+    base = dataclasses.replace(plain.deployment_defaults, **(of_routes or {}))
     made = [dataclasses.replace(base, name=name, members=members) for name, members in (routes or {}).items()]
-    return dataclasses.replace(plain, routes=made, port=free_port(), of_deployments=base, **more)
+    return dataclasses.replace(plain, routes=made, port=free_port(), deployment_defaults=base, **more)
 
 
 def route(name: str, members: list[Member], **more: Any) -> Route:
-    return dataclasses.replace(_plain().of_deployments, name=name, members=members, **more)
+    return dataclasses.replace(_plain().deployment_defaults, name=name, members=members, **more)
 
 
 @contextlib.contextmanager

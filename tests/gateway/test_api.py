@@ -20,7 +20,7 @@ from engines.dialect import OpenAI
 from launcher.atomic import write_text
 from launcher.config.gateway import Member, Rule, Startable
 from launcher.gateway.compose_process import composed, without_keys
-from launcher.gateway.reload import Asked, Reloader, marks
+from launcher.gateway.reload import ComposedRequest, Reloader, marks
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import Key, Settings, hashed
 from tests.gateway.harness import Fake, NoMachine, Running, events, gateway, route, settings, until
@@ -422,19 +422,31 @@ def test_a_key_that_looks_like_a_variable_is_hashed_all_the_same() -> None:
     assert kept == f"++gateway.keys.bob=sha256:{hashed('$ecret-0123456789abcdef', '')}"
 
 
+@pytest.mark.parametrize("word", ["gateway.defaults_of_routes.queue=5", "gateway=mine"])
+def test_a_key_that_was_renamed_is_refused_with_its_new_name(word: str, tmp_path: Path) -> None:
+    (tmp_path / "gateway").mkdir()
+    mine = "defaults: [default, _self_]\ndefaults_of_routes: {queue: 5}\n"
+    (tmp_path / "gateway" / "mine.yaml").write_text(mine)
+
+    with pytest.raises(ConfigError) as refused:
+        composed([word], str(tmp_path))
+
+    assert str(refused.value) == "gateway.defaults_of_routes is called gateway.route_defaults now"
+
+
 def test_settings_that_would_open_a_port_to_everybody_are_not_taken_on(tmp_path: Path, a: Fake) -> None:
     safe = settings({"m": [a.member]}, host="0.0.0.0", keys=[Key("bob", hashed(BOB, ""))])
     file = tmp_path / "settings.json"
-    file.write_text(Asked([], None, safe, marks(None)).dumps())
+    file.write_text(ComposedRequest([], None, safe, marks(None)).dumps())
     taken: list[Settings] = []
     reloader = Reloader(file, taken.append)
 
     opened = dataclasses.replace(safe, host="127.0.0.1", keys=[])
-    write_text(file, Asked([], None, opened, marks(None)).dumps())
+    write_text(file, ComposedRequest([], None, opened, marks(None)).dumps())
     reloader.look()
 
     assert taken == []
     assert reloader.settings == safe
-    write_text(file, Asked([], None, dataclasses.replace(safe, drain_s=1.0), marks(None)).dumps())
+    write_text(file, ComposedRequest([], None, dataclasses.replace(safe, drain_s=1.0), marks(None)).dumps())
     reloader.look()
     assert [one.drain_s for one in taken] == [1.0]

@@ -16,13 +16,13 @@ from launcher.gateway.routing import (
     FAILURES,
     OPEN_MAX_S,
     OPEN_S,
-    Asked,
     Breaker,
     Choice,
     Replica,
+    RequestShape,
     Upstream,
-    asked,
     fits,
+    shape_of,
 )
 from tests.gateway.harness import route
 
@@ -150,18 +150,21 @@ def test_one_that_was_started_anew_is_not_blamed_for_its_last_life() -> None:
 @pytest.mark.parametrize(
     ("fields", "what"),
     [
-        ({"messages": [{"role": "user", "content": "abc"}, {"role": "user", "content": "de"}]}, Asked(5, False, 1)),
-        ({"messages": [{"content": [{"type": "text", "text": "abc"}, {"type": "image"}]}]}, Asked(3, False, 1)),
-        ({"messages": "nonsense", "stream": True}, Asked(0, True, 1)),
-        ({"prompt": "abcd", "stream": True}, Asked(4, True, 1)),
-        ({"prompt": ["ab", "cde"]}, Asked(5, False, 2)),
-        ({"prompt": [1, 2, 3]}, Asked(3, False, 1)),
-        ({"input": ["a"] * 7}, Asked(7, False, 7)),
-        ({}, Asked(0, False, 1)),
+        (
+            {"messages": [{"role": "user", "content": "abc"}, {"role": "", "content": "de"}]},
+            RequestShape(5, False, 1),
+        ),
+        ({"messages": [{"content": [{"type": "text", "text": "abc"}, {"type": "image"}]}]}, RequestShape(3, False, 1)),
+        ({"messages": "nonsense", "stream": True}, RequestShape(0, True, 1)),
+        ({"prompt": "abcd", "stream": True}, RequestShape(4, True, 1)),
+        ({"prompt": ["ab", "cde"]}, RequestShape(5, False, 2)),
+        ({"prompt": [1, 2, 3]}, RequestShape(3, False, 1)),
+        ({"input": ["a"] * 7}, RequestShape(7, False, 7)),
+        ({}, RequestShape(0, False, 1)),
     ],
 )
-def test_what_a_rule_looks_at(fields: dict[str, object], what: Asked) -> None:
-    assert asked(fields) == what
+def test_what_a_rule_looks_at(fields: dict[str, object], what: RequestShape) -> None:
+    assert shape_of(fields) == what
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_what_a_rule_looks_at(fields: dict[str, object], what: Asked) -> None:
     ],
 )
 def test_all_that_a_rule_says_must_fit(rule: Rule, fitting: bool) -> None:
-    assert fits(rule, Asked(10, False, 2)) is fitting
+    assert fits(rule, RequestShape(10, False, 2)) is fitting
 
 
 def test_the_first_rule_that_fits_decides() -> None:
