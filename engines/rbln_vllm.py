@@ -15,7 +15,7 @@ from typing import Any
 
 from engines import rbln_sdk, rbln_vllm_native, rbln_vllm_optimum
 from engines.base import Device, Model, PlanError
-from engines.rbln_vllm_asked import Asked
+from engines.rbln_vllm_args import VllmArgs
 
 _PATHS = {"auto": "optimum", "optimum": "optimum", "transformers": "optimum", "vllm": "vllm"}
 
@@ -36,15 +36,15 @@ def engine_args(
     this release, and for LoRA if that is wanted, is left to the server. Raises `PlanError` naming the key to change.
     """
     args = {name: value for name, value in wanted.items() if value is not None and name != "additional_config"}
-    asked = Asked(args, keys or {})
+    given = VllmArgs(args, keys or {})
     for name, instead in _ELSEWHERE.items():
         if name in args:
-            raise PlanError(f"{asked.said(name)}: {instead}")
-    path = _path(asked, model, device)
-    asked = asked.with_options(wanted.get("additional_config") or {}, path)
+            raise PlanError(f"{given.said(name)}: {instead}")
+    path = _path(given, model, device)
+    given = given.with_options(wanted.get("additional_config") or {}, path)
     if path == "vllm":
-        return rbln_vllm_native.engine_args(model, device, asked)
-    return rbln_vllm_optimum.engine_args(model, device, asked)
+        return rbln_vllm_native.engine_args(model, device, given)
+    return rbln_vllm_optimum.engine_args(model, device, given)
 
 
 def flags(additional_config: Mapping[str, Any]) -> list[str]:
@@ -85,13 +85,13 @@ def device_count(wanted: Mapping[str, Any]) -> int | None:
     return prod(numbers) if numbers else None
 
 
-def _path(asked: Asked, model: Model, device: Device) -> str:
-    named = str(asked.args.get("model_impl", "auto"))
+def _path(given: VllmArgs, model: Model, device: Device) -> str:
+    named = str(given.args.get("model_impl", "auto"))
     if named not in _PATHS:
-        raise PlanError(f"{asked.said('model_impl')} is not known to vllm-rbln; use auto, optimum or vllm")
+        raise PlanError(f"{given.said('model_impl')} is not known to vllm-rbln; use auto, optimum or vllm")
     if _PATHS[named] == "vllm":
         if (device.product or "").startswith(rbln_sdk.ATOM.prefix):
-            raise PlanError(f"{asked.said('model_impl')} needs a REBEL, and {device.product} is an ATOM; use optimum")
+            raise PlanError(f"{given.said('model_impl')} needs a REBEL, and {device.product} is an ATOM; use optimum")
         if model.format == "rbln":
-            raise PlanError(f"{asked.said('model_impl')} cannot serve what optimum-rbln compiled; use optimum")
+            raise PlanError(f"{given.said('model_impl')} cannot serve what optimum-rbln compiled; use optimum")
     return _PATHS[named]

@@ -6,7 +6,7 @@ from typing import Any
 
 from engines.base import Device, Model, PlanError
 from engines.rbln_sdk import Chip, chip
-from engines.rbln_vllm_asked import Asked
+from engines.rbln_vllm_args import VllmArgs
 
 #: what a compiled folder fixes, and the key to compile another one by
 _FIXED = {
@@ -31,51 +31,51 @@ _DERIVED = {
 }
 
 
-def engine_args(model: Model, device: Device, asked: Asked) -> dict[str, Any]:
-    _check_parallel(asked)
+def engine_args(model: Model, device: Device, given: VllmArgs) -> dict[str, Any]:
+    _check_parallel(given)
     for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
-        if name in asked.args:
-            raise PlanError(f"{asked.said(name)}: optimum-rbln's graphs cannot speculate; leave it out")
+        if name in given.args:
+            raise PlanError(f"{given.said(name)}: optimum-rbln's graphs cannot speculate; leave it out")
     for name in ("quantization", "kv_cache_dtype"):
-        if asked.args.get(name, "auto") != "auto":
-            raise PlanError(f"{asked.said(name)} changes nothing in optimum-rbln's graphs; leave it out")
-    if asked.options.get("num_devices_per_local_rank", device.count) != device.count:
-        said = asked.option("num_devices_per_local_rank")
+        if given.args.get(name, "auto") != "auto":
+            raise PlanError(f"{given.said(name)} changes nothing in optimum-rbln's graphs; leave it out")
+    if given.options.get("num_devices_per_local_rank", device.count) != device.count:
+        said = given.option("num_devices_per_local_rank")
         raise PlanError(f"{said}, but device.count={device.count}; set device.count alone")
-    return _from_folder(model, asked) if model.format == "rbln" else _from_weights(model, device, asked)
+    return _from_folder(model, given) if model.format == "rbln" else _from_weights(model, device, given)
 
 
-def _check_parallel(asked: Asked) -> None:
-    if (size := asked.number("tensor_parallel_size", 1)) > 1:
+def _check_parallel(given: VllmArgs) -> None:
+    if (size := given.number("tensor_parallel_size", 1)) > 1:
         raise PlanError(
-            f"{asked.said('tensor_parallel_size')}: optimum-rbln itself spreads a model over NPUs "
+            f"{given.said('tensor_parallel_size')}: optimum-rbln itself spreads a model over NPUs "
             f"(--rbln-num-devices-per-local-rank), as many as device.count; leave it out and set device.count={size}"
         )
-    if asked.number("pipeline_parallel_size", 1) > 1:
+    if given.number("pipeline_parallel_size", 1) > 1:
         raise PlanError(
-            f"{asked.said('pipeline_parallel_size')}: optimum-rbln's graphs have no stages; leave it out, and use "
+            f"{given.said('pipeline_parallel_size')}: optimum-rbln's graphs have no stages; leave it out, and use "
             "device.count for more NPUs"
         )
-    if asked.number("data_parallel_size", 1) > 1:
+    if given.number("data_parallel_size", 1) > 1:
         raise PlanError(
-            f"{asked.said('data_parallel_size')}: every replica would use the same NPUs; leave it out, and start a "
+            f"{given.said('data_parallel_size')}: every replica would use the same NPUs; leave it out, and start a "
             "deployment for each"
         )
 
 
-def _from_folder(model: Model, asked: Asked) -> dict[str, Any]:
+def _from_folder(model: Model, given: VllmArgs) -> dict[str, Any]:
     """A compiled folder says everything, and overrides without a word what is said again."""
     known = {"max_num_seqs": model.batch_size, "max_model_len": model.context_length, "dtype": model.dtype}
     for name, key in _FIXED.items():
-        if name in asked.args and asked.args[name] != known.get(name):
-            raise PlanError(f"{asked.said(name)}: the compiled folder fixes it; leave it out, or compile with {key}")
-    for name in asked.options.get("optimum_overrides", {}):
+        if name in given.args and given.args[name] != known.get(name):
+            raise PlanError(f"{given.said(name)}: the compiled folder fixes it; leave it out, or compile with {key}")
+    for name in given.options.get("optimum_overrides", {}):
         if name != "device":
-            said = f"{asked.key('additional_config')}.optimum_overrides.{name}"
+            said = f"{given.key('additional_config')}.optimum_overrides.{name}"
             key = f"model.build.rbln.{name}"
             raise PlanError(f"{said}: the compiled folder fixes it; leave it out, or compile with {key}")
-    rest = {name: value for name, value in asked.args.items() if name not in (*_FIXED, "model_impl")}
-    options = {name: value for name, value in asked.options.items() if name != "num_devices_per_local_rank"}
+    rest = {name: value for name, value in given.args.items() if name not in (*_FIXED, "model_impl")}
+    options = {name: value for name, value in given.options.items() if name != "num_devices_per_local_rank"}
     return {
         "model": model.path,
         **({"max_num_seqs": model.batch_size} if model.batch_size else {}),
@@ -84,15 +84,15 @@ def _from_folder(model: Model, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _from_weights(model: Model, device: Device, asked: Asked) -> dict[str, Any]:
+def _from_weights(model: Model, device: Device, given: VllmArgs) -> dict[str, Any]:
     limits = chip(device.product)
-    length, said = asked.length(model)
-    seqs = asked.number("max_num_seqs", model.batch_size or 1)
-    _check_overrides(asked)
-    block = asked.number("block_size", 1) if "block_size" in asked.args else limits.block_size(length, said)
-    _check_attention(limits, length, said, block, asked)
+    length, said = given.length(model)
+    seqs = given.number("max_num_seqs", model.batch_size or 1)
+    _check_overrides(given)
+    block = given.number("block_size", 1) if "block_size" in given.args else limits.block_size(length, said)
+    _check_attention(limits, length, said, block, given)
     if model.task == "generate":  # of embedders, some read a text in chunks and some do not: left to the server
-        _check_prefix_caching(block, _chunk(limits, length, seqs, asked), said, asked)
+        _check_prefix_caching(block, _chunk(limits, length, seqs, given), said, given)
     return {
         "model": model.path,
         "dtype": model.dtype,
@@ -100,62 +100,62 @@ def _from_weights(model: Model, device: Device, asked: Asked) -> dict[str, Any]:
         "block_size": block,
         "max_num_seqs": seqs,
         **({"runner": "pooling"} if model.task == "embed" else {}),
-        **asked.args,
+        **given.args,
         "model_impl": "optimum",  # rather than auto, which takes the other path for architectures that it lacks
-        "additional_config": {**asked.options, "num_devices_per_local_rank": device.count},
+        "additional_config": {**given.options, "num_devices_per_local_rank": device.count},
     }
 
 
-def _check_overrides(asked: Asked) -> None:
-    overrides = asked.options.get("optimum_overrides", {})
-    key = f"{asked.key('additional_config')}.optimum_overrides"
+def _check_overrides(given: VllmArgs) -> None:
+    overrides = given.options.get("optimum_overrides", {})
+    key = f"{given.key('additional_config')}.optimum_overrides"
     for name, value in overrides.items():
         if name in ("num_devices", "tensor_parallel_size"):
             raise PlanError(f"{key}.{name}={value!r}: set device.count instead")
         if name in _DERIVED:
-            raise PlanError(f"{key}.{name}={value!r}: set {asked.key(_DERIVED[name])} instead")
-    if asked.args.get("enable_lora") and "lora_config" not in overrides:
-        raise PlanError(f"{asked.said('enable_lora')}: adapters are compiled in; name them in {key}.lora_config")
+            raise PlanError(f"{key}.{name}={value!r}: set {given.key(_DERIVED[name])} instead")
+    if given.args.get("enable_lora") and "lora_config" not in overrides:
+        raise PlanError(f"{given.said('enable_lora')}: adapters are compiled in; name them in {key}.lora_config")
 
 
-def _check_attention(limits: Chip, length: int, said: str, block: int, asked: Asked) -> None:
+def _check_attention(limits: Chip, length: int, said: str, block: int, given: VllmArgs) -> None:
     if block == length:
         if length > limits.max_eager:
             raise PlanError(
-                f"{asked.said('block_size')} is the whole context, which means eager attention, and that ends at "
+                f"{given.said('block_size')} is the whole context, which means eager attention, and that ends at "
                 f"{limits.max_eager} on {limits.name}; leave it out"
             )
     elif length % block or length < 2 * block:
-        raise PlanError(f"{asked.said('block_size')}, but {said} is no multiple of it; leave it out")
+        raise PlanError(f"{given.said('block_size')}, but {said} is no multiple of it; leave it out")
     elif not limits.min_partition <= block <= limits.max_partition:
         raise PlanError(
-            f"{asked.said('block_size')}: flash attention on {limits.name} has blocks of {limits.min_partition} to "
+            f"{given.said('block_size')}: flash attention on {limits.name} has blocks of {limits.min_partition} to "
             f"{limits.max_partition}; leave it out"
         )
 
 
-def _chunk(limits: Chip, length: int, seqs: int, asked: Asked) -> int:
+def _chunk(limits: Chip, length: int, seqs: int, given: VllmArgs) -> int:
     """The tokens of a prompt that are read at a time."""
-    if "max_num_batched_tokens" not in asked.args:
+    if "max_num_batched_tokens" not in given.args:
         return limits.prefill_chunk
-    chunk = asked.number("max_num_batched_tokens", 1)
+    chunk = given.number("max_num_batched_tokens", 1)
     if chunk % 64:
-        raise PlanError(f"{asked.said('max_num_batched_tokens')} is the prefill chunk; give a multiple of 64")
-    least = max(seqs, length if asked.args.get("enable_chunked_prefill") is False else 0)
+        raise PlanError(f"{given.said('max_num_batched_tokens')} is the prefill chunk; give a multiple of 64")
+    least = max(seqs, length if given.args.get("enable_chunked_prefill") is False else 0)
     if chunk < least:
-        raise PlanError(f"{asked.said('max_num_batched_tokens')} is too little; give {least} or more, or leave it out")
+        raise PlanError(f"{given.said('max_num_batched_tokens')} is too little; give {least} or more, or leave it out")
     return chunk
 
 
-def _check_prefix_caching(block: int, chunk: int, said: str, asked: Asked) -> None:
-    if asked.args.get("enable_prefix_caching") is False:
+def _check_prefix_caching(block: int, chunk: int, said: str, given: VllmArgs) -> None:
+    if given.args.get("enable_prefix_caching") is False:
         return
-    sub_block = asked.options.get("sub_block_size", chunk)
+    sub_block = given.options.get("sub_block_size", chunk)
     if sub_block % chunk:
-        raise PlanError(f"{asked.option('sub_block_size')}: give a multiple of the prefill chunk, {chunk}")
+        raise PlanError(f"{given.option('sub_block_size')}: give a multiple of the prefill chunk, {chunk}")
     if block % sub_block:
-        what = asked.said("block_size") if "block_size" in asked.args else said
+        what = given.said("block_size") if "block_size" in given.args else said
         raise PlanError(
             f"{what} is no multiple of the {sub_block} tokens that prefix caching goes by; change it, or set "
-            f"{asked.key('enable_prefix_caching')}=false"
+            f"{given.key('enable_prefix_caching')}=false"
         )

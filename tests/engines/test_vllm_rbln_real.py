@@ -19,7 +19,7 @@ import pytest
 from engines.base import Device, Model
 from engines.rbln_sdk import ATOM, REBEL
 from engines.rbln_vllm import engine_args, environment, flags
-from engines.rbln_vllm_asked import OPTIONS
+from engines.rbln_vllm_args import OPTIONS
 from launcher.config.schema import EnvironmentConf
 from launcher.paths import cache_root
 from launcher.planning.environments import describe

@@ -35,8 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the user set, and by which config keys."""
+class VllmArgs:
+    """vLLM's engine arguments as the user set them, and the config keys that set them."""
 
     args: Mapping[str, Any]
     keys: Mapping[str, str]  #: of arguments that are not set by engine.args.<name>
@@ -62,7 +62,7 @@ class Asked:
         value = self.number("max_model_len", model.context_length)
         return value, f"{self.key('max_model_len') if 'max_model_len' in self.args else 'model.context_length'}={value}"
 
-    def with_options(self, given: object, path: str) -> Asked:
+    def with_options(self, given: object, path: str) -> VllmArgs:
         """The same with additional_config, checked against what the model path takes."""
         key = self.key("additional_config")
         if not isinstance(given, Mapping):
@@ -72,7 +72,7 @@ class Asked:
                 raise PlanError(f"{key}.{name} {self._unknown(name, path)}")
             if value is not None and not _fits(value, kind):
                 raise PlanError(f"{key}.{name}={value!r}: give {_described(kind)}")
-        return Asked(self.args, self.keys, {name: value for name, value in given.items() if value is not None})
+        return VllmArgs(self.args, self.keys, {name: value for name, value in given.items() if value is not None})
 
     def _unknown(self, name: str, path: str) -> str:
         other = next((other for other, options in OPTIONS.items() if name in options), None)
