@@ -97,9 +97,9 @@ class Connection:
 
         `ops` are asked for by then: whoever asks for a stop first may come too late to hear of it.
         """
-        for op in self._spoken("follow", *ops):
-            self.tell(op)
-        with contextlib.suppress(TimeoutError, NoAnswerError):
+        with contextlib.suppress(TimeoutError, NoAnswerError, _EndedError):
+            for op in self._spoken("follow", *ops):
+                self.tell(op)
             while line := self._line(deadline):
                 yield self._news(line)
 

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +217,7 @@ class Careless(ProcessRuntime):
 def test_a_bug_that_one_record_finds_is_said_of_it_alone(
     state: Path, handle: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    point = EntryPoint("careless", f"{__name__}:Careless", "rmlaunch.runtimes")
-    monkeypatch.setitem(registry._points("runtime"), "careless", point)
+    monkeypatch.setitem(registry._points()["runtime"], "careless", f"{__name__}:Careless")
     place = state / "deployments/odd"
     (place / "run").mkdir(parents=True)
     (place / "plan.json").write_text(json.dumps({"ports": [], "plan": {"runtime": "careless", "container": 5}}))
