@@ -11,11 +11,9 @@ that is detached may serve all the same, and is adopted (launcher/deployments/re
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,15 +26,13 @@ from engines.base import ConfigError, DeploymentError, ResourceError, RmLaunchEr
 from engines.files import opened
 from launcher import trees
 from launcher.atomic import open_lock
-from launcher.deployments import holders
+from launcher.deployments import holders, ports
 from launcher.runtimes.base import NotAdoptableError, Runtime
 from launcher.supervise import protocol
 from launcher.supervise.protocol import PROTOCOL, NewerError, Record
 
 log = logging.getLogger(__name__)
 
-_FIRST_PORT = 8001  #: 8000 is the gateway's, which may come last
-_LAST_PORT = 65535
 _LOCK_SILENT_S = 1.0  #: a launch that looks at the machine holds it for about that long
 _LOCK_LIMIT_S = 60.0
 _COMES_BACK = "replacing.lock"
@@ -306,7 +302,7 @@ class Ledger:
         return [name for name in names if self.is_live(name) or self._may_serve(name)]
 
     def choose_ports(self, host: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
-        """A port for each key of `wanted`: the given one, or the first free ones from `_first_port` up.
+        """A port for each key of `wanted`: the given one, or the first free ones from `ports.first` up.
 
         Raises `ResourceError` that names the key and who has the port.
         """
@@ -314,18 +310,18 @@ class Ledger:
             return self._ports_of(self._replacing, wanted)
         held = self.held_ports()
         for key, port in wanted.items():
-            if port is not None and (port in held or not _is_free(host, port)):
-                holder = f"deployment {held[port]!r}" if port in held else _holder(port)
+            if port is not None and (port in held or not ports.is_free(host, port)):
+                holder = f"deployment {held[port]!r}" if port in held else ports.listener(port)
                 raise ResourceError(f"{key}={port} is in use by {holder}; choose another or leave {key} out")
         given = {port for port in wanted.values() if port is not None}
         chosen: list[int] = []
-        candidate = first = _first_port()
+        candidate = first = ports.first()
         for port in wanted.values():
             if port is None:
-                while candidate in held or candidate in given or not _is_free(host, candidate):
+                while candidate in held or candidate in given or not ports.is_free(host, candidate):
                     candidate += 1
-                    if candidate > _LAST_PORT:
-                        raise ResourceError(f"no port from {first} to {_LAST_PORT} is free on {host}")
+                    if candidate > ports.LAST:
+                        raise ResourceError(f"no port from {first} to {ports.LAST} is free on {host}")
                 port, candidate = candidate, candidate + 1
             chosen.append(port)
         return tuple(chosen)
@@ -340,16 +336,6 @@ def in_words(trouble: Exception) -> str:
     """What one deployment's trouble is called beside the others; a bug has its kind with it."""
     expected = isinstance(trouble, (RmLaunchError, OSError))
     return str(trouble) if expected else f"{type(trouble).__name__}: {trouble}"
-
-
-def _first_port() -> int:
-    """Users who share a machine do not see each other's ledgers: different numbers keep them apart."""
-    given = os.environ.get("RMLAUNCH_FIRST_PORT", "")
-    if not given:
-        return _FIRST_PORT
-    if not given.isdecimal() or not 0 < int(given) <= _LAST_PORT:
-        raise ConfigError(f"RMLAUNCH_FIRST_PORT={given!r} is no port; give a number from 1 to {_LAST_PORT}")
-    return int(given)
 
 
 def _wait_for(lock: TextIO, path: Path) -> None:
@@ -385,30 +371,3 @@ def _try_lock(lock: TextIO) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do; otherwise the last connections of a stopped server would block its port for a minute.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            if exc.errno == errno.EADDRINUSE:
-                return False
-            raise ResourceError(f"host={host!r} port={port}: {exc.strerror or exc}") from exc
-    return True
-
-
-def _holder(port: int) -> str:
-    """Who listens on `port`, as far as this user may see."""
-    import psutil
-
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,) and connection.pid:
-                return holders.process(connection.pid)
-    except psutil.Error:
-        pass
-    return "a process that this user may not see"

@@ -130,7 +130,7 @@ def test_a_wrong_request_is_one_line(words: list[str], error: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["port=70000"],  # ledger.py: _is_free
+        ["port=70000"],  # ports.py: is_free
         ["device=cpu", "device.count=-1"],  # resolve.py: _ids
         ["engine=triton", "device=rbln", "model.build.rbln.num_devices=many"],  # resolve.py: _ids
         ["engine.name=triton"],  # engines/triton.py: options are missing under another engine's schema
