@@ -7,10 +7,13 @@ import re
 
 from engines.base import InferenceError
 from engines.dialect import DONE, Call, renamed
+from launcher.gateway.body import Budget
 from launcher.gateway.routing import Upstream
 
 log = logging.getLogger(__name__)
 
+#: bytes of an answer that is kept until it is whole
+_WHOLE_LIMIT = 64 << 20
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 #: bytes of the last events, in which the end of the text is looked for
 _TAIL = 4096
@@ -83,6 +86,39 @@ class Stream:
         if _FINISHED.search(self._tail):
             return DONE
         raise InferenceError("it ended the stream before the text did")
+
+    def release(self) -> None:
+        """Do nothing: a stream is not kept."""
+
+
+class Kept:
+    """The body of one answer, which is kept until it is whole: any but a stream."""
+
+    __slots__ = ("_budget", "body", "status")
+
+    def __init__(self, status: int, budget: Budget) -> None:
+        self._budget = budget  #: bytes of all bodies that are kept
+        self.status = status
+        self.body = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        """Keep `data`, and return nothing for the client yet. Raises `InferenceError` where that is too much."""
+        if len(self.body) + len(data) > _WHOLE_LIMIT:
+            raise InferenceError(f"its answer has more than {_WHOLE_LIMIT >> 20} MiB")
+        if not self._budget.has(len(data)):
+            raise InferenceError("answers that are on their way are larger than the gateway can keep")
+        self._budget.held += len(data)
+        self.body += data
+        return b""
+
+    def release(self) -> None:
+        """Give back the bytes of the body, which nobody reads any more."""
+        self._budget.held -= len(self.body)
+        self.body = bytearray()
+
+
+#: an answer of which nothing has come: shared, and never fed
+NOTHING = Kept(0, Budget(0))
 
 
 def _end_of_events(data: bytearray, start: int) -> int:

@@ -7,16 +7,15 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from launcher.gateway.connection import JSON, ClientConnection
 from launcher.gateway.errors import BUG, Failure
+from launcher.gateway.guard import Guard
+from launcher.gateway.numbers import Counted, state
 from launcher.gateway.reader import Request
 from launcher.paths import shipped
-
-if TYPE_CHECKING:
-    from launcher.gateway.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,20 @@ class Backend(Protocol):
         ...
 
 
-def answer(server: Server, client: ClientConnection, request: Request) -> None:
+class ApiHost(Counted, Protocol):
+    """What these calls need of the server."""
+
+    loop: asyncio.AbstractEventLoop
+    guard: Guard
+    backend: Backend
+    draining: bool  #: it takes no new requests
+    tasks: set[asyncio.Future[None]]  #: kept from being collected before they are done
+
+    def refused(self, status: int) -> None:
+        """Count a request that came to no route."""
+
+
+def answer(server: ApiHost, client: ClientConnection, request: Request) -> None:
     """Raises `Failure` for what is not there."""
     path = request.path
     found = _CALLS.get(path)
@@ -74,13 +86,13 @@ def preflight(client: ClientConnection) -> None:
 # ------------------------------------------------------------------------------------------------------------ calls
 
 
-def _models(server: Server, client: ClientConnection, request: Request) -> None:
+def _models(server: ApiHost, client: ClientConnection, request: Request) -> None:
     key = server.guard.who(request)
     rows = [_model(name) for name in server.table.names() if key.may_ask(name)]
     _say(client, {"object": "list", "data": rows})
 
 
-def _one_model(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+def _one_model(server: ApiHost, client: ClientConnection, request: Request, name: str) -> None:
     key = server.guard.who(request)
     if server.table.find(name) is None or not key.may_ask(name):
         raise Failure(404, f"model {name!r} not found", "model_not_found")
@@ -91,50 +103,48 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "rmlaunch"}
 
 
-def _health(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+def _health(server: ApiHost, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
     status = "draining" if server.draining else "ok"
     _say(client, {"status": status}, 503 if server.draining else 200)
 
 
-def _metrics(server: Server, client: ClientConnection, request: Request) -> None:
+def _metrics(server: ApiHost, client: ClientConnection, request: Request) -> None:
     server.guard.demand_insight(request)
-    from launcher.gateway import numbers
+    from launcher.gateway import exposition  # prometheus_client is loaded for whoever asks
 
-    client.answer(200, numbers.exposition(server), numbers.CONTENT_TYPE)
+    client.answer(200, exposition.exposition(server), exposition.CONTENT_TYPE)
 
 
-def _deployed(server: Server, client: ClientConnection, request: Request) -> None:
+def _deployed(server: ApiHost, client: ClientConnection, request: Request) -> None:
     server.guard.demand_insight(request)
     _say(client, {"models": server.backend.deployments()})
 
 
-def _state(server: Server, client: ClientConnection, request: Request) -> None:
+def _state(server: ApiHost, client: ClientConnection, request: Request) -> None:
     server.guard.demand_insight(request)
-    from launcher.gateway import numbers
-
-    _say(client, numbers.state(server))
+    _say(client, {**state(server), "deployments": server.backend.deployments()})
 
 
-def _log(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+def _log(server: ApiHost, client: ClientConnection, request: Request, name: str) -> None:
     server.guard.demand_insight(request)
     client.answer(200, server.backend.log(name, 200).encode(errors="replace"), "text/plain; charset=utf-8")
 
 
-def _load(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+def _load(server: ApiHost, client: ClientConnection, request: Request, name: str) -> None:
     server.guard.demand_admin(request)
     _later(server, client, server.backend.load(name))
 
 
-def _unload(server: Server, client: ClientConnection, request: Request, name: str) -> None:
+def _unload(server: ApiHost, client: ClientConnection, request: Request, name: str) -> None:
     server.guard.demand_admin(request)
     _later(server, client, server.backend.unload(name))
 
 
-def _page(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+def _page(server: ApiHost, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
     client.answer(200, (shipped("templates") / "gateway" / "status.html").read_bytes(), HTML, _NO_FRAMES)
 
 
-def _openapi(server: Server, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
+def _openapi(server: ApiHost, client: ClientConnection, request: Request) -> None:  # noqa: ARG001
     client.answer(200, (shipped("templates") / "gateway" / "openapi.json").read_bytes())
 
 
@@ -145,7 +155,7 @@ _NO_FRAMES = (
     b"x-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
 )
 
-_CALLS: Mapping[str, tuple[str, Callable[[Server, ClientConnection, Request], None]]] = {
+_CALLS: Mapping[str, tuple[str, Callable[[ApiHost, ClientConnection, Request], None]]] = {
     "/v1/models": ("GET", _models),
     "/health": ("GET", _health),
     "/metrics": ("GET", _metrics),
@@ -154,7 +164,7 @@ _CALLS: Mapping[str, tuple[str, Callable[[Server, ClientConnection, Request], No
     "/openapi.json": ("GET", _openapi),
     "/": ("GET", _page),
 }
-_WITH_NAMES: tuple[tuple[re.Pattern[str], str, Callable[[Server, ClientConnection, Request, str], None]], ...] = (
+_WITH_NAMES: tuple[tuple[re.Pattern[str], str, Callable[[ApiHost, ClientConnection, Request, str], None]], ...] = (
     (re.compile(r"/v1/models/(.+)"), "GET", _one_model),
     (re.compile(r"/models/([^/]+)/load"), "POST", _load),
     (re.compile(r"/models/([^/]+)/unload"), "POST", _unload),
@@ -177,7 +187,7 @@ class _Waiting:
     def resume(self) -> None: ...
 
 
-def _later(server: Server, client: ClientConnection, work: Awaitable[Mapping[str, Any]]) -> None:
+def _later(server: ApiHost, client: ClientConnection, work: Awaitable[Mapping[str, Any]]) -> None:
     client.handler = waiting = _Waiting()
 
     async def finish() -> None:

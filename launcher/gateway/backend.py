@@ -12,18 +12,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engines.base import RequestError
 from launcher.gateway.errors import ENGINE, Failure
 from launcher.gateway.ledger_watch import Seen
 from launcher.gateway.routing import Replica
+from launcher.gateway.server import Server
 from launcher.gateway.settings import Settings
 from launcher.supervise import logs
 from launcher.supervise.lifecycle import Phase
-
-if TYPE_CHECKING:
-    from launcher.gateway.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ _SEEN_S = 3.0
 _AGAIN_S = 10.0
 
 
-class Machine:
+class LocalBackend:
     """Of the gateway's thread alone."""
 
     def __init__(self, settings: Settings) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
-from launcher.gateway.body import SMALL, hold, release, weight
+from launcher.gateway.body import SMALL, Budget, hold, release, weight
 from launcher.gateway.errors import Failure
 from launcher.gateway.heads import Head
-from launcher.gateway.reader import UPGRADED, Reader, Request
-
-if TYPE_CHECKING:
-    from launcher.gateway.server import Server
-    from launcher.gateway.table import KeyState
+from launcher.gateway.reader import UPGRADED, Judge, Reader, Request
+from launcher.gateway.state import KeyState
 
 #: further requests that a client sends before it has its answer: more are not read on; and many more are refused
 _AHEAD, _AHEAD_BYTES, _MOST_AHEAD = 16, 1 << 16, 128
@@ -40,14 +38,39 @@ class Handler(Protocol):
     def resume(self) -> None: ...
 
 
-class ClientConnection(asyncio.Protocol):
-    __slots__ = ("_ahead", "_ahead_bytes", "_closing", "_cost", "_held_answer", "_held_heads", "_let_in", "_lingered",
-                 "_of_asker", "_reader", "_refused", "_request", "_served", "_server", "_unread", "handler",
-                 "idle_since", "paused_since", "reading_since", "transport")  # fmt: skip
+class ConnectionHost(Judge, Protocol):
+    """What a client's connection needs of the server."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._reader = Reader(server, self)
+    loop: asyncio.AbstractEventLoop
+    now: float  #: as of the last tick
+    heads: Budget  #: bytes of heads that have not come to their end, or wait
+    answers: Budget  #: bytes of answers that are kept, or wait for their client
+    ok_json_head: bytes  #: the first lines of a good answer in JSON
+    date_header: bytes
+
+    def connected(self, client: ClientConnection) -> None:
+        """Take a new connection; may close it, or others in its place."""
+
+    def disconnected(self, client: ClientConnection) -> None:
+        """Forget a connection that is closed."""
+
+    def serve(self, client: ClientConnection, request: Request, body: bytes) -> None:
+        """Answer `request`, now or later."""
+
+    def soon(self, what: Callable[[], None]) -> None:
+        """Call `what` after what else is to be done now."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """A client's connection: it reads requests, has them served one after the other, and writes the answers."""
+
+    __slots__ = ("_admitted", "_ahead", "_ahead_bytes", "_closing", "_cost", "_held_answer", "_held_heads",
+                 "_host", "_lingered", "_of_asker", "_reader", "_refused", "_request", "_served", "_unread",
+                 "handler", "idle_since", "paused_since", "reading_since", "transport")  # fmt: skip
+
+    def __init__(self, host: ConnectionHost) -> None:
+        self._host = host
+        self._reader = Reader(host, self)
         self.transport: asyncio.Transport | None = None
         self.handler: Handler | None = None
         self._request: Request | None = None  #: the one that is being answered
@@ -61,11 +84,11 @@ class ClientConnection(asyncio.Protocol):
         self._closing = False  #: after the answer
         self._refused = False  #: what comes now is not read any more
         self._lingered = 0
-        self.idle_since: float | None = server.now
+        self.idle_since: float | None = host.now
         self.reading_since: float | None = None
         self.paused_since: float | None = None
         self._unread: Head | None = None  #: of what the reader gets now, where that is one whole request
-        self._let_in: tuple[Head, Request] | None = None  #: the last one that was
+        self._admitted: tuple[Head, Request] | None = None  #: the last one that was
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -75,10 +98,10 @@ class ClientConnection(asyncio.Protocol):
         if request is None or self.transport is None:
             return
         if status == 200 and content_type is JSON:
-            head = self._server.well
+            head = self._host.ok_json_head
         else:
             first = _REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode()
-            head = b"%b%bcontent-type: %b\r\n" % (first, self._server.date, content_type.encode())
+            head = b"%b%bcontent-type: %b\r\n" % (first, self._host.date_header, content_type.encode())
         end = b"" if request.keep_alive and not self._closing else b"connection: close\r\n"
         said = b"" if request.method == "HEAD" else body
         self.transport.write(
@@ -102,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         if self._closing or not request.keep_alive:
             framing += b"connection: close\r\n"
         self.transport.write(
-            b"HTTP/1.1 200 OK\r\n" + self._server.date + b"content-type: text/event-stream\r\n"
+            b"HTTP/1.1 200 OK\r\n" + self._host.date_header + b"content-type: text/event-stream\r\n"
             b"cache-control: no-cache\r\nx-accel-buffering: no\r\n" + request.extra + extra + framing + b"\r\n"
         )
 
@@ -161,27 +184,27 @@ class ClientConnection(asyncio.Protocol):
         if self._closing or not request.keep_alive:
             self._hang_up()
         elif self._ahead:
-            self._server.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
+            self._host.soon(self._next)  # not here: an endless line of short requests would be an endless recursion
         elif self.reading_since is None:
-            self.idle_since = self._server.now
+            self.idle_since = self._host.now
 
     def _hold_answer(self, amount: int) -> None:
         """Count what the client has yet to read among the answers that are kept."""
-        self._server.answers.held += amount - self._held_answer
+        self._host.answers.held += amount - self._held_answer
         self._held_answer = amount
 
     def _give_back(self, request: Request, cost: int) -> None:
         if cost and request.payer is not None:
-            release(cost, self._server.bodies, request.payer.bodies)
+            release(cost, self._host.bodies, request.payer.bodies)
 
     def _hang_up(self) -> None:
         """Close; a client that is still sending must first get to read the answer."""
         assert self.transport is not None
         if self._refused and self.transport.can_write_eof():
             self.transport.write_eof()
-            self.reading_since = self._server.now
+            self.reading_since = self._host.now
         else:
-            self.idle_since = self._server.now  # a client that does not read the end is not waited for for ever
+            self.idle_since = self._host.now  # a client that does not read the end is not waited for for ever
             self.transport.close()
 
     def _next(self) -> None:
@@ -205,20 +228,20 @@ class ClientConnection(asyncio.Protocol):
         self._request = request
         self._cost = cost
         self.idle_since = None
-        self._server.serve(self, request, body)
+        self._host.serve(self, request, body)
 
-    def forget(self) -> None:
+    def forget_admitted(self) -> None:
         """Settings have changed: who may ask is to be found out again."""
-        self._let_in = None
+        self._admitted = None
 
     # ------------------------------------------------------------------------------------------- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
-        self._server.connected(self)
+        self._host.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._server.connections.discard(self)
+        self._host.disconnected(self)
         self._reader.close()
         self._hold_heads(0)
         self._hold_answer(0)
@@ -238,11 +261,11 @@ class ClientConnection(asyncio.Protocol):
         self._served = False
         try:
             if self.idle_since is not None:
-                if self._let_in is not None and (body := self._let_in[0].body(data)) is not None:
+                if self._admitted is not None and (body := self._admitted[0].body(data)) is not None:
                     if len(body) <= SMALL:
-                        self._serve(self._let_in[1], body, 0)
+                        self._serve(self._admitted[1], body, 0)
                     else:
-                        self._take_known(self._let_in[1], body)
+                        self._take_known(self._admitted[1], body)
                     return
                 self._unread = Head.of(data)
             self._reader.feed(data)
@@ -258,13 +281,13 @@ class ClientConnection(asyncio.Protocol):
             self.close()
         elif self.transport is not None:
             self.transport.pause_reading()
-            self._server.loop.call_later(_LINGER_S, self._read_on)
+            self._host.loop.call_later(_LINGER_S, self._read_on)
 
     def eof_received(self) -> bool:
         return False  # close: nobody waits for the answer
 
     def pause_writing(self) -> None:
-        self.paused_since = self._server.now
+        self.paused_since = self._host.now
         if self.transport is not None:
             self.transport.pause_reading()  # who does not read what was asked for gets no more to ask for
         if self.handler is not None:
@@ -281,7 +304,7 @@ class ClientConnection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ the reader's
 
     def begun(self) -> None:
-        self.reading_since = self._server.now
+        self.reading_since = self._host.now
         self.idle_since = None
 
     def wait_for_body(self) -> None:
@@ -291,13 +314,13 @@ class ClientConnection(asyncio.Protocol):
     def taken(self, request: Request, body: bytes, cost: int) -> None:
         self.reading_since = None
         if self._unread is not None and request.asker is not None:
-            self._let_in = self._unread, request
+            self._admitted = self._unread, request
         if self._request is None and not self._ahead and self.paused_since is None and not self._served:
             self._served = True
             self._serve(request, body, cost)
             return
         if self._request is None and not self._ahead:  # one at a time: others come in between
-            self._server.soon(self._next)
+            self._host.soon(self._next)
         self._ahead.append((request, body, cost))
         self._ahead_bytes += request.size
         assert self.transport is not None
@@ -312,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         cost = 0
         try:
             cost = weight(body)
-            hold(cost, self._server.bodies, request.asker.bodies)
+            hold(cost, self._host.bodies, request.asker.bodies)
         except Failure as failure:
             request, cost = dataclasses.replace(request, refusal=failure), 0
         self._serve(request, body, cost)
@@ -320,9 +343,9 @@ class ClientConnection(asyncio.Protocol):
     def _hold_heads(self, amount: int) -> None:
         """Raises `Failure` where too many clients have begun a head that does not come to its end."""
         more = amount - self._held_heads
-        if more > 0 and not self._server.heads.has(more):
+        if more > 0 and not self._host.heads.has(more):
             raise _TOO_MANY_HEADS
-        self._server.heads.held += more
+        self._host.heads.held += more
         self._held_heads = amount
 
     def _forget_ahead(self) -> None:

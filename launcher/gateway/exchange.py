@@ -1,4 +1,4 @@
-"""One request on its way: to a place, to a replica, and its answer back to the client. The gateway's hot path.
+"""One request on its way: to a place, to a replica, and its answer back to the client. On the gateway's hot path.
 
 Everything happens in callbacks of one thread: no task and no timer belongs to a request that meets no difficulty. While
 nothing has been sent to the client, another replica may be tried; after that, a failure is told in the stream.
@@ -6,113 +6,99 @@ nothing has been sent to the client, another replica may be tried; after that, a
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from engines.base import InferenceError
 from engines.dialect import Call
-from launcher.gateway.admission import Full, Ticket
-from launcher.gateway.answer import Stream, whole
+from launcher.gateway.admission import Admission, Full, Ticket
+from launcher.gateway.answer import NOTHING
+from launcher.gateway.attempt import Attempt, AttemptHost
 from launcher.gateway.connection import ClientConnection
-from launcher.gateway.errors import BUG, ENGINE, Failure, of_engine
+from launcher.gateway.errors import BUG, ENGINE, Failure
 from launcher.gateway.reader import Request
 from launcher.gateway.routing import Replica, Upstream
-from launcher.gateway.upstream import Connection, connect
-
-if TYPE_CHECKING:
-    from launcher.gateway.server import Server
-    from launcher.gateway.table import KeyState, RouteState
+from launcher.gateway.state import KeyState, RouteState
 
 log = logging.getLogger(__name__)
 
-#: bytes of an answer, which is kept until it is whole
-_WHOLE_LIMIT = 64 << 20
-#: bytes of a body from which on it is sent beside its head, and not copied behind it
-_LARGE = 1 << 16
-#: answers of a server that cannot answer anybody, and those that another may not give
+#: statuses of a server that can answer nobody, and those that another server might not give
 _UNWELL = frozenset({502, 503})
 _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
-#: after a refused or lost connection: until the supervisor has told what became of the deployment
-_NEWS_S = 1.0
-#: a connection that is closed so soon after a request was sent on it was closed before that came
-_STALE_S = 0.02
-#: of how far a server is, at most: what it took to connect has our own delays in it
-_FAR_S = 0.25
-#: seconds that the head of an answer may take, from its first byte
-_DRY_S = 10.0
-#: what the waiting may be for
-_QUEUE, _HOLD, _VERDICT = "queue", "hold", "verdict"
-#: an answer of which nothing has come, shared and never added to
-_NOTHING = bytearray()
-#: of our own making
-_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
+class ExchangeHost(AttemptHost, Protocol):
+    """What an exchange needs of the server."""
+
+    now: float  #: as of the last tick
+    admission: Admission
+    exchanges: set[Exchange]  #: those that have not ended
+
+    def will_serve(self, route: RouteState, among: Collection[str] | None) -> bool:
+        """Return whether a replica of the route is on its way; starts one that may be started."""
 
 
 class Exchange(Ticket):
-    __slots__ = ("_among", "_began", "_body", "_call", "_client", "_connecting", "_connection", "_else_do", "_failure",
-                 "_first", "_fresh", "_go_on_until", "_heard", "_key", "_passed_on", "_placed", "_progress", "_replica",
-                 "_route", "_server", "_spent", "_status", "_stream", "_tried", "_upstream", "_waits_for")  # fmt: skip
+    """One request, from its admission to the end of its answer; the client's handler, and the owner of its attempts.
 
-    _else_do: Callable[[], None]  #: what is to be done where a local engine has not ended over this request
+    It waits in the queue until it is `inside`. From then on it has an attempt, or is held: a replica is on its way.
+    """
+
+    __slots__ = ("_among", "_attempt", "_began", "_client", "_failure", "_first", "_host", "_key",
+                 "_passed_on", "_placed", "_spent", "_tried", "call", "news_until", "route")  # fmt: skip
 
     def __init__(
-        self, server: Server, client: ClientConnection, request: Request, call: Call, route: RouteState, key: KeyState
+        self,
+        host: ExchangeHost,
+        client: ClientConnection,
+        request: Request,
+        call: Call,
+        route: RouteState,
+        key: KeyState,
     ) -> None:
         self.route_gate = route.gate
         self.key_gate = key.gate
         self.inside = False
-        self._server = server
+        self.call = call
+        self.route = route
+        self._host = host
         self._client = client
         self._passed_on = request.passed_on
-        self._call = call
-        self._route = route
         self._key = key
-        #: the members that the route's rules leave, None for all
+        #: the members that the route's rules leave; None for all
         self._among = route.choice.candidates(call.fields) if route.settings.rules else None
         self._tried: tuple[Replica, ...] = ()
         self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
-        self._failure: Failure | None = None  #: of the last attempt
-        #: nothing, a place in the queue, a replica that is on its way, or what has become of the last one
-        self._waits_for = ""
-        self._go_on_until = 0.0
-        #: when it came, when it had its place, and when something was heard of it last
-        self._began = self._placed = self._progress = server.clock()
+        self._failure: Failure | None = None  #: the last attempt's
+        self._attempt: Attempt | None = None  #: the one that is on its way
+        self.news_until = 0.0  #: until when somebody should tell what became of the last attempt's deployment
+        self._began = self._placed = host.clock()  #: when it came, and when it had its place
         self._first: float | None = None  #: when the client was sent the first byte of a stream
-        # Of the attempt that is on its way:
-        self._replica: Replica | None = None
-        self._upstream: Upstream | None = None
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._stream: Stream | None = None
-        self._fresh = self._heard = False  #: its connection is a new one; something has come on it
-        self._status = 0
-        self._body = _NOTHING  #: of an answer that is kept until it is whole
 
     def start(self) -> None:
+        """Go on at once, wait for a place, or tell the client that the queue is full."""
         self._client.handler = self
-        self._server.exchanges.add(self)
+        self._host.exchanges.add(self)
         try:
-            if self._server.admission.enter(self, self._route.settings.queue):
-                self._attempt(self._began)
-            else:
-                self._waits_for = _QUEUE
+            if self._host.admission.enter(self, self.route.settings.queue):
+                self._try(self._began)
         except Full:
-            self._refuse(self._busy(f"{self._route.settings.queue} requests wait for {self._route.name!r} already"))
+            self._refuse(_busy(f"{self.route.settings.queue} requests wait for {self.route.name!r} already"))
 
     # ------------------------------------------------------------------------------------------------ the attempts
 
     def go(self) -> None:
-        self._by_itself(self._go)
+        """Go on: there is a place, after a while in the queue."""
+        self.by_itself(self._go)
 
     def give_way(self) -> None:
-        self._by_itself(lambda: self._refuse(self._busy(f"others wait for {self._route.name!r}, too")))
+        """Leave the queue to somebody whose key has fewer requests there."""
+        self.by_itself(lambda: self._refuse(_busy(f"others wait for {self.route.name!r}, too")))
 
-    def _by_itself(self, turn: Callable[[], None]) -> None:
-        """Whatever goes wrong in its turn is its own: it came from another request's end, or from the clock."""
+    def by_itself(self, turn: Callable[[], None]) -> None:
+        """Call `turn`, and contain what it raises: it comes from another request's end, or from the clock."""
         try:
             turn()
         except Exception:
@@ -120,316 +106,144 @@ class Exchange(Ticket):
             self.crash()
 
     def _go(self) -> None:
-        self._waits_for = ""
-        self._among = self._route.choice.candidates(self._call.fields)  # they may be others by now
-        self._placed = now = self._server.clock()
-        self._attempt(now)
+        self._among = self.route.choice.candidates(self.call.fields)  # they may be others by now
+        self._placed = now = self._host.clock()
+        self._try(now)
 
-    def _attempt(self, now: float) -> None:
-        replica = self._route.choice.pick(self._among, self._tried, now)
-        if replica is not None:
-            self._send_to(replica, now)
-        elif now - self._placed < self._route.settings.hold_s and (
-            now < self._go_on_until or self._server.will_serve(self._route, self._among)
+    def _try(self, now: float) -> None:
+        """Make an attempt at the next replica; or be held while one is on its way; or refuse."""
+        replica = self.route.choice.pick(self._among, self._tried, now)
+        if replica is not None and (upstream := replica.upstream) is not None:
+            self._send_to(replica, upstream, now)
+        elif now - self._placed >= self.route.settings.hold_s or not (
+            now < self.news_until or self._host.will_serve(self.route, self._among)
         ):
-            self._waits_for = _HOLD
-        else:
             self._refuse(self._failure or self._none_ready(now))
 
-    def _send_to(self, replica: Replica, now: float) -> None:
-        upstream = replica.upstream
-        assert upstream is not None
+    def _send_to(self, replica: Replica, upstream: Upstream, now: float) -> None:
         try:
-            path, body = upstream.dialect.request(self._call)
+            path, body = upstream.dialect.request(self.call)
         except InferenceError as exc:
             self._refuse(Failure(400, str(exc), source=ENGINE))
             return
         replica.in_flight += 1
         replica.requests += 1
-        self._progress = now
         if replica.breaker.failures:
             replica.breaker.tried(now)
-        self._replica, self._upstream = replica, upstream
-        self._stream = None
-        self._heard = False
-        beside = body if len(body) >= _LARGE else b""
-        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (
-            upstream.head(path), len(body), self._passed_on, b"" if beside else body
-        )  # fmt: skip
-        while replica.idle:
-            connection = replica.idle.pop()
-            if connection.upstream is upstream and connection.usable():
-                self._fresh = False
-                self._use(connection, request, beside)
-                return
-            connection.close()
-        self._fresh = True
-        self._connecting = self._server.loop.create_task(self._connect(upstream, request, beside))
-
-    def _use(self, connection: Connection, request: bytes, beside: bytes) -> None:
-        assert connection.transport is not None
-        self._connection = connection
-        connection.exchange = self
-        connection.transport.write(request)
-        if beside:
-            connection.transport.write(beside)
+        self._attempt = attempt = Attempt(self, self._host, replica, upstream, now)
+        attempt.send(path, body, self._passed_on)
         if self._client.paused_since is not None:
-            self.pause()
+            attempt.pause()
 
-    async def _connect(self, upstream: Upstream, request: bytes, beside: bytes) -> None:
-        try:
-            connection = await connect(self._server, upstream, self._route.settings.connect_timeout_s)
-        except (OSError, asyncio.TimeoutError) as exc:
-            self._connecting = None
-            self._by_itself(partial(self._unreached, upstream, exc))
-        except Exception:
-            log.exception("a bug: connecting to %s:%d", upstream.host, upstream.port)
-            self._connecting = None
-            self.crash()
-        else:
-            if self._connecting is not asyncio.current_task():  # given up as it was made, which Python may not tell us
-                connection.close()
-                return
-            self._connecting = None
-            self._by_itself(partial(self._use, connection, request, beside))
+    def send_again(self, attempt: Attempt, failure: Failure) -> None:
+        """Send the request to the same replica once more: its idle connection was closed as the request was sent.
 
-    def _unreached(self, upstream: Upstream, exc: Exception) -> None:
-        now = self._server.clock()
-        in_time = f"within {self._route.settings.connect_timeout_s:g} s"
-        reason = in_time if isinstance(exc, asyncio.TimeoutError) else f"({exc})"
-        failure = Failure(502, f"no connection to {upstream.host}:{upstream.port} {reason}", source=ENGINE)
-        refused = isinstance(exc, ConnectionRefusedError)
-        if refused and upstream.start and self._replica is not None and self._replica.upstream is upstream:
-            # Its program has ended: nothing for the breaker, its supervisor starts it again and says so.
-            self._replica.lost_until = now + _NEWS_S
-        self._go_on_until = now + _NEWS_S
-        ours = isinstance(exc, OSError) and exc.errno in _OUT_OF_DESCRIPTORS
-        self._failed(failure, sent=False, blamed=not ours and not (refused and upstream.start))
-
-    # --------------------------------------------------------------------------------- what comes from the connection
-
-    def begun(self, status: int) -> None:
-        """The head of an answer has come."""
-        assert self._upstream is not None
-        assert self._connection is not None
-        self._heard = True
-        self._status = status
-        self._body = bytearray()
-        if status == 200 and self._connection.streams:
-            self._stream = Stream(self._call, self._upstream, self._route.name)
-
-    def came(self, body: bytes) -> None:
-        """A piece of its body."""
-        self._progress = self._server.clock()
-        try:
-            if self._stream is not None:
-                self._say(self._stream.feed(body))
-            else:
-                self._keep(body)
-        except InferenceError as exc:
-            self._drop_connection()
-            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
-
-    def _keep(self, body: bytes) -> None:
-        if len(self._body) + len(body) > _WHOLE_LIMIT:
-            raise InferenceError(f"its answer has more than {_WHOLE_LIMIT >> 20} MiB")
-        if not self._server.answers.has(len(body)):
-            raise InferenceError("answers that are on their way are larger than the gateway can keep")
-        self._server.answers.held += len(body)
-        self._body += body
-
-    def answered(self, connection: Connection, body: bytes) -> None:
-        """It has come at once, as good ones of this server do."""
-        self._give_back(connection, reusable=True)
-        self._end_whole(body)
-
-    def ended(self, connection: Connection, *, reusable: bool) -> None:
-        """It is whole."""
-        retry_after = b"" if self._status == 200 else connection.header(b"Retry-After")
-        self._give_back(connection, reusable=reusable)
-        if self._stream is not None:
-            self._end_stream(self._stream)
-        elif self._status == 200:
-            self._end_whole(bytes(self._body))
-        else:
-            headers = {"retry-after": retry_after.decode("latin-1")} if retry_after else {}
-            self._end_refused(of_engine(self._status, bytes(self._body), headers))
-
-    def _give_back(self, connection: Connection, *, reusable: bool) -> None:
-        replica = self._replica
-        assert replica is not None
-        self._connection = None
-        if reusable and replica.upstream is connection.upstream and self._client.paused_since is None:
-            replica.idle.append(connection)
-        else:
-            connection.close()
-
-    def misspoken(self, reason: str) -> None:
-        """Nothing of it is to be understood, and the connection is closed."""
-        self._connection = None
-        self._failed(Failure(502, f"{reason} before its answer was whole", source=ENGINE))
-
-    def broken(self, connection: Connection, reason: str) -> None:
-        """The connection ended before the answer did."""
-        self._connection = None
-        replica, upstream = self._replica, self._upstream
-        assert replica is not None
-        assert upstream is not None
-        now = self._server.clock()
-        failure = Failure(502, f"{reason} before its answer was whole", source=ENGINE)
-        stale = now - self._progress < max(_STALE_S, 2 * min(connection.far_s, _FAR_S))
-        if stale and not self._fresh and not self._heard:
-            self._await_verdict(partial(self._send_again, failure), now)
-        else:
-            self._await_verdict(partial(self._failed, failure), now)
-
-    def _send_again(self, failure: Failure) -> None:
-        """The connection was closed while nobody used it, as we sent. Nobody can be sure: it counts as an attempt."""
-        replica = self._replica
-        assert replica is not None
-        if replica.upstream is not self._upstream or len(self._spent) >= self._route.settings.retries:
-            self._failed(failure, blamed=False)
+        Nobody can be sure that the server has not read it: it counts as an attempt.
+        """
+        replica, upstream = attempt.replica, attempt.upstream
+        if replica.upstream is not upstream or len(self._spent) >= self.route.settings.retries:
+            self.failed(attempt, failure, blamed=False)
             return
         self._spent += (replica,)
-        forget(replica)
-        self._let_go()
-        self._send_to(replica, self._server.clock())
+        replica.close_idle()
+        self._release(attempt)
+        self._send_to(replica, upstream, self._host.clock())
 
-    def _await_verdict(self, else_do: Callable[[], None], now: float) -> None:
-        """Find out whether a local engine has ended over this request, which is not to cost another one its life; if it
-        has not, do what is to be done then."""
-        assert self._upstream is not None
-        if not self._upstream.start:
-            else_do()
-            return
-        self._else_do, self._waits_for, self._go_on_until = else_do, _VERDICT, now + _NEWS_S
-        self._hear_verdict(now)
+    # ------------------------------------------------------------------------------------------- how an attempt ends
 
-    def _hear_verdict(self, now: float) -> None:
-        replica, upstream = self._replica, self._upstream
-        assert replica is not None
-        assert upstream is not None
-        ending = replica.ending if replica.ending and replica.ending.start == upstream.start else None
-        if ending is None and now <= self._go_on_until:
-            return
-        self._waits_for = ""
-        if ending and ending.cause:
-            self._end_lost(ending.cause)
-        else:  # it goes on, somebody else has ended it, or nobody is there to say
-            self._else_do()
-
-    def _end_lost(self, cause: str) -> None:
-        text = f"its program ended while this request was worked on, which is not given to another: {cause}"
-        headers = {"x-should-retry": "false"}  # OpenAI's clients would ask again by themselves
-        self._failed(Failure(502, text, "engine_ended", ENGINE, headers), blamed=False, again=False)
-
-    # ------------------------------------------------------------------------------------------------- the answers
-
-    def _end_whole(self, body: bytes) -> None:
-        assert self._upstream is not None
-        try:
-            answer = whole(self._call, self._upstream, self._route.name, body)
-        except InferenceError as exc:
-            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
-            return
-        replica = self._well()
-        self._finish(200)
-        self._client.answer(200, answer, extra=replica.header)
-
-    def _end_stream(self, stream: Stream) -> None:
-        try:
-            self._say(stream.end())
-        except InferenceError as exc:
-            self._failed(Failure(502, str(exc), source=ENGINE), blamed=False)
-            return
-        self._well()
-        self._finish(200)
-        self._client.end_stream()
-
-    def _end_refused(self, failure: Failure) -> None:
-        if failure.status in _UNWELL:
-            self._await_verdict(partial(self._failed, failure), self._server.clock())
-        elif failure.status >= 500 and len(self._route.choice.replicas) > 1:  # some say so, and end
-            self._await_verdict(partial(self._leave_to_another, failure), self._server.clock())
-        elif failure.status in _TRY_ANOTHER:
-            self._leave_to_another(failure)
-        else:
-            self._well()
-            self._refuse(failure)
-
-    def _leave_to_another(self, failure: Failure) -> None:
-        replica = self._well()
-        self._spent += (replica,)
-        self._try_another(replica, failure)
-
-    def _say(self, events: bytes) -> None:
-        if not events:
-            return
+    def said(self, attempt: Attempt, events: bytes) -> None:
+        """Send the client some events of a stream."""
         if self._first is None:
-            assert self._replica is not None
-            self._first = self._server.clock()
-            self._client.begin_stream(self._replica.header)
+            self._first = self._host.clock()
+            self._client.begin_stream(attempt.replica.header)
         self._client.chunk(events)
 
-    def _well(self) -> Replica:
-        replica = self._let_go()
-        assert replica is not None
-        if replica.breaker.failures:
-            replica.breaker.succeeded()
-        return replica
+    def answered(self, attempt: Attempt, answer: bytes) -> None:
+        """Send the client the whole answer."""
+        self._succeeded(attempt)
+        self._finish(200)
+        self._client.answer(200, answer, extra=attempt.replica.header)
 
-    # ---------------------------------------------------------------------------------------------------- failures
-
-    def _failed(self, failure: Failure, *, sent: bool = True, blamed: bool = True, again: bool = True) -> None:
-        """The replica has failed this request. `blamed`: it would fail others, too; `again`: another may have it."""
-        replica = self._let_go()
-        assert replica is not None
-        if blamed:
-            replica.breaker.failed(self._server.clock())
-        if sent:
-            self._spent += (replica,)
-        failure = Failure(failure.status, f"{replica.name}: {failure.message}", failure.code, ENGINE, failure.headers)
-        if self._first is None and again:
-            self._try_another(replica, failure)
-            return
-        if self._first is None:
-            replica.failures += 1
-            self._refuse(failure)
-            return
-        log.warning("%s, in the middle of a stream", failure.message)
-        replica.failures += 1
-        self._finish(failure.status)
-        self._client.chunk(failure.event())
+    def streamed(self, attempt: Attempt) -> None:
+        """End the client's stream."""
+        self._succeeded(attempt)
+        self._finish(200)
         self._client.end_stream()
 
-    def _try_another(self, replica: Replica, failure: Failure) -> None:
+    def refused(self, attempt: Attempt, failure: Failure) -> None:
+        """Tell the client what the server said, or let another replica answer where it might do better."""
+        if failure.status in _UNWELL:
+            attempt.await_verdict(partial(self.failed, attempt, failure))
+        elif failure.status >= 500 and len(self.route.choice.replicas) > 1:  # some say so, and end
+            attempt.await_verdict(partial(self._leave_to_another, attempt, failure))
+        elif failure.status in _TRY_ANOTHER:
+            self._leave_to_another(attempt, failure)
+        else:
+            self._succeeded(attempt)
+            self._refuse(failure)
+
+    def _leave_to_another(self, attempt: Attempt, failure: Failure) -> None:
+        self._succeeded(attempt)
+        self._spent += (attempt.replica,)
+        self._go_on_after(failure, attempt.replica, again=True)
+
+    def failed(
+        self, attempt: Attempt, failure: Failure, *, sent: bool = True, blamed: bool = True, again: bool = True
+    ) -> None:
+        """Let another replica answer, or tell the client; `Owner.failed` says what the arguments mean."""
+        replica = attempt.replica
+        self._release(attempt)
+        if blamed:
+            replica.breaker.failed(self._host.clock())
+        if sent:
+            self._spent += (replica,)
+        message = f"{replica.name}: {failure.message}"
+        self._go_on_after(Failure(failure.status, message, failure.code, ENGINE, failure.headers), replica, again)
+
+    def _go_on_after(self, failure: Failure, replica: Replica, again: bool) -> None:
+        """Make another attempt where that is allowed; else the client is told of this failure."""
         replica.failures += 1
+        if self._first is not None:
+            log.warning("%s, in the middle of a stream", failure.message)
+            self._finish(failure.status)
+            self._client.chunk(failure.event())
+            self._client.end_stream()
+            return
         self._failure = failure
         self._tried += (replica,)
-        if len(self._spent) > self._route.settings.retries or failure.status == 504:
+        if not again or len(self._spent) > self.route.settings.retries or failure.status == 504:
             self._refuse(failure)
         else:
-            self._attempt(self._server.clock())
+            self._try(self._host.clock())
+
+    def _succeeded(self, attempt: Attempt) -> None:
+        self._release(attempt)
+        if attempt.replica.breaker.failures:
+            attempt.replica.breaker.succeeded()
+
+    def _release(self, attempt: Attempt) -> None:
+        """Give back what the attempt holds: its place at the replica, and the bytes of its answer."""
+        self._attempt = None
+        attempt.replica.in_flight -= 1
+        attempt.replica.used = self._host.now
+        if attempt.incoming is not NOTHING:
+            attempt.incoming.release()
+
+    # --------------------------------------------------------------------------------------------- how a request ends
 
     def _refuse(self, failure: Failure) -> None:
         self._finish(failure.status)
         self._client.fail(failure)
 
     def _none_ready(self, now: float) -> Failure:
-        reasons = [why for replica in self._route.choice.replicas if (why := replica.why_not(now))]
-        text = f"no deployment of {self._route.name!r} can answer: {'; '.join(reasons) or 'its rules leave none'}"
+        reasons = [why for replica in self.route.choice.replicas if (why := replica.why_not(now))]
+        text = f"no deployment of {self.route.name!r} can answer: {'; '.join(reasons) or 'its rules leave none'}"
         return Failure(503, text, "no_deployment_ready", headers={"retry-after": "1"})
 
-    def _busy(self, why: str) -> Failure:
-        return Failure(429, f"{why}; ask again later", "too_many_requests", headers={"retry-after": "1"})
-
-    # ------------------------------------------------------------------------------------- the client and the clock
-
     def crash(self) -> None:
-        """A bug of ours has met it, which is in the log: neither client nor replica may wait for ever."""
-        self._drop_connection()
-        self._let_go()
-        if self in self._server.exchanges:
+        """End after a bug of ours, which is in the log: neither client nor replica may wait for ever."""
+        self._give_up()
+        if self in self._host.exchanges:
             self._finish(500)
         if self._client.handler is not self:
             return
@@ -439,85 +253,60 @@ class Exchange(Ticket):
             self._client.close()
 
     def client_gone(self) -> None:
-        """Nobody waits: the server behind us must not go on for nothing."""
-        self._drop_connection()
-        self._let_go()
+        """End: nobody waits any more, and the server behind us must not go on for nothing."""
+        self._give_up()
         self._finish(499)  # nginx's number for it
 
+    def _give_up(self) -> None:
+        if (attempt := self._attempt) is not None:
+            attempt.close()
+            self._release(attempt)
+
+    def _finish(self, status: int) -> None:
+        now = self._host.clock()
+        self._host.exchanges.discard(self)
+        self._host.admission.leave(self)
+        self.route.count(status, now - self._began, None if self._first is None else self._first - self._began)
+        self._key.requests += 1
+
+    # ------------------------------------------------------------------------------------- the client and the clock
+
     def pause(self) -> None:
-        if self._connection is not None and self._connection.transport is not None:
-            self._connection.transport.pause_reading()
+        """Let the server wait: the client does not read as fast as it is told."""
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def resume(self) -> None:
-        self._progress = self._server.clock()
-        if self._connection is not None and self._connection.transport is not None:
-            self._connection.transport.resume_reading()
+        """Let the server go on."""
+        if self._attempt is not None:
+            self._attempt.resume()
 
     def tick(self, now: float) -> None:
         """Look whether something has taken too long; called a few times a second."""
-        if self not in self._server.exchanges:  # it has ended in this very tick
-            return
-        self._by_itself(partial(self._tick, now))
+        if self in self._host.exchanges:  # else it has ended in this very tick
+            self.by_itself(partial(self._tick, now))
 
     def _tick(self, now: float) -> None:
-        settings = self._route.settings
-        if self._waits_for == _QUEUE:
-            if now - self._began > settings.queue_timeout_s:
-                self._refuse(self._busy(f"{self._route.name!r} had no place in {settings.queue_timeout_s:g} s"))
-        elif self._waits_for:
+        limit_s = self.route.settings.queue_timeout_s
+        if self._attempt is not None:
+            self._attempt.tick(now)
+        elif self.inside:
             self._look_again()
-        elif self._connection is not None and 0 < self._connection.dry_since < now - _DRY_S:
-            self._drop_connection()
-            self._failed(Failure(502, f"the head of its answer was not whole after {_DRY_S:g} s", source=ENGINE))
-        elif self._client.paused_since is None and now - self._progress > settings.timeout_s:
-            self._drop_connection()
-            text = f"not a byte of its answer came for {settings.timeout_s:g} s"
-            # One request's trouble proves nothing: whoever asks for much waits for long.
-            self._failed(Failure(504, text, "timeout", ENGINE), blamed=False)
+        elif now - self._began > limit_s:
+            self._refuse(_busy(f"{self.route.name!r} had no place in {limit_s:g} s"))
 
     def look_again(self) -> None:
-        """What is deployed may have changed."""
-        if self._waits_for:
-            self._by_itself(self._look_again)
+        """Go on, where what is deployed has changed and that was waited for."""
+        if self in self._host.exchanges:
+            self.by_itself(self._look_again)
 
     def _look_again(self) -> None:
-        """One that is held tries again, but for those that it has spent."""
-        if self._waits_for == _VERDICT:
-            self._hear_verdict(self._server.clock())
-        elif self._waits_for == _HOLD:
-            self._waits_for = ""
+        if self._attempt is not None:
+            self._attempt.look_again()
+        elif self.inside:  # it is held, and tries all but those that it has spent
             self._tried = self._spent
-            self._attempt(self._server.clock())
-
-    def _drop_connection(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            self._connecting = None
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-    def _let_go(self) -> Replica | None:
-        replica, self._replica = self._replica, None
-        if replica is not None:
-            replica.in_flight -= 1
-            replica.used = self._server.now
-        if self._body:
-            self._server.answers.held -= len(self._body)
-            self._body = _NOTHING
-        return replica
-
-    def _finish(self, status: int) -> None:
-        now = self._server.clock()
-        self._waits_for = ""
-        self._server.exchanges.discard(self)
-        self._server.admission.leave(self)
-        self._route.count(status, now - self._began, None if self._first is None else self._first - self._began)
-        self._key.requests += 1
+            self._try(self._host.clock())
 
 
-def forget(replica: Replica) -> None:
-    """Close its idle connections."""
-    for connection in replica.idle:
-        connection.close()
-    replica.idle.clear()
+def _busy(why: str) -> Failure:
+    return Failure(429, f"{why}; ask again later", "too_many_requests", headers={"retry-after": "1"})

@@ -9,7 +9,8 @@ from functools import lru_cache
 from engines.base import LOOPBACK
 from launcher.gateway.errors import Failure
 from launcher.gateway.reader import Request
-from launcher.gateway.table import KeyState, Table
+from launcher.gateway.state import KeyState
+from launcher.gateway.table import Table
 
 _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
 

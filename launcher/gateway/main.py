@@ -18,9 +18,8 @@ import socket
 import sys
 from pathlib import Path
 
-from launcher.gateway.backend import Machine
+from launcher.gateway.backend import LocalBackend
 from launcher.gateway.connection import ClientConnection
-from launcher.gateway.exchange import forget
 from launcher.gateway.ledger_watch import Seen, Watcher
 from launcher.gateway.reload import SOCKET, Reloader
 from launcher.gateway.routing import Ending
@@ -47,8 +46,8 @@ class Gateway:
         self._stopped = asyncio.Event()
         self._reloader = Reloader(file, self._use_from_thread)
         settings = self._reloader.settings
-        self._machine = Machine(settings)
-        self._server = Server(settings, loop, self._machine)
+        self._backend = LocalBackend(settings)
+        self._server = Server(settings, loop, self._backend)
         self._watcher = Watcher(state_root(), lambda name, seen: loop.call_soon_threadsafe(self._see, name, seen))
 
     async def run(self) -> None:
@@ -79,7 +78,7 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             try:
                 self._server.tick()
-                self._machine.tick(self._server)
+                self._backend.tick(self._server)
             except Exception:
                 log.exception("a bug: the clock goes on")
 
@@ -111,13 +110,13 @@ class Gateway:
 
     def _use(self, settings: Settings) -> None:
         variables = (member.api_key_env for route in settings.routes for member in route.members)
-        self._machine.settings = settings
+        self._backend.settings = settings
         self._server.use(settings, {name: os.environ.get(name) for name in variables if name})
-        for seen in self._machine.seen():  # one that the config called a server until now is a deployment again
+        for seen in self._backend.seen():  # one that the config called a server until now is a deployment again
             self._see(seen.name, seen)
 
     def _see(self, name: str, seen: Seen | None) -> None:
-        self._machine.see(name, seen)
+        self._backend.see(name, seen)
         if self._server.table.is_remote(name):
             return
         replica = self._server.table.replica(name)
@@ -128,7 +127,7 @@ class Gateway:
                 replica.ending = Ending(replica.upstream.start, seen.cause if seen is not None else "")
             replica.point_to(upstream)
             replica.used = self._server.clock()
-            forget(replica)
+            replica.close_idle()
         if seen is None:
             self._server.table.prune()
         self._server.look_again()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import httptools
 
 from launcher.gateway.body import Body, Budget, hold, release
 from launcher.gateway.errors import Failure
-
-if TYPE_CHECKING:
-    from launcher.gateway.settings import Settings
-    from launcher.gateway.table import KeyState
+from launcher.gateway.settings import Settings
+from launcher.gateway.state import KeyState
 
 _HEAD_LIMIT = 1 << 16
 _HEADERS_LIMIT = 100

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from engines.dialect import Dialect
 from launcher.config.gateway import Rule
 from launcher.gateway.settings import Route
 from launcher.supervise.lifecycle import Phase
-
-if TYPE_CHECKING:
-    from launcher.gateway.upstream import Connection
 
 #: failures in a row that open a breaker, how long it stays open first, and at most
 FAILURES = 3
@@ -89,6 +86,13 @@ class Ending:
     cause: str  #: in one sentence; empty where it was asked to end, or somebody else has killed it
 
 
+class Idle(Protocol):
+    """A connection to a replica that nobody uses."""
+
+    def close(self) -> None:
+        """Close it at once."""
+
+
 @dataclass(eq=False, slots=True)
 class Replica:
     """One deployment or remote server, whichever routes it stands behind."""
@@ -102,7 +106,7 @@ class Replica:
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
     used: float = 0.0  #: when it was asked last
-    idle: list[Connection] = field(default_factory=list)
+    idle: list[Idle] = field(default_factory=list)
     requests: int = 0
     failures: int = 0
     header: bytes = b""  #: that tells a client who has answered
@@ -116,6 +120,12 @@ class Replica:
             self.upstream = upstream
             self.breaker = Breaker()
             self.lost_until = 0.0
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        for connection in self.idle:
+            connection.close()
+        self.idle.clear()
 
     def usable(self, now: float) -> bool:
         if self.upstream is None or self.lost_until > now:

@@ -16,11 +16,12 @@ from launcher.gateway.admission import Admission
 from launcher.gateway.body import Budget
 from launcher.gateway.connection import ClientConnection
 from launcher.gateway.errors import BUG, Failure
-from launcher.gateway.exchange import Exchange, forget
+from launcher.gateway.exchange import Exchange
 from launcher.gateway.guard import Guard
 from launcher.gateway.reader import Request
 from launcher.gateway.settings import Settings
-from launcher.gateway.table import RouteState, Table
+from launcher.gateway.state import RouteState
+from launcher.gateway.table import Table
 from launcher.gateway.upstream import passed_on
 
 log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ class Server:
         self.bodies = Budget(settings.max_held_bytes)
         self.max_body_bytes = settings.max_body_bytes
         self.most_connections = most_connections(settings)
-        self.date = self.well = b""  #: lines of headers, as of the last tick
+        self.date_header = self.ok_json_head = b""  #: lines of headers, as of the last tick
         self.draining = False
         self._tls: ssl.SSLContext | None = None
-        self._date()
+        self._make_heads()
 
     def connected(self, client: ClientConnection) -> None:
         """Take a new connection; where there are too many, instead of those that have asked for nothing for longest."""
@@ -77,6 +78,10 @@ class Server:
         if not missed and len(self.connections) > self.most_connections + _STANDING:
             client.close()
 
+    def disconnected(self, client: ClientConnection) -> None:
+        """Forget a connection that is closed."""
+        self.connections.discard(client)
+
     def judge(self, request: Request) -> None:
         """Say in `request` who asks, or why it is refused: from its head alone, before anything of its body is kept."""
         request.judged_by = self.table.settings
@@ -86,7 +91,7 @@ class Server:
             request.extra = self.guard.cors(request) if b"origin" in request.headers else b""
             if request.path in chat.CALLS and not _is_preflight(request):
                 request.passed_on = passed_on(request.headers)
-                request.asker = chat.asker(self, request)
+                request.asker = chat.asker(self.guard, request)
                 if len(self.connections) > self.most_connections:
                     raise _TOO_MANY_CONNECTIONS
         except Failure as failure:
@@ -131,7 +136,7 @@ class Server:
         """Close idle connections to servers, where those and the ones in use come near to how many there may be."""
         idle = sum(len(replica.idle) for replica in self.table.replicas.values())
         if idle and idle + len(self.exchanges) >= self.most_connections:
-            forget(max(self.table.replicas.values(), key=lambda it: len(it.idle)))
+            max(self.table.replicas.values(), key=lambda it: len(it.idle)).close_idle()
 
     def will_serve(self, route: RouteState, among: Collection[str] | None) -> bool:
         """Whether one of its deployments is on its way; one that may be started is, from now on."""
@@ -144,9 +149,9 @@ class Server:
     def use(self, settings: Settings, keys_of_servers: dict[str, str | None]) -> None:
         """Go on with new settings; requests that are on their way end as they began."""
         for replica in self.table.use(settings, keys_of_servers):
-            forget(replica)
+            replica.close_idle()
         for connection in self.connections:
-            connection.forget()
+            connection.forget_admitted()
         self.max_body_bytes = settings.max_body_bytes
         self.bodies.limit = settings.max_held_bytes
         self.most_connections = most_connections(settings)
@@ -160,7 +165,7 @@ class Server:
 
     def tick(self) -> None:
         self.now = now = self.clock()
-        self._date()
+        self._make_heads()
         for exchange in list(self.exchanges):
             exchange.tick(now)
         for connection in list(self.connections):
@@ -186,9 +191,9 @@ class Server:
         for connection in list(self.connections):
             connection.close_when_done()
 
-    def _date(self) -> None:
-        self.date = f"date: {formatdate(usegmt=True)}\r\n".encode()
-        self.well = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\n" % self.date
+    def _make_heads(self) -> None:
+        self.date_header = f"date: {formatdate(usegmt=True)}\r\n".encode()
+        self.ok_json_head = b"HTTP/1.1 200 OK\r\n%bcontent-type: application/json\r\n" % self.date_header
 
 
 def most_connections(settings: Settings) -> int:

@@ -9,88 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
-from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from engines.base import LOOPBACK
 from engines.dialect import OpenAI
 from launcher.config.gateway import Member
-from launcher.gateway.admission import Gate
-from launcher.gateway.body import Budget
-from launcher.gateway.routing import Choice, Replica, Upstream
+from launcher.gateway.routing import Replica, Upstream
 from launcher.gateway.settings import MOST_TIMES, Key, Route, Settings
+from launcher.gateway.state import KeyState, RouteState
 from launcher.supervise.lifecycle import Phase
-
-#: seconds; the upper bounds of Prometheus' buckets
-BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-
-
-@dataclass(slots=True)
-class Histogram:
-    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
-    total: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(BUCKETS, seconds)] += 1
-        self.total += seconds
-
-    def quantile(self, share: float) -> float | None:
-        """The upper bound of the bucket that it is in; None where nothing was counted."""
-        wanted, seen = share * sum(self.counts), 0
-        for bound, count in zip((*BUCKETS, float("inf")), self.counts, strict=True):
-            seen += count
-            if count and seen >= wanted:
-                return bound
-        return None
-
-
-class RouteState:
-    """A route or a deployment that can be asked, by the name that clients give."""
-
-    __slots__ = ("choice", "codes", "first_bytes", "gate", "name", "seconds", "settings")
-
-    def __init__(self, settings: Route, replicas: dict[str, Replica]) -> None:
-        self.name = settings.name
-        self.gate = Gate()
-        self.codes: dict[int, int] = {}
-        self.seconds = Histogram()
-        self.first_bytes = Histogram()
-        self.use(settings, replicas)
-
-    def use(self, settings: Route, replicas: dict[str, Replica]) -> None:
-        self.settings = settings
-        self.gate.limit = settings.max_concurrency
-        self.choice = Choice(settings, replicas)
-
-    def count(self, status: int, seconds: float, first_byte: float | None) -> None:
-        self.codes[status] = self.codes.get(status, 0) + 1
-        self.seconds.add(seconds)
-        if first_byte is not None:
-            self.first_bytes.add(first_byte)
-
-
-class KeyState:
-    """Somebody who may ask."""
-
-    __slots__ = ("bodies", "digest", "gate", "name", "requests", "routes")
-
-    def __init__(self, key: Key) -> None:
-        self.name = key.name
-        self.gate = Gate()
-        self.bodies = Budget(0)  #: that its requests hold
-        self.requests = 0
-        self.use(key)
-
-    def use(self, key: Key) -> None:
-        self.digest = bytes.fromhex(key.sha256)
-        self.gate.limit = key.max_concurrency
-        self.routes = None if key.routes is None else frozenset(key.routes)
-
-    def may_ask(self, route: str) -> bool:
-        return self.routes is None or route in self.routes
-
 
 NOBODY = "anonymous"
 _ENDED = frozenset(phase.value for phase in Phase if phase.final)

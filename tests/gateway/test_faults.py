@@ -420,7 +420,7 @@ def test_a_bug_of_ours_costs_one_request_and_not_the_clock(a: Fake, monkeypatch:
 
     with gateway(settings({"m": [a.member]}, {"timeout_s": 0.3})) as it:
         with monkeypatch.context() as patch:
-            patch.setattr("launcher.gateway.exchange.whole", broken)
+            patch.setattr("launcher.gateway.attempt.whole", broken)
             assert it.ask("hi").status_code == 500
             patch.setattr("launcher.gateway.routing.Upstream.head", broken)
             assert it.ask("hi").status_code == 500
@@ -548,7 +548,7 @@ def test_what_a_client_has_made_of_a_stream_closes_a_server_to_nobody(fault: str
 
 
 def test_an_answer_may_pause_after_its_head_and_between_its_pieces(a: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.gateway.exchange._DRY_S", 0.1)
+    monkeypatch.setattr("launcher.gateway.attempt._DRY_S", 0.1)
     with gateway(settings({"m": [a.member]})) as it:
         said = events(it.ask("slow 0.4 pieces 2", stream=True))
 
@@ -559,7 +559,7 @@ def test_an_answer_may_pause_after_its_head_and_between_its_pieces(a: Fake, monk
 
 
 def test_a_head_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.gateway.exchange._DRY_S", 0.1)
+    monkeypatch.setattr("launcher.gateway.attempt._DRY_S", 0.1)
     half = slow_head(b"HTTP/1.1 200 OK\r\nx-a", b": 1\r\ncontent-length: 0\r\n\r\n")
     with half as member, gateway(settings({"m": [member]})) as it:
         answer = it.ask("hi")

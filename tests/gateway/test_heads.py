@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import re
 import socket
-from typing import cast
 
 import httptools
 import pytest
@@ -15,7 +14,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engines.dialect import OpenAI
-from launcher.gateway.exchange import Exchange
 from launcher.gateway.heads import Head
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import Key, hashed
@@ -268,22 +266,31 @@ def test_a_body_that_looks_like_a_request_is_a_body(a: Fake) -> None:
 
 
 class Recorder:
-    """In an exchange's place."""
+    """In an attempt's place."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []
 
-    def begun(self, status: int) -> None:
+    def on_head(self, _: Connection, status: int) -> None:
         self.heard.append(status)
 
-    def came(self, body: bytes) -> None:
+    def on_body(self, body: bytes) -> None:
         self.heard.append(body)
 
-    def ended(self, _: Connection, *, reusable: bool) -> None:
+    def on_end(self, _: Connection, *, reusable: bool) -> None:
         self.heard.append("kept" if reusable else "not kept")
 
-    def answered(self, _: Connection, body: bytes) -> None:
+    def on_whole(self, _: Connection, body: bytes) -> None:
         self.heard.append(("known", body))
+
+    def on_lost(self, _: Connection, reason: str) -> None:
+        self.heard.append(reason)
+
+    def on_unreadable(self, reason: str) -> None:
+        self.heard.append(reason)
+
+    def crash(self) -> None:
+        raise AssertionError
 
 
 class Wire(asyncio.Transport):
@@ -294,11 +301,10 @@ ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 
 
 
 def heard(connection: Connection, *pieces: bytes) -> list[object]:
-    exchange = Recorder()
-    connection.exchange = cast(Exchange, exchange)
+    connection.receiver = receiver = Recorder()
     for piece in pieces:
         connection.data_received(piece)
-    return exchange.heard
+    return receiver.heard
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from launcher.gateway.heads import Head
 from launcher.gateway.reader import Reader, Request
 from launcher.gateway.routing import Upstream
 from launcher.gateway.settings import Key
-from launcher.gateway.table import KeyState
+from launcher.gateway.state import KeyState
 
 ANYBODY = KeyState(Key("anybody", "00" * 32))
 ANYBODY.bodies.limit = 1 << 40
