@@ -189,8 +189,8 @@ def our_gateway(
              "gateway.routes.m.strategy=round_robin", *keys, *more]  # fmt: skip
     state = folder / "state"
     environment = {**os.environ, "RMLAUNCH_STATE": str(state)}
-    program = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
-    with process([*limits, python, "-c", program, *words], environment, quiet=True):
+    program = str(Path(python).with_name("rmlaunch"))  # its module is not the same in every checkout
+    with process([*limits, program, *words], environment, quiet=True):
         until_open(port)
         record = state / "deployments" / "gateway" / "state.json"
         wait_for(lambda: record.exists() and json.loads(record.read_text())["state"] == "READY")

@@ -112,9 +112,8 @@ class Kept:
         return b""
 
     def release(self) -> None:
-        """Give back the bytes of the body, which nobody reads any more."""
+        """Give back the bytes of the body, which nobody reads any more. To be called once."""
         self._budget.held -= len(self.body)
-        self.body = bytearray()
 
 
 #: an answer of which nothing has come: shared, and never fed

@@ -111,11 +111,10 @@ class Attempt:
 
     def send(self, path: str, body: bytes, passed_on: bytes) -> None:
         """Send the request: on a connection that is there, or on a new one. `passed_on` are lines of its head."""
-        upstream = self.upstream
-        beside = body if len(body) >= _LARGE else b""
-        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (
-            upstream.head(path), len(body), passed_on, b"" if beside else body
-        )  # fmt: skip
+        upstream, length, beside = self.upstream, len(body), b""
+        if length >= _LARGE:
+            body, beside = b"", body
+        request = b"%bcontent-length: %d\r\n%b\r\n%b" % (upstream.head(path), length, passed_on, body)
         if (connection := reuse(self.replica.idle, upstream)) is not None:
             self._use(connection, request, beside)
         else:

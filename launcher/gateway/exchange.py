@@ -191,8 +191,7 @@ class Exchange(Ticket):
         self, attempt: Attempt, failure: Failure, *, sent: bool = True, blamed: bool = True, again: bool = True
     ) -> None:
         """Let another replica answer, or tell the client; `Owner.failed` says what the arguments mean."""
-        replica = attempt.replica
-        self._release(attempt)
+        replica = self._release(attempt)
         if blamed:
             replica.breaker.failed(self._host.clock())
         if sent:
@@ -217,17 +216,19 @@ class Exchange(Ticket):
             self._try(self._host.clock())
 
     def _succeeded(self, attempt: Attempt) -> None:
-        self._release(attempt)
-        if attempt.replica.breaker.failures:
-            attempt.replica.breaker.succeeded()
+        replica = self._release(attempt)
+        if replica.breaker.failures:
+            replica.breaker.succeeded()
 
-    def _release(self, attempt: Attempt) -> None:
-        """Give back what the attempt holds: its place at the replica, and the bytes of its answer."""
+    def _release(self, attempt: Attempt) -> Replica:
+        """Give back what the attempt holds, a place at its replica and bytes of its answer; return the replica."""
         self._attempt = None
-        attempt.replica.in_flight -= 1
-        attempt.replica.used = self._host.now
+        replica = attempt.replica
+        replica.in_flight -= 1
+        replica.used = self._host.now
         if attempt.incoming is not NOTHING:
             attempt.incoming.release()
+        return replica
 
     # --------------------------------------------------------------------------------------------- how a request ends
 
