@@ -256,7 +256,7 @@ def test_the_indexes_are_asked_only_when_told(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
     offline, online = list(examine(CPU)), list(examine(CPU, online=True))
 
-    assert [check.state for check in offline if check.name.startswith("environment")] == [NOTE]
-    (asked,) = [check for check in online if check.name.startswith("environment")]
+    assert [check.state for check in offline if check.name.startswith("environment ")] == [NOTE]
+    (asked,) = [check for check in online if check.name.startswith("environment ")]
     assert asked.state == PROBLEM
     assert "but asking the indexes: " in asked.said

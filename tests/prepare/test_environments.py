@@ -188,12 +188,12 @@ def test_an_environment_is_made_once_and_has_exactly_its_packages(tmp_path: Path
     environment = describe("x", "managed", EnvironmentConf(["linked==1"]), tmp_path)
 
     ensure(environment, QUIET)
-    made = Path(environment.path).stat().st_ctime_ns
+    made = Path(environment.path).stat().st_ino
     ensure(environment, QUIET)
 
     assert installed(environment.path) == {"linked"}
     assert Path(environment.site_packages, "linked.py").exists()
-    assert Path(environment.path).stat().st_ctime_ns == made
+    assert Path(environment.path).stat().st_ino == made
 
 
 def test_what_is_made_again_is_the_same_or_is_refused(packages: Path, tmp_path: Path) -> None:
