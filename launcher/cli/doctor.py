@@ -49,6 +49,8 @@ _LIBRARY_LIMIT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Check:
+    """One line of the report. `remedy` says what to do; empty where nothing is to be done."""
+
     name: str
     state: str  #: ok, note (worth knowing, and no obstacle) or problem
     said: str
@@ -115,7 +117,7 @@ def examine(overrides: Sequence[str], config_dir: str | None = None, *, online: 
 
 
 def _without_hardware(settled: Settled, machine: Machine) -> tuple[Engine, ServeSpec] | RmLaunchError:
-    """As `rmlaunch plan` would resolve it: what stops that too is no matter of the hardware."""
+    """Resolve as `rmlaunch plan` does. An error here has nothing to do with the hardware."""
     try:
         return resolve(settled.config, machine.only_planning())
     except RmLaunchError as exc:

@@ -120,7 +120,7 @@ def _start(name: str, asked: ComposedRequest, *, detached: bool) -> int:
 
 
 def _stay(gateway: Supervised) -> int:
-    """In the foreground, until it is stopped: the first signal drains it, the next one kills it."""
+    """Stay until the gateway has stopped: the first signal drains it, the next one kills it."""
     from launcher.supervise.lifecycle import Phase
 
     ask = iter((gateway.stop,))

@@ -1,4 +1,4 @@
-"""Who uses what is kept: the plans of the deployments that may run, for the verbs that list and prune."""
+"""The plans of deployments that may run, for the verbs that list and prune what is kept."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def info(args: argparse.Namespace) -> int:
 
 
 def gather() -> dict[str, Any]:
-    """What `--json` prints; its keys are stable, and what is not known is left out of a device."""
+    """Return the data that `--json` prints. Its keys are stable; a device lacks the keys of what is not known of it."""
     plugins = {kind: registry.device(kind) for kind in registry.names("device")}
     surveys = {kind: plugin.survey() for kind, plugin in plugins.items()}
     ledger = Ledger(state_root())

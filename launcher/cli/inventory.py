@@ -38,7 +38,7 @@ def packages(environment: Environment) -> Mapping[str, str]:
 
 
 def environment_of(name: str, kind: str, cache: Path) -> Environment | None:
-    """What engine `name` runs in on `kind`, as its config has it without overrides; None where that cannot be told."""
+    """Return the environment of engine `name` on `kind`, by its config alone; None where that cannot be told."""
     conf = _engine_conf(name)
     engine = registry.engine(name)
     fields = {field.name for field in dataclasses.fields(engine.Options)}
@@ -66,7 +66,7 @@ def _engine_conf(name: str) -> Mapping[str, Any]:
 
 
 def without_account(requirements: Iterable[str], portals: Mapping[str, Portal]) -> Iterator[str]:
-    """Which of `requirements` cannot be had, as far as can be told: their portal has no password here."""
+    """Yield a sentence for each of `requirements` whose portal has no password here, as far as can be told."""
     for item in requirements:
         match = _PINNED.match(item)
         portal = portals.get(match[1].lower()) if match else None
@@ -75,7 +75,7 @@ def without_account(requirements: Iterable[str], portals: Mapping[str, Portal]) 
 
 
 def has_account(index: str) -> bool:
-    """Whether a password for the host of `index`, or another place of its packages, is set where uv looks for it."""
+    """Return whether uv finds a password for the host of `index`, or another place that has its packages."""
     host = urlsplit(index).hostname or ""
     told = " ".join(os.environ.get(name, "") for name in _INDEX_VARIABLES).replace(",", " ").split()
     if any("@" in url and urlsplit(url).hostname == host for url in told if "://" in url):

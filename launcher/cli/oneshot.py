@@ -12,6 +12,8 @@ from launcher.serving.engine import ServingEngine
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """A whole answer, with the seconds to its first token and to its end. `tokens` is None where nobody says."""
+
     text: str
     first_token_s: float
     seconds: float
@@ -19,7 +21,7 @@ class Answer:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Of the decoding alone: the first token, which waits for the whole prompt, is left out."""
+        """The rate of decoding alone, without the first token, which waits for the whole prompt; None where unknown."""
         decoding = self.seconds - self.first_token_s
         return (self.tokens - 1) / decoding if self.tokens and self.tokens > 1 and decoding > 0 else None
 
@@ -51,6 +53,7 @@ def measure(engine: ServingEngine, prompt: str) -> Answer:
 
 
 def ask(engine: ServingEngine, prompt: str) -> None:
+    """Ask `prompt`, print the answer to stdout, and say how long each stage took."""
     with engine.progress.stage("answer", engine.plan.model.id):
         answer = measure(engine, prompt)
     sys.stdout.write(f"{answer.text.strip()}\n")

@@ -66,6 +66,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are ours: one sentence, and where the help is."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError` with `message` and where the help is."""
         raise ConfigError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 

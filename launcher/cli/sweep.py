@@ -54,7 +54,7 @@ def hydra(words: Sequence[str]) -> int:
 
 
 def job(config_dir: str | None) -> Callable[[DictConfig], None]:
-    """What Hydra calls for each combination."""
+    """Return the function that Hydra calls for each combination."""
 
     def run(_config: DictConfig) -> None:
         hydra = HydraConfig.get()
@@ -66,7 +66,7 @@ def job(config_dir: str | None) -> Callable[[DictConfig], None]:
 
 
 def measure_launch(overrides: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """One row of the report. A combination that fails is a row with its cause."""
+    """Launch, measure and stop one combination; return its row of the report. A failure is a row with its cause."""
     row: dict[str, Any] = dict.fromkeys(COLUMNS)
     row |= {"ok": False, "overrides": " ".join(overrides)}
     try:
@@ -114,6 +114,7 @@ class Report(Callback):
     """Hydra's callback: when the last combination is done, one table, report.json and report.csv."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the table, and write report.json and report.csv into Hydra's sweep folder."""
         folder = Path(config.hydra.sweep.dir)
         files = sorted(folder.glob(f"*/{_ROW}"), key=lambda file: (len(file.parent.name), file.parent.name))
         rows = [json.loads(file.read_text()) for file in files]

@@ -29,7 +29,7 @@ class Word:
 
     @property
     def is_flag(self) -> bool:
-        """Whether it begins with a dash; else its place says what it is."""
+        """Whether the word begins with a dash. The place of any other word says what it is."""
         return self.names[0].startswith("-")
 
     @property

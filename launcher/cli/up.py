@@ -82,7 +82,7 @@ def _started(with_us: ServingEngine) -> tuple[str, str]:
 
 
 def _changes(item: Deployment, config: LaunchConfig) -> list[str]:
-    """What is different between the plan that has its name and that of `config`, in words; none for the same."""
+    """Return, in words, where the plan that has the name differs from that of `config`; empty for the same plan."""
     engine, spec = resolve(config, this_machine(launches=True, replacing=item.name))
     wanted = plan_json.public(engine.plan(spec))
     return list(_differences(dict(item.plan), json.loads(json.dumps(wanted))))

@@ -51,6 +51,7 @@ class Connection:
         self.close()
 
     def close(self) -> None:
+        """Close the socket. The supervisor goes on."""
         self._socket.close()
 
     def tell(self, op: str) -> None:

@@ -1,4 +1,4 @@
-"""Who holds a lock, by what the kernel says of open files: a number that was written down may be another's by now."""
+"""The processes that hold a lock, as the kernel lists open files: a pid once written down may be another's now."""
 
 from __future__ import annotations
 

@@ -70,7 +70,10 @@ class _Held:
 
 
 class Ledger:
-    """`replacing` is a live deployment whose name and ports count as free: what would be in its place?"""
+    """The record of one state folder.
+
+    `replacing` is a live deployment whose name, ports and devices count as free, to plan what would be in its place.
+    """
 
     def __init__(self, state: Path, replacing: str | None = None) -> None:
         self.deployments = state / "deployments"
@@ -101,10 +104,11 @@ class Ledger:
         return name
 
     def is_live(self, name: str) -> bool:
+        """Return whether the name's lock is held: by its launcher, or by its supervisor."""
         return _is_locked(self.deployments / name / "lock")
 
     def is_coming_back(self, name: str) -> bool:
-        """Whether somebody who stops it is about to start another in its place."""
+        """Return whether the deployment is being stopped by somebody who starts another in its place."""
         return _is_locked(self.deployments / name / _COMES_BACK)
 
     @contextmanager
@@ -279,7 +283,7 @@ class Ledger:
         return held.devices if held and held.kind == kind else ()
 
     def is_replaced(self, pid: int) -> bool:
-        """Whether that process is of the deployment that is to be replaced."""
+        """Return whether the process `pid` belongs to the deployment that is to be replaced."""
         if self._replacing is None:
             return False
         from launcher.runtimes.process import belongs
@@ -327,13 +331,13 @@ class Ledger:
         return tuple(chosen)
 
     def _ports_of(self, name: str, wanted: Mapping[str, int | None]) -> tuple[int, ...]:
-        """Those that `name` has, where `wanted` leaves them open."""
+        """Return the ports that `name` has, or those of `wanted` where it names them."""
         have = dict(zip(wanted, self.record(name).ports, strict=False))
         return tuple(port if port is not None else have.get(key, 0) for key, port in wanted.items())
 
 
 def in_words(trouble: Exception) -> str:
-    """What one deployment's trouble is called beside the others; a bug has its kind with it."""
+    """Return one sentence for the trouble of one deployment; a bug has its type with it."""
     expected = isinstance(trouble, (RmLaunchError, OSError))
     return str(trouble) if expected else f"{type(trouble).__name__}: {trouble}"
 

@@ -27,7 +27,7 @@ def first() -> int:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen on `port` of `host` now. Raises `ResourceError` where nobody ever could."""
+    """Return whether a server could listen on `port` of `host` now. Raises `ResourceError` where nobody ever could."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do; otherwise the last connections of a stopped server would block its port for a minute.

@@ -1,4 +1,4 @@
-"""What is deployed, for commands that come later: found, asked, and adopted where its supervisor was killed."""
+"""The deployments of a state folder, for commands that come later: found, asked, and adopted without a supervisor."""
 
 from __future__ import annotations
 
@@ -46,13 +46,15 @@ class Deployment:
 
     @property
     def there(self) -> bool:
-        """Whether something of it may run: it is being prepared, it serves, it could neither be adopted nor ended, or
-        its end has left something."""
+        """Whether something of the deployment may run.
+
+        It is being prepared, it serves, it could neither be adopted nor ended, or its end has left something.
+        """
         return not self.news.phase.final or bool(self.news.leftovers)
 
     @property
     def listed(self) -> bool:
-        """Whether `ps` shows it unasked: it may run, or it failed and nobody has removed its record."""
+        """Whether plain `ps` shows the deployment: it may run, or it failed and nobody has removed its record."""
         return self.live or self.there or self.news.phase is Phase.FAILED
 
     @property
@@ -82,6 +84,7 @@ class Deployment:
         raise self.not_running()
 
     def not_running(self) -> RequestError:
+        """Return the error for whoever needs it running."""
         return RequestError(f"{self.name} is {self.news.phase.value}, not running; start it with `rmlaunch up -d`")
 
 
@@ -178,9 +181,9 @@ class Deployments:
         return self._adopt(folder, news) if not news.phase.final and self._is_orphan(folder.name, news) else []
 
     def _is_orphan(self, name: str, news: News) -> bool:
-        """Whether its supervisor is gone: the lock says so, for a number is given to another process in time.
+        """Return whether the supervisor is gone. The lock says so: its pid may belong to another process by now.
 
-        One that was killed a moment ago may hold the lock still; `take_over` waits for that.
+        One that was killed a moment ago may still hold the lock; `take_over` waits for that.
         """
         return not self._ledger.is_live(name) or not is_alive(news.supervisor or 0)
 

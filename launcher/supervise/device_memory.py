@@ -1,4 +1,4 @@
-"""Whether the memory of a deployment's devices has come back when its engine has ended."""
+"""The memory of a deployment's devices: whether it has come back when the engine has ended."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ class DeviceMemory:
         self.before = self._in_use() if before is None else before  #: bytes by device
 
     def not_back(self, deadline_s: float) -> tuple[str, ...]:
-        """Wait until it is back, at most `deadline_s`; returns, in words, what is not. Drivers free it a moment after
-        the process has ended."""
+        """Wait until the memory is back, at most `deadline_s` seconds; return, in words, what is not.
+
+        Drivers free it a moment after the process has ended.
+        """
         deadline = time.monotonic() + deadline_s
         while self.before and (more := self._more()):
             if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""Why an engine's program ended, in one plain sentence and a remedy: signatures as data, matched against its log."""
+"""The cause of an engine's end in one plain sentence, and a remedy: signatures as data, matched against its log."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from launcher.runtimes.base import UNSEEN
 
 @dataclass(frozen=True, slots=True)
 class Signature:
+    """One known cause, and the words in a log that tell of it."""
+
     #: a regular expression for the log without its decoration (`_plain`); the line in which the match ends is quoted.
     #: As the programs write it: letters of either case would take ten times as long, and a restart waits.
     pattern: str
@@ -25,6 +27,8 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
+    """The cause of one end. `permanent`: starting the program again cannot help."""
+
     sentence: str
     permanent: bool
 
@@ -191,7 +195,7 @@ _SIGNALS = {
 def explain(
     exit_code: int, log: Sequence[str], starting: bool = True, out_of_memory: bool = False, served: bool = False
 ) -> Diagnosis:
-    """One sentence for a program that ended with `exit_code` and wrote `log` (its last lines).
+    """Return the cause for a program that ended with `exit_code` and wrote `log` (its last lines).
 
     `out_of_memory` says that the kernel has killed somebody for memory since the program was started, and `served` that
     an earlier start of it has served here.
@@ -241,8 +245,10 @@ def _known(text: str) -> tuple[Signature, str] | None:
 
 
 def _plain(log: Sequence[str]) -> str:
-    """The messages that may say a cause, each as it would stand on a terminal of its own: without what loggers put
-    around them, what is no error by its own words, and the lines of source in tracebacks."""
+    """Return the messages that may say a cause, each as it would stand on a terminal of its own.
+
+    Left out are the decorations of loggers, lines that are no error by their own words, and source lines in tracebacks.
+    """
     lines = (line[:_LONGEST_LINE] for line in log)
     bare = (_PREFIX.sub("", line, count=1) for line in lines if not _HARMLESS.match(line))
     return "\n".join(line.rstrip(' |"') for line in bare if not line.startswith("    "))

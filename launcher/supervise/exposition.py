@@ -1,4 +1,4 @@
-"""What a supervisor counts, as Prometheus' text format."""
+"""The numbers that a supervisor counts, in Prometheus' text format."""
 
 from __future__ import annotations
 

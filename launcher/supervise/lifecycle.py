@@ -18,6 +18,8 @@ from enum import Enum
 
 
 class Phase(str, Enum):
+    """The states of a deployment, as `ps` shows them."""
+
     PENDING = "PENDING"
     PREPARING = "PREPARING"
     STARTING = "STARTING"
@@ -31,16 +33,19 @@ class Phase(str, Enum):
 
     @property
     def final(self) -> bool:
+        """Whether the deployment has ended: nothing leads out of this state."""
         return self in (Phase.STOPPED, Phase.FAILED)
 
     @property
     def running(self) -> bool:
-        """The engine's program is there."""
+        """Whether the engine's program is there."""
         return self in (Phase.STARTING, Phase.READY, Phase.DEGRADED)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
+    """All that `step` decides by. `crashes` counts those in a row."""
+
     phase: Phase = Phase.PENDING
     crashes: int = 0  #: in a row
     reason: str = ""  #: of the last crash, or of the verdict
@@ -51,6 +56,8 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
+    """When to give up, and how long to wait before each new start. Times are in seconds."""
+
     max_crashes: int  #: in a row, before it has served; afterwards it is started again and again
     backoff_s: float
     backoff_max_s: float
@@ -109,7 +116,7 @@ class Recovered(_Plain):
 
 
 class Stable(_Plain):
-    """It has served for `stable_s`."""
+    """The engine has served for `stable_s`."""
 
 
 class BackoffOver(_Plain):

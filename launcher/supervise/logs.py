@@ -24,6 +24,7 @@ def next_file(folder: Path) -> Path:
 
 
 def newest(folder: Path) -> Path:
+    """Return the log of the last start in `folder`; a path that does not exist where there was none."""
     return max(folder.glob("[0-9]*.log"), default=folder / "none")
 
 
@@ -39,6 +40,7 @@ def rotate(log: Path, most_bytes: int) -> None:
 
 
 def size(log: Path) -> int:
+    """Return the size of `log` in bytes; 0 where it cannot be read."""
     try:
         return log.stat().st_size
     except OSError:
@@ -46,7 +48,7 @@ def size(log: Path) -> int:
 
 
 def tail(log: Path) -> list[str]:
-    """The last lines, cut to what a person reads and a terminal can stand."""
+    """Return the last lines of `log`, cut to what a terminal can stand; [] where it cannot be read."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))

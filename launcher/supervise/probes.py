@@ -21,20 +21,21 @@ _BODY_LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where the checks of one server go, and with which key."""
+    """The address that the checks of one server go to, and their key."""
 
     endpoint: Endpoint
     api_key: str | None = None
     key: KeyFile | None = None  #: of a server that makes its own
 
     def bearer(self, probe: HttpCheck) -> str | None:
+        """Return the key for `probe`; None where it needs none."""
         key = probe.key or self.key
         return key.read() if key else self.api_key
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What came in place of what a check waits for."""
+    """The words for what came instead of what a check waits for."""
 
     words: str
     final: bool = False  #: waiting will not change it
@@ -86,8 +87,10 @@ def _connection(endpoint: Endpoint, timeout_s: float) -> http.client.HTTPConnect
 
 @contextlib.contextmanager
 def _cut_after(seconds: float, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """Shut `connection` down where the block takes longer: a head that never ends, or 100 Continue for ever, would keep
-    the probes' thread, since a socket's timeout is for each read. Raises `TimeoutError`."""
+    """Shut `connection` down where the block takes longer than `seconds`. Raises `TimeoutError`.
+
+    A socket's timeout is for each read: a head that never ends, or 100 Continue for ever, would keep the thread.
+    """
     is_over = threading.Event()
 
     def cut() -> None:
@@ -136,8 +139,10 @@ def _read(connection: http.client.HTTPConnection, response: http.client.HTTPResp
 
 
 def count(door: Door, url: str, names: Sequence[str], timeout_s: float) -> float | None:
-    """The sum of the Prometheus samples at `url` that are called `names`, whatever their labels; None where there are
-    none, or they cannot be read."""
+    """Return the sum of the Prometheus samples at `url` that are called `names`, whatever their labels.
+
+    None where there are none, or they cannot be read.
+    """
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
@@ -157,7 +162,7 @@ def _is_one(line: str, names: Sequence[str]) -> bool:
 
 
 def _values(answer: bytes, path: str) -> Sequence[Any]:
-    """What the dotted `path` leads to in the JSON `answer`; `*` goes through a whole list."""
+    """Return the values that the dotted `path` leads to in the JSON `answer`; `*` goes through a whole list."""
     try:
         values: list[Any] = [json.loads(answer)]
         for part in path.split("."):

@@ -81,15 +81,19 @@ class Orders:
 
     @property
     def home(self) -> Path:
+        """The deployment's folder as a path."""
         return Path(self.folder)
 
     def dumps(self) -> bytes:
+        """Return the orders as one line of JSON, secrets included."""
         return _text({**dataclasses.asdict(self), "adopt": None if self.adopt is None else handle_record(self.adopt)})
 
     @classmethod
     def loads(cls, text: bytes, name: str = "it") -> Orders:
-        """Read the orders of the deployment `name`. Raises `ValueError`, or `NewerError` for those of a newer release,
-        where they are not understood."""
+        """Read the orders of the deployment `name`.
+
+        Raises `ValueError` where they are not understood, or `NewerError` where a newer release has written them.
+        """
         data = bounded_json.parse(text)
         return _whole(cls, data, name, "its orders are not understood")
 
@@ -127,6 +131,7 @@ class News:
     strange: tuple[str, ...] = ()  #: a sentence for each key that was not understood; never written down
 
     def line(self) -> bytes:
+        """Return the news as one line of JSON."""
         data = dataclasses.asdict(self)
         del data["strange"]
         return _text({"state": data.pop("phase").value, **data}) + b"\n"
@@ -161,7 +166,7 @@ class News:
 
     @property
     def may_run(self) -> bool:
-        """Whether the program that it tells of may run still. Raises `ValueError` where that is not told."""
+        """Whether the program may still run. Raises `ValueError` where the news do not tell."""
         if self.phase.final:
             return False
         handle = self.program()
@@ -193,6 +198,7 @@ class Target:
     protocol: int = PROTOCOL
 
     def line(self) -> bytes:
+        """Return the answer as one line of JSON, secrets included."""
         return _text(dataclasses.asdict(self)) + b"\n"
 
 
@@ -204,6 +210,7 @@ class Numbers:
     protocol: int = PROTOCOL
 
     def line(self) -> bytes:
+        """Return the answer as one line of JSON."""
         return _text(dataclasses.asdict(self)) + b"\n"
 
 

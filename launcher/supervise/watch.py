@@ -27,9 +27,9 @@ _COUNTING_SHARE = 0.25
 
 
 class Effort:
-    """Whether a program does anything, by what its processes and its log show since this was asked last.
+    """Signs of life of a program: what its processes and its log show since it was looked at last.
 
-    One that cannot be seen is believed to move and not to work.
+    A program that cannot be seen is believed to move and not to work.
     """
 
     def __init__(self, activity: Callable[[], Activity | None], log_bytes: Callable[[], int]) -> None:
@@ -82,6 +82,7 @@ class Watch:
         threading.Thread(target=self._run, name="probes", daemon=True).start()
 
     def cancel(self) -> None:
+        """Stop checking; nothing is reported any more. Does not wait for a check that is on its way."""
         self._cancelled.set()
 
     def _run(self) -> None:
@@ -107,7 +108,7 @@ class Watch:
         return time.monotonic() - self._moved > self._probes.settings.stall_timeout_s
 
     def _look(self) -> None:
-        """Whether a start goes on; not at every turn, since it goes through all processes."""
+        """Note whether a start goes on; not at every turn, since it goes through all processes."""
         now = time.monotonic()
         if now - self._looked > min(_LOOK_PERIOD_S, self._probes.settings.stall_timeout_s / 2):
             self._looked = now
@@ -183,8 +184,11 @@ class Watch:
         return missing
 
     def _is_busy(self, counted: float | None, proved: float) -> bool:
-        """A canary may wait behind the requests of others. That they are answered shows in the engine's counters, or
-        at least in the processor's time; the latter is believed for `busy_timeout_s`, since a loop takes time too."""
+        """Return whether a canary waits behind the requests of others.
+
+        That those are answered shows in the engine's counters, or at least in the processor's time; the latter is
+        believed for `busy_timeout_s`, since an endless loop takes time too.
+        """
         if counted is not None and _grew(counted, self._count()):
             return True
         return self._effort.worked() and time.monotonic() - proved < self._probes.settings.busy_timeout_s
