@@ -52,6 +52,12 @@ _KINDS: Mapping[str, type] = {
 }  # fmt: skip
 
 
+def is_known(path: str) -> bool:
+    """Return whether a public plan of this release may have a key at `path` (`container.read_only`)."""
+    place, _, key = path.rpartition(".")
+    return place not in _KINDS or key in {field.name for field in dataclasses.fields(_KINDS[place])}
+
+
 def is_default(path: str, value: object) -> bool:
     """Whether `value` is what a public plan has at `path` (`container.read_only`) where nobody asked for anything.
 

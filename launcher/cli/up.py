@@ -124,11 +124,12 @@ def _has_ended(item: Deployment) -> DeploymentError:
 
 
 def _differences(have: Any, want: Any, path: str = "") -> Iterator[str]:
-    """`argv.7: '2048' → '4096'`, for each leaf that is not the same."""
+    """Yield a line for each leaf that is not the same: `argv.7: '2048' → '4096'`."""
     if isinstance(have, dict) and isinstance(want, dict):
         for key in sorted({*have, *want}):
             place = f"{path}.{key}" if path else key
-            if key in have or not plan_json.is_default(place, want[key]):
+            ours = key in want or plan_json.is_known(place)  # a newer release may write more of a plan
+            if ours and (key in have or not plan_json.is_default(place, want[key])):
                 yield from _differences(have.get(key), want.get(key), place)
     elif isinstance(have, list) and isinstance(want, list) and len(have) == len(want):
         for number, (old, new) in enumerate(zip(have, want, strict=True)):

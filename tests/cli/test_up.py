@@ -104,6 +104,11 @@ def test_a_variable_that_is_set_to_nothing_is_none_that_is_not_set() -> None:
     assert not list(_differences({"container": {}}, {"container": {"read_only": False, "cap_drop": ["ALL"]}}))
 
 
+def test_keys_that_a_newer_release_writes_are_no_difference_and_a_variable_is_one() -> None:
+    assert list(_differences({"replicas": 2, "container": {"seccomp": "x"}}, {"container": {}})) == []
+    assert list(_differences({"env": {"A": "1"}}, {"env": {}})) == ['env.A: "1" → null']
+
+
 def test_of_several_that_replace_one_plan_by_another_one_does(port: int) -> None:
     assert [code for code, _, _ in ended([up(port)])] == [0]
     with held(state_root() / "deployments/a/replacing.lock"):
