@@ -1,6 +1,6 @@
-"""AMD's GPUs through amdsmi, where it can be imported: it is ROCm's, and not among our requirements.
+"""AMD's GPUs through amdsmi, if it can be imported: it comes with ROCm, and is not among our requirements.
 
-Nobody has run this against a GPU: names are those of amdsmi 7.0.2.
+Nobody has run this against a GPU: the names are those of amdsmi 7.0.2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MIB = 1 << 20
 
 
 def look(root: Path, first: int) -> Survey:
-    """GPUs that ROCm can use (/dev/kfd), numbered from `first`; `index` is AMD's own number."""
+    """Return the GPUs that ROCm can use (/dev/kfd), numbered from `first`; `index` is AMD's own number."""
     if not (root / "dev/kfd").exists():
         return Survey()
     if find_spec("amdsmi") is None:
@@ -28,7 +28,7 @@ def look(root: Path, first: int) -> Survey:
     amdsmi = import_module("amdsmi")
     try:
         amdsmi.amdsmi_init()
-    except Exception as exc:  # noqa: BLE001  (what it raises changes with its release)
+    except Exception as exc:  # noqa: BLE001  (its exceptions change with its release)
         return Survey(problems=(Problem(f"amdsmi does not start: {exc}", "see what amd-smi says"),))
     try:
         handles = amdsmi.amdsmi_get_processor_handles()
@@ -60,7 +60,7 @@ def _resource(amdsmi: Any, index: int, first: int, handle: Any) -> Resource:
 def _ask(function: Callable[[Any], Any], handle: Any) -> Any:
     try:
         return function(handle)
-    except Exception:  # noqa: BLE001  (each question may be unknown to a GPU; the rest is still told)
+    except Exception:  # noqa: BLE001  (a GPU may not know the question; others are still asked)
         return None
 
 

@@ -1,4 +1,4 @@
-"""What control groups leave of the machine to this process: version 2, version 1, and both at once."""
+"""The memory and processors that control groups leave to this process: version 2, version 1, and both at once."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 
 from launcher.devices.host import number, text
 
-#: version 1 writes "no limit" as the largest multiple of a page
+#: a number from here on is no limit: version 1 then writes the largest multiple of a page
 _NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """None where there is no limit."""
+    """The limits of this process's control groups; None where there is no limit."""
 
     memory_bytes: int | None = None
-    available_bytes: int | None = None  #: of that memory, what is not in use; caches that can be dropped are not in use
+    available_bytes: int | None = None  #: the unused part of that memory; caches that can be dropped are unused
     processors: float | None = None  #: processor seconds per second
-    cpus: frozenset[int] | None = None  #: the processors that may be run on
+    cpus: frozenset[int] | None = None  #: numbers of the processors that may be used
 
 
 def limits(root: Path) -> Limits:
-    """The tightest limits of the groups that this process is in, and of those above them."""
+    """Return the tightest limits of the groups that this process is in, and of those above them."""
     mounted = root / "sys/fs/cgroup"
     places = dict(_memberships(root))
     unified = next((path for path in (mounted, mounted / "unified") if (path / "cgroup.controllers").exists()), None)
@@ -50,7 +50,7 @@ def limits(root: Path) -> Limits:
 
 
 def numbers(ranges: str | None) -> frozenset[int]:
-    """`0-3,8` as the numbers that it stands for; empty for what is no such list."""
+    """Return the numbers that a list such as `0-3,8` stands for; empty for anything else."""
     found: set[int] = set()
     for part in (ranges or "").split(","):
         first, dash, last = part.partition("-")
@@ -62,7 +62,7 @@ def numbers(ranges: str | None) -> frozenset[int]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[str, str]]:
-    """Controller → path of the group; the controller of version 2 is empty."""
+    """Yield each controller and the path of its group; the controller of version 2 is empty."""
     try:
         lines = (root / "proc/self/cgroup").read_text(errors="replace").splitlines()
     except OSError:
@@ -74,7 +74,7 @@ def _memberships(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _upwards(mounted: Path, path: str) -> Iterator[Path]:
-    """The group and those above it, as far as they can be seen: a container may see its own as the topmost only."""
+    """Yield the group's folder and those above it that can be seen: a container may see its own as the topmost."""
     parts = [part for part in path.split("/") if part not in ("", ".", "..") and "\0" not in part]
     for count in range(len(parts), -1, -1):
         folder = mounted.joinpath(*parts[:count])
@@ -86,7 +86,7 @@ def _upwards(mounted: Path, path: str) -> Iterator[Path]:
 
 
 def _max(said: str | None) -> float | None:
-    """`cpu.max`: "50000 100000", or "max 100000"."""
+    """Return the quota in `cpu.max` ("50000 100000"), in processors; None for "max 100000"."""
     quota, period = [number(word) for word in [*(said or "").split(), "", ""][:2]]
     return quota / period if quota and period else None
 

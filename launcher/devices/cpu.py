@@ -13,7 +13,7 @@ from launcher.devices.base import Capability, HostDevices, Resource, Survey, kno
 from launcher.devices.cgroups import limits, numbers
 from launcher.devices.host import indexed_nodes, number
 
-#: instructions that decide which builds run, and how fast; as /proc/cpuinfo has them on x86 and on Arm
+#: instructions that decide which builds run, and how fast; named as in /proc/cpuinfo on x86 and on Arm
 _INSTRUCTIONS = (
     "avx2",
     "avx512f",
@@ -29,14 +29,19 @@ _INSTRUCTIONS = (
 
 
 class Cpu(HostDevices):
+    """The host's processor: one device, which deployments share."""
+
     kind = "cpu"
     label = "processor"
     looked_for: ClassVar[str] = "the processor"
     shared = True
 
     def _look(self) -> Survey:
-        """One resource: the whole processor. `cores` counts those that this process may run on, after affinity, cpusets
-        and quotas; `memory_bytes` is what it may use."""
+        """Return one resource: the whole processor.
+
+        `cores` counts the processors that this process may run on, after affinity, cpusets and quotas; `memory_bytes`
+        is the memory that it may use.
+        """
         limit = limits(self.root)
         memory = _fields(self.root / "proc/meminfo")
         total = _bytes(memory.get("MemTotal")) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -62,11 +67,12 @@ class Cpu(HostDevices):
         return max(1, min(cores, math.ceil(quota))) if quota else cores
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """Return the types that a processor computes in, without limits."""
         return Capability(dtype=("float32", "bfloat16"))
 
 
 def _fields(file: Path) -> Mapping[str, str]:
-    """`name: value` lines; of names that come again (one block per processor) the first."""
+    """Return `name: value` lines; the first value if a name comes again, as in a block per processor."""
     found: dict[str, str] = {}
     try:
         with file.open(errors="replace") as stream:
@@ -81,6 +87,6 @@ def _fields(file: Path) -> Mapping[str, str]:
 
 
 def _bytes(said: str | None) -> int | None:
-    """`24626568 kB`."""
+    """Return the bytes of `24626568 kB`; None for anything else."""
     match = re.fullmatch(r"([0-9]{1,15}) kB", said or "", re.ASCII)
     return (number(match[1]) or 0) * 1024 if match else None

@@ -16,12 +16,13 @@ class Declared(DevicePlugin):
     kind: ClassVar[str] = "npu"
     label: ClassVar[str] = "declared device"
     looked_for: ClassVar[str] = "nothing"
-    node_pattern: ClassVar[str | None] = None  #: such as /dev/acme*; None where no device computes, but a program
+    node_pattern: ClassVar[str | None] = None  #: such as /dev/acme*; None if a program simulates the device
     visible_variable: ClassVar[str | None] = None
     env: ClassVar[Mapping[str, str]] = {}
     simulated_count: ClassVar[int] = 0
 
     def detect(self) -> tuple[Resource, ...]:
+        """Return a device for each node that matches `node_pattern`; if that is None, the simulated ones."""
         attributes: dict[str, Any] = {"label": self.label}
         if len(self.products) == 1:  # nodes do not say which product they are
             ((product, memory),) = self.products.items()
@@ -33,10 +34,12 @@ class Declared(DevicePlugin):
         return tuple(Resource(number, self.kind, attributes, tags) for number in numbers)
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:  # noqa: ARG002
+        """Return `env`, and `ids` joined by commas in the variable that the config names, if any."""
         variable = self.visible_variable
         return {**self.env, **({variable: ",".join(map(str, ids))} if variable else {})}
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return `node_pattern` with the number in place of its `*`, for each of `ids`; () without a pattern."""
         pattern = self.node_pattern
         return tuple(pattern.replace("*", str(number), 1) for number in ids) if pattern else ()
 

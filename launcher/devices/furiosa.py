@@ -1,4 +1,4 @@
-"""FuriosaAI RNGD NPUs. Nobody has run this against an NPU: names are those of the vendor's tools at SDK 2026.4."""
+"""FuriosaAI RNGD NPUs. Nobody has run this against an NPU: the names are those of the vendor's tools at SDK 2026.4."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _VENDOR = "1ed2"
 
 
 class Furiosa(HostDevices):
+    """FuriosaAI's NPUs: found by their nodes, described by sysfs and the vendor's library."""
+
     kind = "furiosa"
     label = "Furiosa NPU"
     looked_for: ClassVar[str] = "device nodes /dev/rngd/npu0mgmt, /dev/rngd/npu1mgmt, …"
@@ -24,11 +26,15 @@ class Furiosa(HostDevices):
     assumed_product = "RNGD"
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the folder that has the nodes of every card, whatever `ids` are."""
         return ("/dev/rngd",)
 
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
-        """The driver wants io_uring, which Docker's seccomp profile forbids; the names of its CDI devices are not known
-        for sure, so none is given. All cards are seen inside, and --devices of the engine chooses."""
+        """Return settings with which every card is seen inside; the engine's --devices chooses among them.
+
+        The driver wants io_uring, which Docker's seccomp profile forbids. No CDI device is given, because their names
+        are not known for sure.
+        """
         return ContainerSettings(
             nodes=self.nodes(ids),
             security=("seccomp=unconfined",),
@@ -39,6 +45,7 @@ class Furiosa(HostDevices):
         )
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """Return the types that the NPUs compute in and the vendor's goals, without limits."""
         return Capability(
             dtype=("bfloat16", "float8_e4m3fn", "int8"), optimized_for=("latency", "throughput", "energy")
         )
@@ -74,7 +81,10 @@ class Furiosa(HostDevices):
         return Resource(own, self.kind, attributes, frozenset({"RNGD"}))
 
     def _memory(self, own: int) -> Mapping[str, int]:
-        """From `alloc_status` of its first core: hexadecimal bytes, which the card's cores share."""
+        """Return the card's memory, whole and used, in bytes; {} if unknown.
+
+        The source is `alloc_status` of the first core: hexadecimal bytes, which the card's cores share.
+        """
         for place in _glob(self.root / "sys/class", f"rngd*/rngd!npu{own}pe0"):
             words = (text(place / "alloc_status") or "").replace(":", " ").replace("=", " ").split()
             told = dict(pairwise(words))
@@ -92,8 +102,11 @@ def _glob(folder: Path, pattern: str) -> Iterator[Path]:
 
 
 def _library() -> tuple[Mapping[int, Mapping[str, Any]], Problem | None, Mapping[str, str]]:
-    """What furiosa_smi, or the older furiosa_smi_py, says of each card by its number; neither is a requirement of ours:
-    without them sysfs tells most of it."""
+    """Return the library's report of each card by its number, a problem if it failed, and its version.
+
+    The library is furiosa_smi, or the older furiosa_smi_py. Neither is a requirement of ours: without them sysfs tells
+    most of it.
+    """
     name = next((name for name in ("furiosa_smi", "furiosa_smi_py") if find_spec(name)), None)
     if name is None:
         return {}, None, {}
@@ -111,7 +124,7 @@ def _library() -> tuple[Mapping[int, Mapping[str, Any]], Problem | None, Mapping
 
 
 def _card(device: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    info = _call(device, "device_info") or device  # the older library keeps them apart
+    info = _call(device, "device_info") or device  # only the older library has a `device_info`
     own = number((printable(_call(info, "name") or _call(info, "device_name")) or "").removeprefix("npu"))
     if own is None:
         return
@@ -133,7 +146,7 @@ def _card(device: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _call(thing: Any, method: str) -> Any:
     try:
         return getattr(thing, method)()
-    except Exception:  # noqa: BLE001  (a card need not know every answer; the rest is still told)
+    except Exception:  # noqa: BLE001  (a card may not know the answer; others are still asked)
         return None
 
 

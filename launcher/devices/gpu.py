@@ -19,17 +19,19 @@ from launcher.devices.base import (
 from launcher.devices.host import pci_functions
 from launcher.devices.unbound import Card, unbound
 
-#: torch's release → the CUDA that its builds on the default index are for
+#: torch's release → the major version of CUDA that its builds on the default index need
 _CUDA_OF_TORCH = {"2.13": 13}
 
 
 class Gpu(HostDevices):
+    """NVIDIA's and AMD's GPUs; if there are both, each vendor's are a group of their own."""
+
     kind = "gpu"
     label = "GPU"
     looked_for: ClassVar[str] = (
         "NVIDIA's driver (/proc/driver/nvidia) with NVML, and AMD's (/dev/kfd) with the package amdsmi"
     )
-    #: by NVML's names; what NVML says of their memory (MiB), which is less than what is printed on some
+    #: NVML's name → memory as NVML reports it (MiB), on some products less than the printed size
     products: ClassVar[Mapping[str, int]] = {
         name: mib << 20
         for name, mib in {
@@ -63,23 +65,24 @@ class Gpu(HostDevices):
         )
 
     def _unusable(self, found: Survey) -> Sequence[Problem]:
-        """NVIDIA's and AMD's that no driver serves; other vendors' are not spoken of."""
+        """Return a problem for each of NVIDIA's GPUs that no driver serves."""
         card = Card("NVIDIA GPU", "/dev/nvidia*", "install NVIDIA's driver and load it")
         present = any("nvidia" in gpu.tags for gpu in found.resources) or bool(found.problems)
         graphics = (one for one in pci_functions(self.root, nvidia.VENDOR) if one.function_class.startswith("0x03"))
         return tuple(unbound(card, graphics, present))
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
+        """Return CUDA_VISIBLE_DEVICES with UUIDs (numbers if unknown), or HIP_VISIBLE_DEVICES for AMD's GPUs."""
         gpus = {resource.id: resource for resource in found}
         if ids and all("amd" in gpus[number].tags for number in ids if number in gpus) and ids[0] in gpus:
             return {"HIP_VISIBLE_DEVICES": ",".join(str(gpus[number].attributes["index"]) for number in ids)}
         uuids = {resource.id: str(resource.attributes["uuid"]) for resource in found if "uuid" in resource.attributes}
-        # By UUID where it is known; NVML counts in PCI order, and CUDA does so only when told.
+        # A UUID where it is known; NVML counts in PCI order, and CUDA does so only when told.
         shown = ",".join(uuids.get(number, str(number)) for number in ids)
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": shown}
 
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
-        """NVIDIA's by a device request with their UUIDs, or CDI; AMD's by their nodes, as ROCm's images ask for."""
+        """Return NVIDIA's GPUs as a device request with UUIDs, or CDI; AMD's as nodes, as ROCm's images ask for."""
         if "HIP_VISIBLE_DEVICES" in (env := self.visible_env(ids, found)):
             return ContainerSettings(
                 nodes=("/dev/kfd", "/dev/dri"), groups=("video", "render"), security=("seccomp=unconfined",), env=env
@@ -94,6 +97,7 @@ class Gpu(HostDevices):
         )
 
     def mismatches(self, around: Surroundings) -> Sequence[Problem]:
+        """Return a problem if torch is built for another vendor's GPUs, or for a newer CUDA than the driver runs."""
         versions = around.versions
         torch, cuda = around.packages.get("torch", ""), versions.get("cuda", "")
         if (
@@ -111,10 +115,11 @@ class Gpu(HostDevices):
         return (Problem(what, "update the driver"),)
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """Return the types that the GPUs compute in and their vendors' goals, without limits."""
         return Capability(dtype=("float32", "float16", "bfloat16"), optimized_for=("latency", "throughput"))
 
 
 def _grouped(survey: Survey, group: str) -> Survey:
-    """With `group` as the group of each; a deployment gets devices of one group."""
+    """Return `survey` with `group` as the group of each GPU; a deployment gets devices of one group."""
     marked = (replace(gpu, attributes={**gpu.attributes, "group": group}) for gpu in survey.resources)
     return replace(survey, resources=tuple(marked))

@@ -1,4 +1,4 @@
-"""What device plugins read of the machine: files below a root, PCI functions, the answers of vendors' tools.
+"""Readers for device plugins: files below a root, PCI functions, the answers of vendors' tools.
 
 Nothing here raises for what a machine may hold, and nothing waits without a limit.
 """
@@ -23,16 +23,16 @@ from launcher.inheritance import inherited
 
 T = TypeVar("T")
 
-#: of a file in /sys or /proc, and of what a tool says
+#: bytes that are read of a file in /sys or /proc, and of a tool's answer
 _FILE_LIMIT = 1 << 16
 _ANSWER_LIMIT = 4 << 20
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 def within(seconds: float, function: Callable[[], T]) -> tuple[T | None, str]:
-    """What `function` returns, or why it did not: it raised, or took longer.
+    """Return the result of `function`, or None and the reason: it raised, or took longer than `seconds`.
 
-    A driver that hangs keeps whoever reads its files; so it has a thread of its own, which is left behind.
+    A driver that hangs keeps whoever reads its files, so the function has a thread of its own, which is left behind.
     """
     answers: queue.SimpleQueue[tuple[T | None, str]] = queue.SimpleQueue()
 
@@ -53,7 +53,7 @@ def within(seconds: float, function: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def text(path: Path) -> str | None:
-    """What the file says, without the space around it; None where it cannot be read or says nothing."""
+    """Return the file's text as one line; None if it cannot be read or is empty."""
     try:
         with path.open("rb") as stream:
             return printable(stream.read(_FILE_LIMIT).decode(errors="replace"))
@@ -62,7 +62,7 @@ def text(path: Path) -> str | None:
 
 
 def number(said: object, base: int = 10) -> int | None:
-    """A whole number of at least 0, given as such or in words; None for anything else."""
+    """Return a whole number of at least 0, given as such or as text in `base`; None for anything else."""
     if isinstance(said, bool):
         return None
     if isinstance(said, int):
@@ -77,7 +77,7 @@ def number(said: object, base: int = 10) -> int | None:
 
 
 def printable(said: object) -> str | None:
-    """`said` as one line of text; None where it is no text, or there is nothing in it."""
+    """Return `said` as one line of text; None if it is no text, or there is nothing in it."""
     if not isinstance(said, str):
         return None
     line = " ".join("".join(char if char.isprintable() else " " for char in said).split())
@@ -85,7 +85,7 @@ def printable(said: object) -> str | None:
 
 
 def names(folder: Path) -> list[str]:
-    """The names in `folder`, in order; none where it cannot be read."""
+    """Return the names in `folder`, in order; [] if it cannot be read."""
     try:
         return sorted(entry.name for entry in folder.iterdir())
     except (OSError, ValueError):
@@ -93,7 +93,7 @@ def names(folder: Path) -> list[str]:
 
 
 def indexed_nodes(folder: Path | str, pattern: str) -> list[int]:
-    """The numbers N of the names in `folder` that are `pattern` with its `*` as a number, in order."""
+    """Return the numbers that stand for the `*` of `pattern` in the names in `folder`, in order."""
     prefix, _, suffix = pattern.partition("*")
     middles = (
         name[len(prefix) : len(name) - len(suffix)]
@@ -108,6 +108,8 @@ def indexed_nodes(folder: Path | str, pattern: str) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class PciFunction:
+    """One function on the PCI bus; `driver` is None if no driver is bound to it."""
+
     address: str  #: "0000:51:00.0"
     device: str  #: four hexadecimal digits
     function_class: str  #: "0x030200"
@@ -115,7 +117,7 @@ class PciFunction:
 
 
 def pci_functions(root: Path, vendor: str) -> Iterator[PciFunction]:
-    """Those of `vendor` (four hexadecimal digits), without those that are split into virtual functions."""
+    """Yield the functions of `vendor` (four hexadecimal digits), without those split into virtual functions."""
     folder = root / "sys/bus/pci/devices"
     for address in names(folder):
         place = folder / address
@@ -137,7 +139,7 @@ def _link(path: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a tool said; `code` is None where it did not end, and `failed` tells in words why there is no answer."""
+    """A tool's answer; `code` is None if it did not end, and `failed` says why there is no answer."""
 
     out: bytes = b""
     code: int | None = None
@@ -145,7 +147,7 @@ class Said:
 
 
 def find_tool(root: Path, folders: Sequence[str], name: str) -> Path | None:
-    """The program `name` below `root`, in `folders` and then on the PATH."""
+    """Return the program `name` below `root`, in `folders` or on the PATH; None if there is none."""
     on_path = [folder for folder in os.environ.get("PATH", os.defpath).split(":") if folder.startswith("/")]
     for folder in (*folders, *on_path):
         program = root / folder.lstrip("/") / name
@@ -155,7 +157,7 @@ def find_tool(root: Path, folders: Sequence[str], name: str) -> Path | None:
 
 
 def ask(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None) -> Said:
-    """Run a program that only reports, with `env`, or what engines inherit. Its process group ends after `limit_s`."""
+    """Run a program that only reports, for at most `limit_s`; `env` None is what engines inherit."""
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -178,13 +180,13 @@ def ask(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.5)  # one that the driver holds does not end: it is left behind
+            process.wait(0.5)  # a process that the driver holds does not end: it is left behind
         if process.stdout is not None:
             process.stdout.close()
 
 
 def _read(descriptor: int, deadline: float) -> tuple[bytes, bool]:
-    """All that is said until `deadline`, and whether that was the end of it."""
+    """Return the bytes that come until `deadline`, and whether they are all."""
     pieces: list[bytes] = []
     size = 0
     with selectors.DefaultSelector() as selector:

@@ -1,4 +1,4 @@
-"""NVIDIA's GPUs through NVML, the library of the driver. The tests have no GPU: theirs is a made-up NVML."""
+"""NVIDIA's GPUs through NVML, the library of the driver. The tests have no GPU: they use a made-up NVML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VENDOR = "10de"
 
 
 def look(root: Path) -> Survey:
-    """Those that the driver shows and CUDA_VISIBLE_DEVICES leaves us; NVML itself does not look at that variable."""
+    """Return the GPUs that the driver shows and CUDA_VISIBLE_DEVICES leaves us; NVML ignores that variable."""
     if not (root / "proc/driver/nvidia").exists():
         return Survey()  # importing and initialising NVML costs tens of milliseconds
     import pynvml
@@ -41,7 +41,7 @@ def look(root: Path) -> Survey:
 
 
 def allowed(found: Sequence[Resource], visible: str | None) -> tuple[Resource, ...]:
-    """Those of `found` that the caller's CUDA_VISIBLE_DEVICES leaves us (a scheduler's share); NVML shows them all."""
+    """Return those of `found` that CUDA_VISIBLE_DEVICES leaves us (a scheduler's share); `visible` None leaves all."""
     if visible is None:
         return tuple(found)
     words = [word.strip() for word in visible.split(",") if word.strip()]
@@ -79,7 +79,7 @@ def _resource(index: int, versions: Mapping[str, str]) -> Resource:
 
 
 def _holders(handle: Any) -> dict[int, int]:
-    """Who has memory of it, in bytes; 0 where NVML does not say how much, as inside of containers."""
+    """Return pid → bytes of the GPU's memory; 0 where NVML does not say how much, as in containers."""
     import pynvml
 
     try:
@@ -91,7 +91,7 @@ def _holders(handle: Any) -> dict[int, int]:
 
 
 def _versions() -> Mapping[str, str]:
-    """`cuda` is the newest CUDA that the driver can run."""
+    """Return the versions of the driver and NVML; `cuda` is the newest CUDA that the driver can run."""
     cuda = _ask("nvmlSystemGetCudaDriverVersion")
     found = {
         "driver": _text(_ask("nvmlSystemGetDriverVersion")),
@@ -115,7 +115,7 @@ def _notes(found: Sequence[Resource]) -> Sequence[Problem]:
 
 
 def _ask(name: str, *arguments: Any) -> Any:
-    """What NVML says; None where this NVML or this GPU does not know the question."""
+    """Return NVML's answer; None if this NVML or this GPU does not know the question."""
     import pynvml
 
     function: Callable[..., Any] | None = getattr(pynvml, name, None)
@@ -128,7 +128,7 @@ def _ask(name: str, *arguments: Any) -> Any:
 
 
 def _text(said: object) -> str | None:
-    """Older bindings return bytes."""
+    """Return `said` as text, also from older bindings, which return bytes; None for anything else."""
     if isinstance(said, bytes):
         said = said.decode(errors="replace")
     return said if isinstance(said, str) else None

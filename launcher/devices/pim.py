@@ -9,15 +9,19 @@ from launcher.devices.host import indexed_nodes, number, text
 
 
 class Pim(HostDevices):
+    """UPMEM's ranks of processing units in memory; each rank is one device."""
+
     kind = "pim"
     label = "PIM device"
     looked_for: ClassVar[str] = "UPMEM ranks /dev/dpu_rank0, /dev/dpu_rank1, …"
     note: ClassVar[str] = "no public program serves a language model on processing in memory"
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
+        """Return the node of each rank."""
         return tuple(f"/dev/dpu_rank{number}" for number in ids)
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
+        """Return the integer types that the ranks compute in; they have neither KV cache nor streaming."""
         return Capability(support_kv_cache=False, support_streaming=False, dtype=("int8", "int32"),
                           optimized_for=("energy",))  # fmt: skip
 
@@ -26,7 +30,7 @@ class Pim(HostDevices):
         return Survey(found)
 
     def _rank(self, own: int) -> Resource:
-        """With what the driver says of the rank's region in sysfs, by the names that UPMEM's own library reads."""
+        """Return one rank, with the values of its region in sysfs that UPMEM's own library reads too."""
         region = self.root / f"sys/class/dpu_rank/dpu_rank{own}/device"
         interfaces, per_interface, memory = (
             number(text(region / name)) for name in ("nb_real_ci", "nb_dpus_per_ci", "mram_size")

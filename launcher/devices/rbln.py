@@ -1,6 +1,6 @@
 """Rebellions NPUs: ATOM (RBLN-CA*) and REBEL (RBLN-CR*).
 
-Nobody has run this against an NPU: names and sizes are those of the vendor's own tools at SDK 0.12.
+Nobody has run this against an NPU: the names and sizes are those of the vendor's own tools at SDK 0.12.
 """
 
 from __future__ import annotations
@@ -31,21 +31,23 @@ from launcher.devices.rbln_smi import Npu, Report
 from launcher.devices.unbound import Card, unbound
 
 _VENDOR = "1eff"
-#: PCI device → product, as the vendor's feature discovery has them; RBLN-CR13 is not in it
+#: PCI device → product, from the vendor's feature discovery, which lacks RBLN-CR13
 _PCI_PRODUCTS = {
     "1020": "RBLN-CA02", "1021": "RBLN-CA02", "1120": "RBLN-CA12", "1121": "RBLN-CA02", "1150": "RBLN-CA15",
     "1220": "RBLN-CA22", "1221": "RBLN-CA22", "1250": "RBLN-CA25", "2030": "RBLN-CR03",
 }  # fmt: skip
-#: of /sys/class/rebellions/rbln*/status; a later driver put one in after 1, so that the others may mean either
+#: number in /sys/class/rebellions/rbln*/status → meaning; a later driver put one in after 1, so 3 and 4 are unclear
 _STATUS = {0: "ready", 1: "busy", 2: "starting", 3: "fault or starting", 4: "finished or fault", 5: "finished"}
 
 
 _SDK_PACKAGES = ("rebel-compiler", "optimum-rbln", "vllm-rbln", "torch-rbln")
-#: SDK → the driver that came with it, as far as is known
+#: release of the SDK → release of the driver that came with it, as far as known
 _DRIVERS = {(0, 12): (3, 5)}
 
 
 class Rbln(HostDevices):
+    """Rebellions' NPUs: found by their nodes, described by sysfs and rbln-smi."""
+
     kind = "rbln"
     label = "RBLN NPU"
     looked_for: ClassVar[str] = "device nodes /dev/rbln0, /dev/rbln1, …"
@@ -62,18 +64,19 @@ class Rbln(HostDevices):
     }
 
     def visible_env(self, ids: tuple[int, ...], found: Sequence[Resource]) -> Mapping[str, str]:
-        # The SDK counts the nodes that are present: where rbln0 is missing, its 0 is rbln1.
+        """Return the SDK's variable with the position of each of `ids` among the nodes that are present."""
+        # The SDK counts the nodes that are present: if rbln0 is missing, its 0 is rbln1.
         present = [resource.id for resource in found]
         positions = [present.index(number) if present else number for number in ids]
         # The newest SDK's name, which our environments pin; an engine on an older one adds its own (`rbln_sdk.SDKS`).
         return {NEWEST.visible_devices: ",".join(map(str, positions))}
 
     def nodes(self, ids: tuple[int, ...]) -> tuple[str, ...]:
-        # Without /dev/rsd0 the runtime counts no devices at all.
+        """Return the NPUs' nodes and /dev/rsd0, without which the runtime counts no devices at all."""
         return (*(f"/dev/rbln{number}" for number in ids), "/dev/rsd0")
 
     def container(self, ids: tuple[int, ...], found: Sequence[Resource]) -> ContainerSettings:
-        """As Backend.AI runs them in production; the group's node must be /dev/rsd0 inside."""
+        """Return the settings that Backend.AI uses in production; the group's node must be /dev/rsd0 inside."""
         groups = _groups(ids, found)
         group = groups[0] if len(groups) == 1 else 0
         return ContainerSettings(
@@ -88,12 +91,16 @@ class Rbln(HostDevices):
         )
 
     def capability(self, product: str | None = None) -> Capability:  # noqa: ARG002
-        """Lengths beyond those of eager attention use flash attention; 131072 is the longest that is published."""
+        """Return the longest context that is published, 131072 tokens, and the types that the NPUs compute in.
+
+        Lengths beyond those of eager attention use flash attention.
+        """
         return Capability(
             max_seq_len=131072, dtype=("float16", "bfloat16"), optimized_for=("latency", "throughput", "energy")
         )
 
     def mismatches(self, around: Surroundings) -> Sequence[Problem]:
+        """Return a problem for two selections that differ, packages of two releases, and a driver that is too old."""
         packages = around.packages
         driver = around.versions.get("driver", "")
         return (*_two_selections(around.env), *_two_releases(packages), *_old_driver(packages, driver))
@@ -142,7 +149,7 @@ class Rbln(HostDevices):
         return Resource(own, self.kind, known(attributes), family)
 
     def _name_on_host(self, own: int) -> str:
-        """What sysfs and the tool call it: they show the host's names, and a container may be given others."""
+        """Return the host's name of a node, which sysfs and the tool use: a container may be given others."""
         name = f"rbln{own}"
         try:
             device = (self.root / "dev" / name).stat().st_rdev
@@ -153,7 +160,7 @@ class Rbln(HostDevices):
         return next((host for host in names(classes) if text(classes / host / "dev") == numbers and device), name)
 
     def _usable(self, present: Sequence[int]) -> tuple[Sequence[int], list[Problem]]:
-        """Those of the nodes that a program of this user's can use, and why not the others."""
+        """Return the nodes that a program of this user's can use, and why the others cannot be used."""
         if present and not (self.root / "dev/rsd0").exists():
             what = f"RBLN NPUs {list(present)} are there, but no /dev/rsd0, without which their runtime counts none"
             return (), [Problem(what, "in a container, hand over the node of their RSD group as /dev/rsd0")]

@@ -17,11 +17,11 @@ from typing import Any
 
 from launcher.devices.host import ask, find_tool, number, printable
 
-#: where the vendor's own library looks, in its order, and then on the PATH
+#: folders where the vendor's own library looks, in its order; after them comes the PATH
 FOLDERS = ("/usr/bin", "/run/rbln/driver/usr/bin", "/host/usr/bin", "/host/driver/usr/bin", "/usr/local/bin")
 NAMES = ("rbln-smi", "rbln-stat")
 
-#: of all attempts together; the look of which they are a part may take a little longer
+#: seconds for all attempts together; less than `LOOK_LIMIT_S`, which bounds the whole look
 _LIMIT_S = 4.0
 _MIB = 1 << 20
 _SIZE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -32,7 +32,7 @@ class Npu:
     """One device as the tool reports it; None is not reported."""
 
     node: str  #: "rbln0"
-    number: int | None  #: the tool's own, which is not that of the node on every card
+    number: int | None  #: the tool's own number, which on some cards is not that of the node
     product: str | None = None
     uuid: str | None = None
     serial: str | None = None
@@ -48,12 +48,14 @@ class Npu:
 
 @dataclass(frozen=True, slots=True)
 class Report:
+    """The tool's whole answer; `driver` is None if it is not reported."""
+
     driver: str | None
-    npus: Mapping[str, Npu]  #: by node
+    npus: Mapping[str, Npu]  #: node → device
 
 
 def report(root: Path) -> tuple[Report | None, str]:
-    """What the tool below `root` says, or why nothing is known from it."""
+    """Return the answer of the tool below `root`, or None and the reason."""
     tool = next((found for name in NAMES if (found := find_tool(root, FOLDERS, name))), None)
     if tool is None:
         return None, f"there is no rbln-smi (in {', '.join(FOLDERS)} or on the PATH)"
@@ -70,7 +72,7 @@ def report(root: Path) -> tuple[Report | None, str]:
 
 
 def parse(said: bytes) -> Report | None:
-    """The report in `said`, which may have other words before and after it; None where there is none."""
+    """Return the report in `said`, which may have other words before and after it; None if there is none."""
     words = said.decode(errors="replace")
     start = words.find("{")
     try:
@@ -115,8 +117,11 @@ def _npu(entry: Mapping[str, Any]) -> Npu | None:
 
 
 def _holders(contexts: Sequence[Any], npus: Sequence[Npu]) -> Mapping[str, dict[int, int]]:
-    """pid → bytes by node. Where several devices have the number that a process names, each may be its own: it counts
-    as on all of them, with bytes that are not known."""
+    """Return node → pid → bytes.
+
+    Where several devices have the number that a process names, each may be its own: the process counts as on all of
+    them, with 0 for the unknown bytes.
+    """
     found: dict[str, dict[int, int]] = {}
     for context in contexts:
         if not isinstance(context, dict) or (pid := number(context.get("pid"))) is None:
@@ -131,7 +136,7 @@ def _holders(contexts: Sequence[Any], npus: Sequence[Npu]) -> Mapping[str, dict[
 
 
 def _size(said: object) -> int:
-    """Bytes of "3.5GiB" or 123; 0 where it cannot be told."""
+    """Return the bytes of "3.5GiB" or 123; 0 if unknown."""
     if (plain := number(said)) is not None:
         return plain
     match = _SIZE.fullmatch(said.strip()) if isinstance(said, str) else None
@@ -141,7 +146,7 @@ def _size(said: object) -> int:
 
 
 def _uuid(said: object) -> str | None:
-    """Some cards report zeros, which name nothing."""
+    """Return the UUID; None for zeros, which some cards report and which name nothing."""
     uuid = printable(said)
     return uuid if uuid and uuid.strip("0-") else None
 

@@ -1,4 +1,4 @@
-"""Hardware that somebody else runs: what engine=remote is asked over the network."""
+"""Hardware that somebody else runs, which engine=remote asks over the network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from launcher.devices.base import DevicePlugin, Resource
 
 
 class Remote(DevicePlugin):
+    """The unknown hardware of a server elsewhere; deployments share it."""
+
     kind = "remote"
     label = "remote server"
     looked_for: ClassVar[str] = "nothing: the server is not on this machine"
@@ -15,4 +17,5 @@ class Remote(DevicePlugin):
     shared = True
 
     def detect(self) -> tuple[Resource, ...]:
+        """Return the one device that stands for the server."""
         return (Resource(0, self.kind),)

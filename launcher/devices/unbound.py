@@ -11,7 +11,7 @@ from launcher.devices.host import PciFunction
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """How the cards of one vendor are spoken of."""
+    """The words for the cards of one vendor."""
 
     label: str  #: "RBLN NPU"
     nodes: str  #: "/dev/rbln*"
@@ -20,8 +20,11 @@ class Card:
 
 
 def unbound(card: Card, functions: Iterable[PciFunction], nodes_present: bool) -> Iterator[Problem]:
-    """Why each of `functions` cannot be used. With some nodes present, cards that have a driver are somebody's: ours,
-    or in a container those of the host."""
+    """Yield why each of `functions` cannot be used.
+
+    If some nodes are present, cards that have a driver are in somebody's use, ours or (in a container) the host's, and
+    are no problem.
+    """
     for function in functions:
         product = card.product(function)
         name = f"{card.label} at {function.address}{f' ({product})' if product else ''} is there, but"
