@@ -1,7 +1,7 @@
 """The contract of a runtime: where the engine's program runs.
 
-One supervisor thread calls it, but for `listens` and `activity`; `saved_orders` and `clear` are for those who find a
-program without its supervisor, each with an instance of their own.
+One supervisor thread calls all but `listens` and `activity`, which the probes' thread calls. `saved_orders` and `clear`
+are for whoever finds a program without its supervisor; each such caller has an instance of its own.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ UNSEEN = 256
 class Handle:
     """One start of the engine's program. Its pid alone names nobody: pids are reused, and a reboot starts over."""
 
-    pid: int  #: on this machine; 0 where it has none here
+    pid: int  #: the program's pid on this machine; 0 if it has none here
     started: int  #: clock ticks from boot to its start
     boot_id: str
-    container: str = ""  #: the id, where it is one
-    daemon: str = ""  #: that has the container
-    keeper: int = 0  #: the pid of the process on this machine that keeps a container's orders; 0 where none does
+    container: str = ""  #: the container's id; empty for a process
+    daemon: str = ""  #: address of the daemon that has the container
+    keeper: int = 0  #: pid of the process on this machine that keeps a container's orders; 0 for none
     keeper_started: int = 0  #: clock ticks from boot to its start
     version: int = 3
 
@@ -38,39 +38,43 @@ class NotAdoptableError(DeploymentError):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a program ended."""
+    """The end of a program."""
 
-    code: int  #: -N where signal N ended it, and `UNSEEN` where nobody saw it
+    code: int  #: -N if signal N ended it, `UNSEEN` if nobody saw the end
     out_of_memory: bool = False  #: the kernel has killed somebody for memory since it was started
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What the processes of a program have done since they were started."""
+    """The work of a program's processes since they were started."""
 
     cpu_s: float
-    read_bytes: int  #: by calls, from files and sockets; what is mapped shows as time alone
+    read_bytes: int  #: read by calls from files and sockets; reads of mapped files show only in `cpu_s`
 
 
 class Runtime(ABC):
+    """One way to run an engine's program. An instance has one program at a time."""
+
     name: ClassVar[str]
 
     @abstractmethod
     def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
         """Start the program, both of its outputs appended to `log`; does not wait for it to be ready.
 
-        With `orders` it outlives us, and keeps that for whoever adopts it; without, it ends with us, or is ended by the
-        next command that finds it. Raises `DeploymentError` where it cannot be started at all.
+        With `orders` the program outlives us, and they are kept for whoever adopts it. Without, it ends with us, or the
+        next command that finds it ends it. Raises `DeploymentError` if it cannot be started at all.
         """
 
     @abstractmethod
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:
-        """Take over a program that another supervisor has started. Raises `DeploymentError` where it is gone."""
+        """Take over a program that another supervisor has started. Raises `DeploymentError` if it is gone."""
 
     @abstractmethod
     def end_of(self, handle: Handle) -> int | None:
-        """Return a descriptor that becomes readable when the program has ended, open until the next start; None where
-        a SIGCHLD says so."""
+        """Return a descriptor that becomes readable when the program has ended; None if a SIGCHLD says so.
+
+        The descriptor is open until the next start.
+        """
 
     @abstractmethod
     def poll(self, handle: Handle) -> Exit | None:
@@ -78,11 +82,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def listens(self, handle: Handle, port: int) -> bool:
-        """Whether it is this program, or a worker of it, that listens on `port`. Called from the probes' thread."""
+        """Return whether this program, or a worker of it, listens on `port`. Called from the probes' thread."""
 
     @abstractmethod
     def activity(self, handle: Handle) -> Activity | None:
-        """Return what its processes have done; None where it cannot be told. Called from the probes' thread."""
+        """Return the work done so far; None if it cannot be told. Called from the probes' thread."""
 
     @abstractmethod
     def terminate(self, handle: Handle) -> None:
@@ -92,17 +96,19 @@ class Runtime(ABC):
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
         """Kill every process of the deployment, workers of every kind, and remove what the plan calls leftovers.
 
-        Blocks until they are gone, at most `deadline_s`; returns what is still there, in words. () is a clean stop.
+        Blocks until they are gone, at most `deadline_s`. Returns in words what is still there; () is a clean stop.
         """
 
     @abstractmethod
     def saved_orders(self, handle: Handle) -> bytes | None:
-        """Return the orders that `start` was given to keep; None where there were none, or the program has ended.
+        """Return the orders that `start` was given to keep; None if there were none, or the program has ended.
 
-        Raises `NotAdoptableError` where it is lost, and another `DeploymentError` where that cannot be told now.
+        Raises `NotAdoptableError` if they are lost, and another `DeploymentError` if that cannot be told now.
         """
 
     @abstractmethod
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
-        """Kill and remove as `sweep`, for the deployment whose folder is `run_dir` and that nobody supervises; `plan`
-        is the plan of its record (`plan_json.public`)."""
+        """Do what `sweep` does, for a deployment that nobody supervises, whose folder is `run_dir`.
+
+        `plan` is the part of the plan that its record has (`plan_json.public`).
+        """

@@ -30,11 +30,13 @@ if TYPE_CHECKING:
 
 _LOOK_PERIOD_S = 0.01
 _AWAY_PERIOD_S = 0.2
-_LOG_END_S = 2.0  #: until the last words of a container have come
-_SIGNALLED = 128  #: what a shell adds to the number of the signal that ended a program, and Docker too
+_LOG_END_S = 2.0  #: seconds until the last words of a container have come
+_SIGNALLED = 128  #: added by Docker, as by a shell, to the number of the signal that ended a program
 
 
 class DockerRuntime(Runtime):
+    """The runtime whose program is in a container, which Docker's daemon keeps."""
+
     name: ClassVar[str] = "docker"
 
     def __init__(self) -> None:
@@ -42,11 +44,15 @@ class DockerRuntime(Runtime):
         self._since = time.time()
         self._log: DockerLog | None = None
         self._ending: _Ending | None = None
-        self._keeper = (0, 0)  #: its pid and start; no pid where there is none
+        self._keeper = (0, 0)  #: the keeper's pid and start; (0, 0) if there is none
 
     def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
+        """Create and start a container, after removing those of an earlier start.
+
+        Waits for a daemon that is away, at most `docker_daemon.BACK_S`. With `orders` it also starts a keeper for them.
+        """
         container = _container(plan)
-        self._end_keeper()  # the orders of the last start
+        self._end_keeper()  # it has the orders of the last start
         try:
             created, pid = when_back(lambda: self._start(plan, container))
         except AwayError as exc:
@@ -61,7 +67,7 @@ class DockerRuntime(Runtime):
         client = self._connect(container.daemon)
         with explained():
             self._since = time.time()
-            # Of an earlier start, whose supervisor was killed; one that is somebody else's is left alone.
+            # One may be left of an earlier start, whose supervisor was killed. Somebody else's is left alone.
             if left := _remove_all(client, plan.run_dir, deadline_s=5.0):
                 raise DeploymentError(f"{plan.name}: of an earlier start there is still {', '.join(left)}")
             body = create_arguments(plan, client, linked(plan.model.path))
@@ -70,6 +76,8 @@ class DockerRuntime(Runtime):
             return created, int(client.inspect_container(created)["State"]["Pid"])
 
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:
+        """Follow a container that runs: its log from where ours ends, and its end."""
+
         def attempt() -> Sequence[Mapping[str, Any]]:
             client = self._connect(handle.daemon)
             with explained():
@@ -89,18 +97,24 @@ class DockerRuntime(Runtime):
         self._follow(handle.container, handle.daemon, log, resume=True)
 
     def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
+        """Return the reading end of a pipe; None before the first start."""
         return self._ending.readable if self._ending else None
 
     def poll(self, handle: Handle) -> Exit | None:  # noqa: ARG002
+        """Return how the container ended, once its last words are in the log; None until then."""
         return self._ending.exit if self._ending else None
 
     def listens(self, handle: Handle, port: int) -> bool:  # noqa: ARG002
-        """Docker gives a port to one container alone, and starts none that cannot have its ports."""
+        """Return whether the container runs, which is enough.
+
+        Docker gives a port to one container alone, and starts none that cannot have its ports.
+        """
         return self._ending is not None and self._ending.exit is None
 
     def activity(self, handle: Handle) -> Activity | None:
+        """Return Docker's numbers, with received bytes as read; None if the daemon does not answer with them."""
         with contextlib.suppress(DeploymentError, AwayError, KeyError):
-            client = docker_daemon.client(handle.daemon)  # the probes' thread has no share in ours
+            client = docker_daemon.client(handle.daemon)  # a client is one thread's, and this is the probes' thread
             with contextlib.closing(client), explained():
                 stats = client.stats(handle.container, stream=False, one_shot=True)
             received = sum(int(network["rx_bytes"]) for network in stats.get("networks", {}).values())
@@ -110,6 +124,7 @@ class DockerRuntime(Runtime):
         return None
 
     def terminate(self, handle: Handle) -> None:
+        """Send SIGTERM to the container; a container that is gone, or a daemon that is away, is no error."""
         import docker.errors
 
         with contextlib.suppress(DeploymentError, AwayError):
@@ -118,6 +133,7 @@ class DockerRuntime(Runtime):
                 client.kill(handle.container, "SIGTERM")
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        """Remove every container of the deployment, end its keeper, and wait for the last words in the log."""
         container = _container(plan)
         left = self._remove(container.daemon, plan.run_dir, deadline_s, docker_daemon.BACK_S)
         self._end_keeper()
@@ -126,6 +142,7 @@ class DockerRuntime(Runtime):
         return left + remove_leftovers(plan, self._since)
 
     def saved_orders(self, handle: Handle) -> bytes | None:
+        """Return the orders that the keeper holds; None if the container has ended, or has no keeper."""
         import docker.errors
 
         if handle.boot_id != boot_id():
@@ -140,6 +157,7 @@ class DockerRuntime(Runtime):
         return _kept_for(handle) if running else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:
+        """Remove every container of the deployment, and end its keepers; does not wait for a daemon that is away."""
         container = plan.get("container")
         daemon = container.get("daemon") if isinstance(container, Mapping) else None
         # A record that does not say who has the container is of another version, or damaged.
@@ -151,7 +169,7 @@ class DockerRuntime(Runtime):
     # ------------------------------------------------------------------------------------------------ one container
 
     def _connect(self, daemon: str) -> APIClient:
-        """One client for as long as its daemon lives."""
+        """Return the client, which is one for as long as its daemon lives."""
         if self._client is None:
             self._client = docker_daemon.client(daemon)
         else:
@@ -163,7 +181,7 @@ class DockerRuntime(Runtime):
         self._keeper = (0, 0)
 
     def _remove(self, daemon: str, run_dir: str, deadline_s: float, away_s: float) -> tuple[str, ...]:
-        """As `_remove_all`; a daemon that is away is waited for, at most `away_s`."""
+        """Do what `_remove_all` does; wait for a daemon that is away, at most `away_s`."""
 
         def attempt() -> tuple[str, ...]:
             client = self._connect(daemon)
@@ -176,7 +194,7 @@ class DockerRuntime(Runtime):
             return (f"its container, which cannot be removed: {exc}",)
 
     def _follow(self, container: str, daemon: str, log: Path, resume: bool = False) -> None:
-        """Write down what it says, and notice its end, in threads of their own."""
+        """Write down what the container says, and notice its end, in threads of their own."""
         if self._ending:
             self._ending.forget()
         self._log = DockerLog(container, daemon, log, resume)
@@ -184,7 +202,7 @@ class DockerRuntime(Runtime):
 
 
 class _Ending:
-    """Notices the end of one container, in a thread of its own."""
+    """A thread that notices the end of one container."""
 
     def __init__(self, container: str, daemon: str, log: DockerLog) -> None:
         self.exit: Exit | None = None
@@ -197,7 +215,7 @@ class _Ending:
         threading.Thread(target=self._watch, name="container's end", daemon=True).start()
 
     def forget(self) -> None:
-        """Nobody waits for it any more."""
+        """Close the pipe, for nobody waits for the end any more."""
         with self._lock:
             self._forgotten.set()
             for descriptor in (self.readable, self._writable):
@@ -221,7 +239,7 @@ class _Ending:
 
 
 def _wait(container: str, daemon: str) -> Exit:
-    """Block until `container` has ended. Raises `AwayError` where the daemon ends before it."""
+    """Block until `container` has ended. Raises `AwayError` if the daemon ends first."""
     client = docker_daemon.client(daemon, timeout_s=None)
     with contextlib.closing(client), explained():
         client.wait(container)
@@ -232,7 +250,7 @@ def _wait(container: str, daemon: str) -> Exit:
 
 
 def _remove_all(client: APIClient, run_dir: str, deadline_s: float) -> tuple[str, ...]:
-    """Kill and remove every container of the deployment, with its anonymous volumes; returns those that stay."""
+    """Kill and remove every container of the deployment, with its anonymous volumes; return those that stay."""
     import docker.errors
 
     began = time.monotonic()
@@ -247,8 +265,10 @@ def _remove_all(client: APIClient, run_dir: str, deadline_s: float) -> tuple[str
 
 
 def linked(model: str) -> tuple[Mount, ...]:
-    """The files that relative links in the folder `model` lead to, where they lead to inside: the Hugging Face hub's
-    cache is links to files beside it. One that leads to another place of this machine is not followed."""
+    """Return mounts for the files that relative links in the folder `model` lead to, at the same place inside.
+
+    The Hugging Face hub's cache is links to files beside it. A link to another place of this machine is not followed.
+    """
     found = []
     for folder, _, names in os.walk(model):
         for link in (Path(folder, name) for name in names if Path(folder, name).is_symlink()):
@@ -259,7 +279,7 @@ def linked(model: str) -> tuple[Mount, ...]:
 
 
 def _kept_for(handle: Handle) -> bytes | None:
-    """The orders that its keeper holds; None where it was not to outlive its supervisor."""
+    """Return the orders that the keeper holds; None if the program was not to outlive its supervisor."""
     if handle.version < 3:
         raise NotAdoptableError(
             "its supervisor was killed, and its record is of an older rmlaunch, which kept its orders in the container "
@@ -283,7 +303,7 @@ def _container(plan: LaunchPlan) -> Container:
 
 
 def _ticks(pid: int) -> int:
-    """0 where the process is not seen from here, as with a daemon in a namespace of its own."""
+    """Return when the process started; 0 if it is not seen from here, as with a daemon in its own namespace."""
     try:
         return start_ticks(pid)
     except OSError:

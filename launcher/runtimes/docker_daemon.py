@@ -1,4 +1,4 @@
-"""Docker's daemon: whether it answers, a client of it, and what it refuses in words that say what to do."""
+"""Docker's daemon: whether it answers, a client of it, and its refusals in words that say what to do."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ T = TypeVar("T")
 _PING_LIMIT_S = 2.0
 _CALL_LIMIT_S = 60.0
 
-#: a daemon that is restarted, for an update or a new setting, is back by then
+#: seconds after which a daemon that is restarted, for an update or a new setting, is back
 BACK_S = 60.0
 _BACK_PERIOD_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """A refusal of the daemon, and the message that users get for it."""
+
     pattern: str  #: a regular expression for what the daemon says (20.10 to 28)
-    sentence: str  #: what it means; {0}, {1} are the pattern's groups
+    sentence: str  #: the message; {0}, {1} are the pattern's groups
 
 
 REFUSALS = (
@@ -70,14 +72,14 @@ class AwayError(ResourceError):
 
 
 def address() -> str:
-    """Where the daemon is, as Docker's own tools are told it."""
+    """Return the daemon's address, as Docker's own tools are told it."""
     return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
 
 
 def ping(daemon: str) -> str:
-    """What the daemon at `daemon` says of itself. Raises `AwayError` with the reason where none answers.
+    """Return the daemon's own words for itself. Raises `AwayError` with the reason if none answers.
 
-    Without Docker's SDK, which takes a tenth of a second to import.
+    Does without Docker's SDK, which takes a tenth of a second to import.
     """
     instead = "set DOCKER_HOST to unix:///path/of/its/socket, or use runtime=process"
     try:
@@ -117,24 +119,24 @@ def ping(daemon: str) -> str:
 
 
 def client(daemon: str, timeout_s: float | None = _CALL_LIMIT_S) -> APIClient:
-    """Raises `AwayError`. The client is one thread's."""
+    """Return a client for one thread; `timeout_s` None waits for ever. Raises `AwayError`."""
     ping(daemon)
     from docker import APIClient
 
     with explained():
-        # Its types know no None, which waits for as long as it takes.
+        # None waits for as long as it takes; the SDK's types do not know it.
         return APIClient(base_url=daemon, version="auto", timeout=timeout_s)  # type: ignore[arg-type]
 
 
 def runtimes(daemon: str) -> Sequence[str]:
-    """The names of the OCI runtimes that the daemon has: runc, and nvidia where its toolkit is set up."""
+    """Return the names of the OCI runtimes that the daemon has: runc, and nvidia if its toolkit is set up."""
     connected = client(daemon)
     with contextlib.closing(connected), explained():
         return sorted(connected.info().get("Runtimes", {}))
 
 
 def when_back(attempt: Callable[[], T], limit_s: float = BACK_S) -> T:
-    """What `attempt` returns; it is made again while no daemon answers, at most for `limit_s`."""
+    """Return the result of `attempt`, which is made again while no daemon answers, at most for `limit_s`."""
     deadline = time.monotonic() + limit_s
     while True:
         try:
@@ -147,12 +149,12 @@ def when_back(attempt: Callable[[], T], limit_s: float = BACK_S) -> T:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise what the SDK raises as an `AwayError`, or a `DeploymentError` in one sentence with its remedy."""
+    """Turn the SDK's errors into an `AwayError`, or a `DeploymentError` in one sentence with its remedy."""
     import docker.errors
     import requests
     import urllib3
 
-    # The latter two where it goes away in the middle of an answer.
+    # The last two come when the daemon goes away in the middle of an answer.
     gone = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError,
             urllib3.exceptions.HTTPError)  # fmt: skip
     try:
@@ -162,7 +164,7 @@ def explained() -> Iterator[None]:
     except docker.errors.APIError as exc:
         raise DeploymentError(refusal(str(exc.explanation or exc))) from exc
     except docker.errors.DockerException as exc:
-        # A new client asks for the daemon's version, and wraps whatever comes in between in one of these.
+        # A new client asks for the daemon's version, and wraps any failure of that in this exception.
         if "server API version" in str(exc):
             raise AwayError(f"Docker's daemon does not answer: {_innermost(exc)}") from exc
         raise DeploymentError(f"Docker's SDK refuses: {exc}") from exc
@@ -175,7 +177,7 @@ def _innermost(exc: BaseException) -> str:
 
 
 def refusal(said: str) -> str:
-    """The daemon's words, after the sentence that is known for them."""
+    """Return the daemon's words, after our sentence for them if there is one."""
     quoted = " ".join(said.split())[:300]
     for known in REFUSALS:
         if match := re.search(known.pattern, said):

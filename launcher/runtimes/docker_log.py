@@ -1,4 +1,4 @@
-"""What a container says, written to the deployment's own log as it comes."""
+"""A container's output, written to the deployment's own log as it comes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _AWAY_PERIOD_S = 0.2  #: between two tries to follow it again
 
 
 class DockerLog:
-    """Follows one container in a thread of its own until it ends; `resume` goes on where `log` ends."""
+    """A thread that follows one container until it ends; with `resume` it goes on where `log` ends."""
 
     def __init__(self, container: str, daemon: str, log: Path, resume: bool) -> None:
         self._container = container
@@ -36,7 +36,7 @@ class DockerLog:
         self._thread.start()
 
     def finish(self, limit_s: float) -> None:
-        """Wait until all is written down that an ended container has said, at most `limit_s`."""
+        """Wait until everything that an ended container has said is written, at most `limit_s`."""
         self._closed.set()
         self._thread.join(limit_s)
 
@@ -60,7 +60,7 @@ class DockerLog:
             resume = True  # Docker keeps the log over a restart of its daemon
 
     def _catch_up(self, client: APIClient) -> float:
-        """Write what was said while nobody listened; returns until when that was (epoch seconds)."""
+        """Write what was said while nobody listened; return until when that was (epoch seconds)."""
         try:
             last = self._log.stat().st_mtime
             with self._log.open("rb") as stream:
@@ -79,9 +79,9 @@ class DockerLog:
 
 
 def _overlap(written: bytes, said: bytes) -> int:
-    """How many bytes of `said`, whole lines or all of it, are the end of `written`.
+    """Return how many bytes of `said`, whole lines or all of it, are the end of `written`.
 
-    The time it takes grows with the bytes alone, whatever they are: a container says what it likes.
+    The time it takes grows with the number of bytes alone, whatever they are: a container says what it likes.
     """
     most = min(len(said), len(written))
     borders = _borders(said[:most] + written[len(written) - most :])

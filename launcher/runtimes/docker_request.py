@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def environment(plan: LaunchPlan) -> Mapping[str, str]:
-    """Of the program inside; the plan's win over the container's."""
+    """Return the variables of the program inside; the plan's win over the container's."""
     assert plan.container is not None
     return {**plan.container.env, **plan.env}
 
 
 def create_arguments(plan: LaunchPlan, client: APIClient, linked: Sequence[MountedAt] = ()) -> dict[str, Any]:
-    """The body of a request for a new container; `linked` is mounted besides what the plan says."""
+    """Return the body of a request for a new container; `linked` is mounted besides the plan's mounts."""
     from docker.types import DeviceRequest, Healthcheck, LogConfig, Mount, Ulimit
 
     box = plan.container
@@ -74,14 +74,17 @@ def create_arguments(plan: LaunchPlan, client: APIClient, linked: Sequence[Mount
 
 
 def docker_run(plan: LaunchPlan) -> tuple[str, ...]:
-    """The same container as the words of a `docker run`. A variable with a secret is named and not shown: Docker then
-    takes its value from the variable of that name; one in the engine's own words is masked."""
+    """Return the same container as the words of a `docker run`.
+
+    A variable with a secret is named without its value, which Docker then takes from our variable of that name. A
+    secret in the engine's own words is masked.
+    """
     assert plan.container is not None
     return ("docker", "run", *_options(plan, plan.container), plan.container.image, *mask_argv(plan.argv)[1:])
 
 
 def shown(plan: LaunchPlan) -> str:
-    """`docker_run` for a terminal: an option in each line."""
+    """Return `docker_run` for a terminal: an option in each line."""
     assert plan.container is not None
     command = shlex.join([plan.container.image, *mask_argv(plan.argv)[1:]])
     options = [shlex.quote(option) for option in _options(plan, plan.container)]
@@ -121,7 +124,7 @@ def _options(plan: LaunchPlan, box: Container) -> Iterator[str]:
 
 
 def _temporary(box: Container) -> Mapping[str, str]:
-    """Folders in memory, with their options: engines compile programs there and load them."""
+    """Return folders in memory, with their options: engines compile programs there and load them."""
     return {TEMPORARY: "exec,mode=1777"} if box.read_only else {}
 
 

@@ -1,7 +1,7 @@
 """The engine's program as a subprocess of its supervisor, in a session of its own.
 
 The supervisor makes itself a "subreaper", so that a worker whose parent dies becomes the supervisor's child and is
-found, whatever session it moved to. What is adopted by nobody we know is found by a variable that the program's
+found, whatever session it moved to. A process that somebody else has adopted is found by a variable that the program's
 environment carries and its children inherit.
 """
 
@@ -36,7 +36,7 @@ _START_WINDOW_S = 60.0
 _TEMPORARY = "rml-"
 
 #: the helper of Python's multiprocessing that ends when all its processes have, and then removes their semaphores and
-#: shared memory, whose names tell nobody's; how long it may take
+#: shared memory, whose names do not say whose they are; and the seconds that it may take
 _TRACKER = b"multiprocessing.resource_tracker"
 _TRACKER_S = 3.0
 
@@ -44,16 +44,19 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class ProcessRuntime(Runtime):
+    """The runtime whose program is a child of the supervisor, or was one of a supervisor that was killed."""
+
     name: ClassVar[str] = "process"
 
     def __init__(self) -> None:
         self._prctl = ctypes.CDLL(None, use_errno=True).prctl
         self._exits: dict[int, int] = {}
         self._since = time.time()
-        self._oom_kills = 0  #: of the whole machine, when the program was started
-        self._adopted: int | None = None  #: a descriptor of the program, where another has started it
+        self._oom_kills = 0  #: `oom_kills()` when the program was started
+        self._adopted: int | None = None  #: descriptor of the program, if another supervisor has started it
 
     def start(self, plan: LaunchPlan, log: Path, orders: bytes | None = None) -> Handle:
+        """Start the program in a session and with a TMPDIR of its own. Called from the main thread only."""
         if threading.current_thread() is not threading.main_thread():
             # PR_SET_PDEATHSIG fires when the *thread* that forked ends.
             raise RuntimeError("the process runtime starts programs from the main thread only")
@@ -86,6 +89,7 @@ class ProcessRuntime(Runtime):
         return Handle(process.pid, start_ticks(process.pid), boot_id())
 
     def adopt(self, handle: Handle, plan: LaunchPlan, log: Path) -> None:  # noqa: ARG002
+        """Watch a program that is not our child, through a descriptor of its pid."""
         with contextlib.suppress(OSError):
             self._adopted = os.pidfd_open(handle.pid)
         if self._adopted is None or not _is_running(handle):  # looked at last: a pid may be reused
@@ -97,9 +101,11 @@ class ProcessRuntime(Runtime):
         self._oom_kills = oom_kills()
 
     def end_of(self, handle: Handle) -> int | None:  # noqa: ARG002
+        """Return the descriptor of an adopted program; None for a child, whose end a SIGCHLD tells."""
         return self._adopted
 
     def poll(self, handle: Handle) -> Exit | None:
+        """Collect every child that has ended; return how the program ended, `UNSEEN` if it was adopted."""
         self._reap()
         code = self._exits.get(handle.pid)
         if self._adopted is not None and not _is_running(handle):  # nobody's child
@@ -107,6 +113,7 @@ class ProcessRuntime(Runtime):
         return None if code is None else Exit(code, oom_kills() > self._oom_kills)
 
     def listens(self, handle: Handle, port: int) -> bool:
+        """Return whether the program, or a descendant of it, has a TCP socket that listens on `port`."""
         import psutil
 
         with contextlib.suppress(psutil.Error):
@@ -115,6 +122,7 @@ class ProcessRuntime(Runtime):
         return False
 
     def activity(self, handle: Handle) -> Activity | None:
+        """Return the sums over the program and its descendants; None if it has ended."""
         import psutil
 
         cpu_s, read = 0.0, 0
@@ -129,12 +137,14 @@ class ProcessRuntime(Runtime):
         return None
 
     def terminate(self, handle: Handle) -> None:
+        """Send SIGTERM to the program's process group."""
         # A child of ours keeps its number until we have noticed its end; an adopted one does not.
         if _is_running(handle):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(handle.pid, signal.SIGTERM)
 
     def sweep(self, plan: LaunchPlan, deadline_s: float = 5.0) -> tuple[str, ...]:
+        """Kill our descendants and the deployment's marked processes, and remove its TMPDIR and leftovers."""
         import psutil  # not at the top: it would keep the engine's first start waiting
 
         def find() -> Iterator[psutil.Process]:
@@ -149,15 +159,17 @@ class ProcessRuntime(Runtime):
         return left + remove_leftovers(plan, self._since)
 
     def saved_orders(self, handle: Handle) -> bytes | None:
+        """Return the orders in the sealed file that the program holds open; None if it has ended, or has none."""
         return read(handle.pid) if _is_running(handle) else None
 
     def clear(self, run_dir: str, plan: Mapping[str, Any], deadline_s: float = 5.0) -> tuple[str, ...]:  # noqa: ARG002
+        """Kill the deployment's marked processes, and remove its TMPDIR."""
         left = _kill_until_gone(lambda: _marked(run_dir), deadline_s)
         _remove_temporary(run_dir)
         return left
 
     def _reap(self) -> bool:
-        """Collect every child that has ended, the engine and orphans that we adopted; returns whether any is left."""
+        """Collect every child that has ended, the engine and adopted orphans; return whether any child is left."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -168,7 +180,7 @@ class ProcessRuntime(Runtime):
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has killed since the machine started because memory had run out."""
+    """Return how many processes the kernel has killed for want of memory since the machine started."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -194,10 +206,10 @@ def _kill_until_gone(find: Callable[[], Iterable[psutil.Process]], deadline_s: f
 
 
 def remove_leftovers(plan: LaunchPlan, since: float) -> tuple[str, ...]:
-    """Remove what an engine that was started at `since` (epoch seconds) left outside its `run_dir`; returns the files
-    that could not be removed.
+    """Remove what an engine left outside its `run_dir`; return the files that could not be removed.
 
-    Folders that match go only if they are empty and were made while it started: their names tell nobody's.
+    `since` is when the engine was started (epoch seconds). Folders that match go only if they are empty and were made
+    while it started: their names do not say whose they are.
     """
     files: list[Path] = []
     for pattern in plan.leftovers:
@@ -212,33 +224,35 @@ def remove_leftovers(plan: LaunchPlan, since: float) -> tuple[str, ...]:
 
 
 def _make_temporary(run_dir: str) -> str:
-    """Make the engine's own TMPDIR, which a file beside `run_dir` names. It is short, because engines put Unix sockets
-    there, whose paths end at 107 bytes."""
+    """Make the engine's own TMPDIR, which a file beside `run_dir` names, and return it.
+
+    Its path is short, because engines put Unix sockets there, whose paths end at 107 bytes.
+    """
     _remove_temporary(run_dir)
     folder = tempfile.mkdtemp(prefix=_TEMPORARY)
-    with _temporary(run_dir).open("xb") as note:  # what could not be removed is not written through
+    with _temporary(run_dir).open("xb") as note:  # a note that could not be removed is not written through
         note.write(os.fsencode(folder))
     return folder
 
 
 def _remove_temporary(run_dir: str) -> None:
     note = _temporary(run_dir)
-    with contextlib.suppress(OSError, ValueError):  # ValueError: it is no file, or names none
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the note is no file, or names none
         folder = Path(os.fsdecode(bounded_json.read_bytes(note)))
         if folder.name.startswith(_TEMPORARY) and folder.lstat().st_uid == os.getuid():
             trees.remove(folder)
     with contextlib.suppress(OSError):
         note.unlink()
-    trees.remove(note)  # where it was a folder
+    trees.remove(note)  # if the note was a folder
 
 
 def _temporary(run_dir: str) -> Path:
-    """The file that says where that folder is: not in `run_dir`, where an engine could write another name."""
+    """Return the file that names the TMPDIR: not in `run_dir`, where an engine could write another name."""
     return Path(run_dir).with_name("tmp")
 
 
 def _output(log: Path) -> BinaryIO:
-    """`log`, to be appended to; nowhere while its disk is full: some engines end when they cannot print."""
+    """Open `log` to append; the null device while its disk is full, as some engines end when they cannot print."""
     stream = log.open("ab", buffering=0)
     size = stream.tell()
     try:
@@ -251,7 +265,10 @@ def _output(log: Path) -> BinaryIO:
 
 
 def _descendants(process: psutil.Process, run_dir: str) -> Iterator[psutil.Process]:
-    """All of them but those of other deployments, with what is below them: the gateway starts some."""
+    """Yield the descendants, without other deployments' and what is below those.
+
+    The gateway is one that has other deployments below it.
+    """
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -266,8 +283,10 @@ def _is_anothers(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _marked(run_dir: str) -> Iterator[psutil.Process]:
-    """Every process of the deployment: by a variable, or by what `_is_proved` takes for one that has written over its
-    variables, as programs do that give themselves a name."""
+    """Yield every process of the deployment: those that carry its variable, and those that `_is_proved` finds.
+
+    The latter have written over their variables, as programs do that give themselves a name.
+    """
     import psutil
 
     sessions, standing = set(), []
@@ -285,7 +304,7 @@ def _marked(run_dir: str) -> Iterator[psutil.Process]:
 
 
 def belongs(pid: int, run_dir: str) -> bool:
-    """Whether that process is of the deployment whose folder that is."""
+    """Return whether the process `pid` is of the deployment whose folder is `run_dir`."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -299,7 +318,7 @@ def _carries(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _stands_in(process: psutil.Process, run_dir: str) -> bool:
-    """Whether it is in the run folder or below, as the shell of somebody who looks at it is too."""
+    """Return whether the process is in the run folder or below, as the shell of a curious user is too."""
     import psutil
 
     with contextlib.suppress(psutil.Error, OSError):
@@ -308,8 +327,10 @@ def _stands_in(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _is_proved(process: psutil.Process, run_dir: str) -> bool:
-    """Whether a process that stands in the run folder comes of its engine: it was started below a process of the
-    deployment, or what it says goes to the engine's log."""
+    """Return whether a process that stands in the run folder comes from its engine.
+
+    It was then started below a process of the deployment, or its output goes to the engine's log.
+    """
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -324,7 +345,7 @@ def _is_proved(process: psutil.Process, run_dir: str) -> bool:
 
 
 def _session(process: psutil.Process) -> int:
-    """The number of its session; 0 where it has ended."""
+    """Return the number of the process's session; 0 if it has ended."""
     with contextlib.suppress(OSError):
         return os.getsid(process.pid)
     return 0
@@ -341,17 +362,17 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def _workers(leader: psutil.Process) -> list[psutil.Process]:
-    """The descendants of `leader`; one that is just being started or ending may be missing.
+    """Return the descendants of `leader`; one that is just being started or ending may be missing.
 
-    Where the kernel lists children; elsewhere psutil reads all of /proc, which takes longer the more processes the
-    machine has.
+    They are read where the kernel lists children. Elsewhere psutil reads all of /proc, which takes longer the more
+    processes the machine has.
     """
     import psutil
 
     if not Path("/proc/thread-self/children").exists():
         return list(leader.children(recursive=True))
     found, workers = [leader.pid], []
-    for pid in found:  # it grows
+    for pid in found:  # the list grows
         for child in _children(pid):
             with contextlib.suppress(psutil.Error):
                 workers.append(psutil.Process(child))
