@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-#: written here alone: the build reads it too, and to ask importlib.metadata would take longer than all of this import
+#: The only place that has the version: the build reads it too. Asking importlib.metadata takes longer than this import.
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:

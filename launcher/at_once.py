@@ -1,4 +1,4 @@
-"""Doing the same for several at once: a slow one costs the others nothing."""
+"""Do the same for several items at once: a slow one costs the others nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ R = TypeVar("R")
 
 
 def at_once(do: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """Call `do` with each of `items`, in threads of their own; returns its results in the order of `items`.
+    """Call `do` with each of `items` in a thread of its own; return the results in the order of `items`.
 
-    An exception is raised again when all have ended. The threads are daemons: a Ctrl-C does not wait for them.
+    The first exception is raised again when all have ended. The threads are daemons: a Ctrl-C does not wait for them.
     """
     results: dict[int, R] = {}
     errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""Folders and files that are there whole or not at all, whoever is killed when."""
+"""Make folders and files whole or not at all, whichever process is killed, and lock them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engines.base import DeploymentError
 from launcher import trees
 from launcher.procfs import is_alive, start_ticks
 
-#: as `write_text` names what is not whole yet
+#: name of a file that `write_text` has not finished
 _PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")
 
 
@@ -27,8 +27,8 @@ _PARTIAL = re.compile(r"\..+\.json\.(?P<pid>\d+)(-(?P<started>\d+))?")
 def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[Path | None]:
     """Yield an empty folder beside `target` to fill; it becomes `target` when the block ends without an error.
 
-    Yields None where `target` is there already. Blocks while another process makes the same target, after calling
-    `on_wait`; the lock dies with its holder, and what a killed holder left behind is removed.
+    Yield None if `target` exists already. Blocks while another process makes the same target, after calling `on_wait`.
+    The lock dies with its holder; a killed holder's unfinished folder is removed.
     """
     if target.exists():
         yield None
@@ -52,7 +52,7 @@ def made_once(target: Path, on_wait: Callable[[], None] = lambda: None) -> Itera
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; readers see the old text or the new one."""
+    """Replace the file `path` by `text` in one step: readers see the old text or the new one."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{_started(os.getpid())}")
     partial.unlink(missing_ok=True)
     try:
@@ -67,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what a `write_text` into `folder` has left that was killed. One that goes on is left alone."""
+    """Remove the unfinished files of `write_text` calls into `folder` whose process was killed."""
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             if (found := _PARTIAL.fullmatch(entry.name)) and not _goes_on(int(found["pid"]), found["started"]):
@@ -75,20 +75,20 @@ def remove_partials(folder: Path) -> None:
 
 
 def _goes_on(pid: int, started: str | None) -> bool:
-    """Whether the process runs, that very one; an older version did not write down when it was started."""
+    """Return whether that very process still runs; `started` None (an older version's file) compares the pid alone."""
     now = _started(pid)
     return now is not None and started in (None, now)
 
 
 def _started(pid: int) -> str | None:
-    """Clock ticks from boot to the start of a process; None where it has ended."""
+    """Return the process's start as clock ticks from boot, or None if it has ended."""
     with contextlib.suppress(OSError):
         return str(start_ticks(pid)) if is_alive(pid) else None
     return None
 
 
 def version(path: Path) -> tuple[int, int] | None:
-    """Another one after each `write_text`, which puts a new file in place; None where there is none."""
+    """Return a value that changes with every `write_text` (mtime and inode), or None if the file does not exist."""
     try:
         now = path.stat()
     except OSError:
@@ -97,9 +97,9 @@ def version(path: Path) -> tuple[int, int] | None:
 
 
 def open_lock(path: Path) -> TextIO:
-    """Open `path` to lock it. A link is not followed, and a FIFO keeps nobody waiting.
+    """Open `path` to lock it. Follows no link, and does not block on a FIFO.
 
-    Raises `OSError` where it cannot be opened, and `DeploymentError` where something else lies in its place.
+    Raises `OSError` if it cannot be opened, and `DeploymentError` if it is no regular file.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_CREAT
     try:
@@ -120,7 +120,7 @@ def _no_lock(path: Path) -> DeploymentError:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Nobody else has `path` while the block runs; calls `on_wait` before it waits for one who has."""
+    """Hold an exclusive lock on `path` while the block runs; call `on_wait` before waiting for another holder."""
     with open_lock(path) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Reading what another version of us, or anybody at all, may have written: records on disk and words over a socket."""
+"""Read JSON that another version of us, or anybody, may have written: records on disk, messages from a socket."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LIMIT_BYTES = 1 << 24
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises `OSError` where it cannot be read, `ValueError` where it is something else."""
+    """Return the JSON object in `file`. Raises `OSError` if it cannot be read, `ValueError` if it is something else."""
     return parse(read_bytes(file))
 
 
 def read_bytes(file: Path) -> bytes:
-    """All that is in `file`. Raises `OSError` where it cannot be read, `ValueError` for no file or one too large."""
+    """Return the bytes of `file`. Raises `OSError` if it cannot be read, `ValueError` for no file or one too large."""
     try:
         stream = opened(os.fspath(file))
     except OSError as exc:
@@ -31,7 +31,7 @@ def read_bytes(file: Path) -> bytes:
 
 
 def parse(text: bytes) -> dict[str, Any]:
-    """The JSON object that `text` is. Raises `ValueError` where it is something else."""
+    """Return the JSON object in `text`. Raises `ValueError` if it is something else."""
     try:
         data = json.loads(_bounded(text))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Running a program that takes a while: its words are shown as they come and kept for the error."""
+"""Run a program that takes a while: its output is shown as it comes, and its end is kept for the error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> Callable[[], None] | None:
-    """What a child does before its program starts, so that the kernel kills it when we are killed.
+    """Return a `preexec_fn` with which the kernel kills the child when this process is killed.
 
     None in any thread but the main one: the signal comes when the *thread* that forked ends.
     """
@@ -36,7 +36,7 @@ def die_with_parent() -> Callable[[], None] | None:
 
 
 def search_path(environment: Environment) -> str:
-    """Where a program is looked for: first where `environment` has its own."""
+    """Return the PATH to look a program up in: the folder of `environment` first."""
     return f"{environment.bin}:{os.environ.get('PATH', os.defpath)}"
 
 
@@ -47,7 +47,7 @@ def run(
     stdin: str = "",
     log: TextIO | None = None,
 ) -> tuple[int, list[str]]:
-    """Run `command` to its end; returns its exit code and its last lines, of both outputs together.
+    """Run `command` to its end; return its exit code and its last lines, of both outputs together.
 
     `on_line` gets each line that is not empty. An exception in between (a Ctrl-C) ends the program before it goes on.
     """

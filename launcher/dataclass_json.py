@@ -1,7 +1,6 @@
-"""Dataclasses to JSON and back: plans on their way to a supervisor, its news, and composed configs that are kept.
+"""Dataclasses to JSON and back: plans for a supervisor, its news, and kept configs.
 
-Who wrote the JSON may have been another version of us: a key that a dataclass does not have is passed over, and one
-that is missing gets its default.
+Another version of us may have written the JSON: unknown keys are ignored, and missing ones get their defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _PLAIN = (bool, int, float, str)
 
 
 def load(kind: type[T], data: object) -> T:
-    """Make the `kind` that `dataclasses.asdict` took apart. Raises `ValueError` that names what is not understood."""
+    """Make a `kind` from what `dataclasses.asdict` gave. Raises `ValueError` that names the first wrong key."""
     given, strange = understood(kind, data)
     required = [
         field.name
@@ -32,7 +31,7 @@ def load(kind: type[T], data: object) -> T:
 
 
 def understood(kind: type, data: object) -> tuple[dict[str, Any], list[str]]:
-    """Give the fields of `kind` that `data` has, and a sentence for each that is not of its type."""
+    """Return the fields of `kind` that `data` has, and a sentence for each one that is not of its type."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{_short(data)} is no object")
     given: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Which of our variables a program gets that we start: a list, and what the config adds. Pure.
+"""The variables of ours that a program inherits: a list, and the additions of the config. Pure.
 
 A user's shell holds what concerns no engine: keys of clouds, of the gateway, of version control. An engine reads its
 clients' words and a model that somebody else has made, so it gets none of them. Whatever rmlaunch decides for it
@@ -15,7 +15,7 @@ from launcher.masking import is_secret
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
 
-#: carries the deployment's folder into every process of the engine
+#: variable that carries the deployment's folder into every process of the engine
 MARKER = "RMLAUNCH_DEPLOYMENT"
 #: Set in a supervisor's environment: processes below a nested supervisor belong to its own deployment.
 SUPERVISOR = "RMLAUNCH_SUPERVISOR"
@@ -48,16 +48,16 @@ ENGINE = (
     "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX", "PYENV_*",
 )  # fmt: skip
 
-#: besides: what uv needs to find packages, their owners' passwords included, and to build those that come as source
+#: for uv, besides `ENGINE`: variables to find packages, passwords included, and to build those that come as source
 PACKAGES = (
     "PIP_*", "UV_*", "NETRC", "KEYRING_*", "GIT_*", "SSH_AUTH_SOCK",
     "CFLAGS", "CXXFLAGS", "LDFLAGS", "PKG_CONFIG_PATH", "CMAKE_*", "CARGO_*", "RUSTUP_*",
 )  # fmt: skip
 
-#: everything, for what is rmlaunch itself
+#: every variable, for programs that are rmlaunch itself
 ALL = ("*",)
 
-#: only by its full name: what leads Python, or an engine, to what another program was set up with
+#: names that no pattern with * matches: they lead Python, or an engine, to another program's set-up
 _NOT_BY_BEGINNING = frozenset(
     (
         "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "RBLN_DEVICES", "_VLLM_RBLN_RESOLVED_MODEL_IMPL",
@@ -65,12 +65,12 @@ _NOT_BY_BEGINNING = frozenset(
     )
 )  # fmt: skip
 
-#: ours, which tell whose a process is
+#: our own variables, which tell whose a process is
 OWN = frozenset((SUPERVISOR, MARKER))
 
 
 def inherited(ours: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, str]:
-    """What a program gets of `ours`: what `ENGINE` lists, and what `more` does, secrets too."""
+    """Return the variables out of `ours` that `ENGINE` or `more` lists; secrets only if `more` lists them."""
     return {
         name: value
         for name, value in ours.items()
@@ -79,7 +79,7 @@ def inherited(ours: Mapping[str, str], more: Sequence[str] = ()) -> dict[str, st
 
 
 def of_engine(plan: LaunchPlan, ours: Mapping[str, str]) -> dict[str, str]:
-    """What the engine of `plan` gets of `ours`, before the variables that the plan sets."""
+    """Return the variables out of `ours` that the engine of `plan` gets; those that the plan sets come after them."""
     given = inherited(ours, plan.inherit)
     if plan.environment.managed:
         # Without byte-code every start compiles all of torch again; the folder is ours, so nobody minds the files.

@@ -1,4 +1,4 @@
-"""Secrets out of everything that is printed or written down."""
+"""Mask secrets in everything that is printed or written down."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ _SECRET = re.compile(
     r"|SECRET|PASSW|PASSPHRASE|(^|_)(PASS|PW|PSW|PSK|JWT|DSN)(_|$)|_(AK|SK)(_|$)|(HF|ACCESS|AUTH|API)_?TOKENS?"
     r"|(?<!^)(?<!^OLD)PWD(_|$)"  # PWD and OLDPWD are folders
 )
-#: what ends like a secret and is none
+#: endings of names that are no secrets after all
 _HARMLESS = re.compile(r"_(FILE|PATH|DIR|NAME)$")
-#: of our own command line: engine.env.HF_TOKEN=…
+#: a key of our own command line: engine.env.HF_TOKEN=…
 _KEY = re.compile(r"[\w.+]+")
 _USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(?i)(?<=[?&])([\w-]*(?:token|key|secret|password|signature|credential)[\w-]*=)[^&\s]+")
 
 
 def mask_env(env: Mapping[str, str]) -> dict[str, str]:
-    """`env` with the values of variables that are named like secrets hidden; over-masking beats a leak."""
+    """Return `env` with the values of secrets masked, by the variables' names; over-masking beats a leak."""
     return {name: MASK if is_secret(name) else mask_url(value) for name, value in env.items()}
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable, a flag or a key of this name holds a secret."""
+    """Return whether a variable, flag or key of this name holds a secret."""
     word = name.lstrip("-").replace("-", "_").upper()
     return bool(_SECRET.search(word)) and not _HARMLESS.search(word)
 
 
 def mask_url(text: str) -> str:
-    """`text` without the user, password and tokens of any URL in it."""
+    """Return `text` with the user, password and tokens of every URL masked."""
     return _QUERY.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", text))
 
 
 def mask_argv(argv: tuple[str, ...]) -> tuple[str, ...]:
-    """`argv` without the values of flags and keys that are named like secrets (`--api-key x` and `api_key=x`)."""
+    """Return `argv` with the values of secret flags and keys masked (`--api-key x` and `api_key=x`)."""
     masked: list[str] = []
     hide_next = False
     for word in argv:

@@ -1,4 +1,4 @@
-"""Where things are: the shipped conf/ and templates/, and the user's cache, state and config folders."""
+"""The folders: the shipped conf/ and templates/, and the user's cache, state and config."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ _PACKAGE = Path(__file__).parent
 
 
 def shipped(folder: str) -> Path:
-    """`conf` or `templates`: inside the package in a wheel, beside it in a checkout."""
+    """Return the folder `conf` or `templates`: inside the package in a wheel, beside it in a checkout."""
     packaged = _PACKAGE / folder
     return packaged if packaged.is_dir() else _PACKAGE.parent / folder
 
 
 def cache_root() -> Path:
-    """Environments, models and artifacts: safe to delete, costly to make again."""
+    """Return the folder of environments, models and artifacts: safe to delete, costly to make again."""
     return _root("RMLAUNCH_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 def artifacts_root(cache: Path) -> Path:
-    """The folder below `cache` of everything that build steps make."""
+    """Return the folder below `cache` that holds the output of all build steps."""
     return cache / "artifacts"
 
 
 def state_root() -> Path:
-    """What runs now, and its logs."""
+    """Return the folder of deployments that run now, and of their logs."""
     return _root("RMLAUNCH_STATE", "XDG_STATE_HOME", ".local/state")
 
 
 def user_config() -> Path:
-    """The user's own config groups."""
+    """Return the folder of the user's own config groups."""
     return _xdg("XDG_CONFIG_HOME", ".config") / "rmlaunch"
 
 

@@ -59,9 +59,9 @@ def is_known(path: str) -> bool:
 
 
 def is_default(path: str, value: object) -> bool:
-    """Whether `value` is what a public plan has at `path` (`container.read_only`) where nobody asked for anything.
+    """Return whether `value` is the default at the dotted `path` of a public plan (`container.read_only`).
 
-    A record of an older version lacks what was added to plans since, and means that.
+    A record of an older version lacks the keys that were added since: for them, it means the default.
     """
     place, _, key = path.rpartition(".")
     fields = dataclasses.fields(_KINDS[place]) if place in _KINDS else ()

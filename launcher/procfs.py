@@ -1,4 +1,4 @@
-"""Processes by their numbers, as the kernel lists them. A pid names one together with its start and the boot's id."""
+"""Processes by pid, as /proc lists them. A pid identifies one only together with its start and the boot's id."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
-_LIMIT_BYTES = 2 << 20  #: as much as the kernel gives a program of words and variables, with the usual stack
+_LIMIT_BYTES = 2 << 20  #: the kernel's limit for argv and variables together, with the usual stack
 
 
 def is_the_same(pid: int, started: int) -> bool:
-    """Whether the process `pid` runs, and was started at `started` (clock ticks from boot)."""
+    """Return whether the process `pid` runs and was started at `started` (clock ticks from boot)."""
     try:
         return started == start_ticks(pid) and is_alive(pid)
     except OSError:
@@ -18,7 +18,7 @@ def is_the_same(pid: int, started: int) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this number runs; one that has ended and waits to be noticed does not."""
+    """Return whether a process of this pid runs; a zombie does not."""
     try:
         return _fields(pid)[0] not in (b"Z", b"X")
     except OSError:
@@ -26,40 +26,41 @@ def is_alive(pid: int) -> bool:
 
 
 def boot_id() -> str:
+    """Return the kernel's id of this boot: another one after every restart of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def start_ticks(pid: int) -> int:
-    """Clock ticks from boot to the start of the process `pid`. Raises `OSError` where there is none."""
+    """Return the start of the process `pid`, in clock ticks from boot. Raises `OSError` if there is none."""
     return int(_fields(pid)[19])
 
 
 def name(pid: int) -> str:
-    """Return the name of the process `pid`, which it may have given itself; empty where it has ended."""
+    """Return the name of the process `pid`, which it may have set itself; empty if it has ended."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     return ""
 
 
 def variable(pid: int, name: str) -> str | None:
-    """Return the variable `name` that the process `pid` was started with; None where it has none, or is not seen."""
+    """Return the variable `name` that the process `pid` was started with; None if it is unset or cannot be read."""
     _, _, rest = (b"\0" + _beginning(pid, "environ")).partition(f"\0{name}=".encode())
     value, end, _ = rest.partition(b"\0")
     return os.fsdecode(value) if end else None
 
 
 def command(pid: int) -> bytes:
-    """Return the words that the process `pid` was started with, each ended by a NUL; empty where it is not seen."""
+    """Return the argv that the process `pid` was started with, each word ended by a NUL; empty if it cannot be read."""
     return _beginning(pid, "cmdline")
 
 
 def _beginning(pid: int, file: str) -> bytes:
-    """The first `_LIMIT_BYTES` of what is a part of the process's own memory, and as large as it likes."""
+    """Return at most `_LIMIT_BYTES` of a file of /proc/PID: the process owns that memory and may make it any size."""
     with contextlib.suppress(OSError), Path(f"/proc/{pid}/{file}").open("rb") as stream:
         return stream.read(_LIMIT_BYTES)
     return b""
 
 
 def _fields(pid: int) -> list[bytes]:
-    """/proc/PID/stat from its third field. The name in the second may hold spaces and brackets, and be no UTF-8."""
+    """Return /proc/PID/stat from its third field. The name in the second may hold spaces, brackets and no UTF-8."""
     return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()

@@ -1,4 +1,4 @@
-"""What is being done and for how long, on stderr: a live line on a terminal, plain lines elsewhere."""
+"""Show the current stage and how long it takes, on stderr: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from launcher import terminal
 
 
 class Progress:
-    """The stages of one launch; `seconds` has how long each took, in order."""
+    """The stages of one launch; `seconds` holds how long each took, in order."""
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self._stream = terminal.guarded(stream or sys.stderr)
         self._quiet = quiet
-        self.live = not quiet and self._stream.isatty()  #: one line, written over
+        self.live = not quiet and self._stream.isatty()  #: a terminal: one line, written over
         self._stage = ""
         self._started = 0.0
 
     @contextmanager
     def stage(self, name: str, text: str) -> Iterator[None]:
-        """Announce `text`, and when the block ends say how long it took."""
+        """Announce `text`; when the block ends, say how long it took."""
         self._stage, self._started = name, time.monotonic()
         self._show(text, end="" if self.live else "\n")
         try:
@@ -37,12 +37,12 @@ class Progress:
                 self._show(f"{text} · {elapsed:.1f} s", end="\n")
 
     def detail(self, text: str) -> None:
-        """The newest line of a long stage's own output."""
+        """Show the newest line of a long stage's own output."""
         elapsed = time.monotonic() - self._started
         self._show(f"{text.strip()[:100]} · {elapsed:.0f} s", end="" if self.live else "\n")
 
     def note(self, text: str) -> None:
-        """A fact that belongs to no stage."""
+        """Show a fact that belongs to no stage."""
         if not self._quiet:
             self._stream.write(f"{text}\n")
 

@@ -1,4 +1,4 @@
-"""Engines, devices and runtimes by name, found through entry points; ours and those of other packages alike."""
+"""Find engines, devices and runtimes by name through entry points: ours and those of other packages alike."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ _GROUPS = ("engine", "device", "runtime")
 
 
 def engine(name: str) -> Engine:
-    """A new instance of the engine plugin `name`; it keeps the client connections of one deployment."""
+    """Return a new instance of the engine plugin `name`; it keeps the client connections of one deployment."""
     return engine_class(name)()
 
 
 def engine_class(name: str) -> type[Engine]:
+    """Return the class of the engine plugin `name`. Raises `ConfigError` if it is unknown or cannot be imported."""
     return _load("engine", name)
 
 
 def device(kind: str) -> DevicePlugin:
+    """Return a new device plugin for `kind`. Raises `ConfigError` if it is unknown or cannot be imported."""
     return cast(DevicePlugin, _load("device", kind)())
 
 
 def runtime(name: str) -> Runtime:
+    """Return a new runtime plugin `name`. Raises `ConfigError` if it is unknown or cannot be imported."""
     return cast(Runtime, _load("runtime", name)())
 
 
 def import_path(group: str, name: str) -> str:
-    """Where the plugin is, as `module:class`: for a process that has no time to look for it."""
+    """Return `module:class` of a plugin, for a process that has no time to look it up. Raises `ConfigError`."""
     points = _points()[group]
     if name not in points:
         raise ConfigError(unknown(group, name, sorted(points)))
@@ -46,6 +49,7 @@ def import_path(group: str, name: str) -> str:
 
 
 def names(group: str) -> Sequence[str]:
+    """Return the sorted names of all installed plugins of `group`: engine, device or runtime."""
     return sorted(_points()[group])
 
 

@@ -1,4 +1,4 @@
-"""The nearest name to one that is not known."""
+"""Suggest the nearest known name for an unknown one."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """`engine 'vlm' not found; did you mean 'vllm'? available: …`"""
+    """Return the message for an unknown name: `engine 'vlm' not found; did you mean 'vllm'? available: …`."""
     return f"{what} {name!r} not found; {did_you_mean(name, known)}available: {', '.join(known)}"
 
 
 def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """`did you mean 'x'? `, or nothing where nothing is near; `prefix` stands before the name that is shown."""
+    """Return `did you mean 'x'? `, or an empty text if nothing is near; `prefix` goes before the shown name."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, n=1)

@@ -1,8 +1,8 @@
-"""What a terminal is shown: the words of engines, clients and models as they are, but for what a terminal obeys.
+"""Print text of engines, clients and models to a terminal without the sequences that a terminal obeys.
 
-A sequence of control characters can rename its window, clear what stood there, or write to its clipboard; marks that
-change the direction of text can make a command look like another. On a terminal both are shown instead of sent. A file
-or a pipe gets every byte.
+A control sequence can rename the window, clear what stood there, or write to the clipboard; marks that change the
+direction of text can make a command look like another. On a terminal both are written out instead of sent. A file or a
+pipe gets every byte.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, TextIO, cast
 
-#: C0 but for tab and newline, DEL, C1, and the marks of direction
+#: characters that a terminal obeys: C0 but for tab and newline, DEL, C1, and the marks of direction
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def shown(text: str) -> str:
-    """`text` with what a terminal would obey written out, as `less` does: `^[`, `<U+202E>`.
+    """Return `text` with control characters written out, as `less` does: `^[`, `<U+202E>`.
 
     A carriage return ends a line: a progress bar is readable, and nothing is written over.
     """
@@ -32,15 +32,17 @@ def _written(found: re.Match[str]) -> str:
 
 
 class Terminal:
-    """A text stream that leads to a terminal, which is `shown` what is written to it."""
+    """A text stream to a terminal; it writes out what the terminal would obey."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.obeying = stream  #: the same without the guard
+        self.obeying = stream  #: the stream itself, without the guard
 
     def write(self, text: str) -> int:
+        """Write `text` as `shown` makes it; return the number of characters."""
         return self.obeying.write(shown(text))
 
     def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines` as `write` does."""
         for line in lines:
             self.write(line)
 
@@ -49,7 +51,7 @@ class Terminal:
 
 
 def guarded(stream: TextIO) -> TextIO:
-    """`stream`, as a `Terminal` where it leads to one; a second time changes nothing."""
+    """Return `stream`, wrapped in a `Terminal` if it leads to one; a second time changes nothing."""
     if isinstance(stream, Terminal) or not stream.isatty():
         return stream
     return cast(TextIO, Terminal(stream))
@@ -61,9 +63,9 @@ def command(stream: TextIO, sequence: str) -> None:
 
 
 def guard() -> None:
-    """Whatever this process prints from now on, tracebacks and warnings too, a terminal is shown.
+    """Guard stdout and stderr of this process for good, tracebacks and warnings included.
 
-    A character that a stream cannot have is written out there (`\\u6f22`), on a terminal or not.
+    A character that the stream cannot encode is written out (`\\u6f22`), on a terminal or not.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -72,7 +74,7 @@ def guard() -> None:
 
 
 def byte_writer(raw: bool) -> Callable[[bytes], None]:
-    """What writes bytes to stdout: as they are with `raw` or where no terminal is, else `shown`, in UTF-8."""
+    """Return a function that writes bytes to stdout: unchanged if `raw` or no terminal is there, else `shown`."""
     decoder = None if raw or not sys.stdout.isatty() else codecs.getincrementaldecoder("utf-8")("replace")
 
     def write(data: bytes) -> None:

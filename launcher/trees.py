@@ -1,4 +1,4 @@
-"""Removing folders that a program has filled as it liked: no link is followed, and none is too deep."""
+"""Remove folders that a program has filled: no link is followed, and no folder is too deep."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def remove(root: Path) -> None:
-    """Remove the folder `root` with all that is in it; what cannot be removed stays, and so does a link at its place.
+    """Remove the folder `root` with all that is in it. A link in its place stays, and so does what cannot be removed.
 
     `shutil.rmtree` calls itself for each folder in a folder, and ends with a `RecursionError` in the thousandth. Here
-    those are moved up into `root` and taken in turn.
+    inner folders are moved up into `root` and taken in turn.
     """
     with contextlib.suppress(OSError):
         _opened_up(os.fspath(root), None)
         top = os.open(root, _FOLDER)
         try:
             names = os.listdir(top)  # noqa: PTH208  (by a descriptor)
-            for name in names:  # it grows
+            for name in names:  # the list grows
                 names += _emptied(name, top)
         finally:
             os.close(top)
@@ -30,7 +30,7 @@ def remove(root: Path) -> None:
 
 
 def _emptied(name: str, top: int) -> Iterator[str]:
-    """Remove `name` from the folder `top`; yields the new names of the folders that were in it."""
+    """Remove `name` from the folder `top`; yield the new names of the folders that were in it."""
     with contextlib.suppress(OSError):
         if not _opened_up(name, top):
             os.unlink(name, dir_fd=top)
@@ -51,7 +51,7 @@ def _emptied(name: str, top: int) -> Iterator[str]:
 
 
 def _opened_up(name: str, folder: int | None) -> bool:
-    """Whether `name` is a folder, seen from the descriptor `folder` if any; its owner may do everything in it then."""
+    """Give the owner all rights in the folder `name` (seen from the descriptor `folder`); False if it is no folder."""
     try:
         found = os.open(name, _LOOKED_AT, dir_fd=folder)
     except NotADirectoryError:  # a link, too
