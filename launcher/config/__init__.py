@@ -1,0 +1,1 @@
+"""The typed shape of a config, and composing one with Hydra, which nothing outside this room sees."""

@@ -1,4 +1,4 @@
-"""Composed configs kept on disk: composing is pure, so the same words over the same files need not be composed again.
+"""Keep composed configs on disk: composing is pure, so equal words over equal files need it once.
 
 Importing Hydra and composing costs more than everything else that stands between the shell and the engine's program.
 A kept config is used only where every file that could have played a part, the words and our version are the same.
@@ -26,7 +26,7 @@ _RESOLVER = re.compile(r"\$\{[^{}]*:")
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
-    """As `launcher.config.compose.compose`, which it calls where nothing fitting is kept."""
+    """Return the kept config for `overrides`; call `launcher.config.compose.compose` if none fits."""
 
     def anew() -> LaunchConfig:
         from launcher.config import compose
@@ -68,7 +68,7 @@ def _key(overrides: Sequence[str], folders: Iterable[Path]) -> str:
 
 
 def _our_version() -> list[int]:
-    """Changes with the code that decides what a config means."""
+    """Return the change times of all code that decides what a config means."""
     folder = Path(__file__).parent
     engines = folder.parents[1] / "engines"  # they declare keys of their own
     ours = (*sorted(folder.glob("*.py")), folder.parent / "dataclass_json.py", *sorted(engines.glob("*.py")))
@@ -106,7 +106,7 @@ def _looks_outside(folders: Iterable[Path]) -> bool:
 
 
 def _has_secrets(node: object) -> bool:
-    """Whether any key is named like a secret and set, or any text has the password of a URL in it."""
+    """Return whether any key is named like a secret and set, or any text holds the password of a URL."""
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         node = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
     if isinstance(node, dict):

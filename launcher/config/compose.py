@@ -1,4 +1,4 @@
-"""Overrides → `LaunchConfig`, with Hydra; nothing of Hydra or OmegaConf is seen outside this module.
+"""Overrides → `LaunchConfig`, with Hydra; nothing outside this module sees Hydra or OmegaConf.
 
 Pure but for reading config files: the user's folder and `config_dir` are on the search path, after ours.
 """
@@ -26,14 +26,14 @@ HYDRA_VERSION_BASE = "1.3"
 
 _IDENTITIES = ("engine.name", "device.kind", "runtime.name")
 
-#: mappings whose keys are not ours to know: whatever an engine's key has below it is one
+#: mappings with free keys: everything below a key of the engine, and a few others
 FREE_FORM = re.compile(
     r"engine\.\w+\.|model\.build\.|model\.engine_args\.|policy\.engines\.|gateway\.(?:routes|deployments|keys)\."
 )
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchConfig:
-    """The configuration that `overrides`, in Hydra's grammar, ask for. Raises `ConfigError` with the way out."""
+    """Return the config for `overrides`, in Hydra's grammar. Raises `ConfigError` that says what to change."""
     chosen = any(item.startswith("engine=") and item != "engine=auto" for item in overrides)
     for item in overrides:
         _refuse_identity(item)
@@ -42,7 +42,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchCo
 
 
 def compose_gateway(overrides: Sequence[str], config_dir: str | None = None) -> GatewayConf:
-    """As `compose`, of `rmlaunch gateway`."""
+    """Return the config of `rmlaunch gateway` for `overrides`. Raises `ConfigError` as `compose` does."""
     return cast("GatewayConf", _composed("gateway", overrides, config_dir).gateway)
 
 
@@ -62,7 +62,7 @@ def _composed(root: str, overrides: Sequence[str], config_dir: str | None, engin
 
 
 def _refuse_identity(override: str) -> None:
-    """`engine.name=triton` would change the name and leave everything else as it was."""
+    """Refuse `engine.name=triton`, which would change the name and leave everything else as it was."""
     key, _, value = override.lstrip("+").partition("=")
     if key in _IDENTITIES:
         group = key.partition(".")[0]
@@ -70,10 +70,10 @@ def _refuse_identity(override: str) -> None:
 
 
 def normalized(overrides: Sequence[str]) -> list[str]:
-    """What a user wrote in Hydra's grammar, so that nobody has to know all of it. Not to be done twice.
+    """Return a user's words as Hydra's grammar wants them, so that nobody has to know all of it. Call it once only.
 
-    A new key of a free-form mapping is written with `++`; a prompt is taken as it is, commas and brackets too, unless
-    it is quoted for Hydra already; a model's source may have a `!`.
+    A new key of a free-form mapping gets its `++`. A prompt is taken as it is, commas and brackets too, unless it is
+    quoted for Hydra already. A model's source may have a `!`.
     """
     return [_for_hydra(item) for item in overrides]
 
@@ -90,21 +90,21 @@ def _for_hydra(item: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """`text` as a string in Hydra's grammar, where a backslash counts only before a quote, or at the end."""
+    """Return `text` as a string in Hydra's grammar: a backslash counts only before a quote, or at the end."""
     quotable = re.sub(r"(\\*)'", r"\1\1\\'", text)
     trailing = len(quotable) - len(quotable.rstrip("\\"))
     return f"'{quotable}{chr(92) * trailing}'"
 
 
 def options(group: str) -> list[str]:
-    """The names that `group=` takes, the user's own included."""
+    """Return the names that `group=` takes, the user's own included."""
     folders = [shipped("conf") / group, user_config() / group]
     return sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
 
 
 @contextmanager
 def hydra_of_our_own(config_dir: str | None = None) -> Iterator[None]:
-    """Hydra knows our schemas and the user's folders while the block runs, and is as it was before afterwards.
+    """Give Hydra our schemas and the user's folders while the block runs; afterwards it is as before.
 
     Hydra's state is global: the application that we run in may be a Hydra application too.
     """
@@ -128,7 +128,7 @@ def hydra_of_our_own(config_dir: str | None = None) -> Iterator[None]:
 
 @cache
 def _search_path_plugin() -> Any:
-    """The plugin class that puts its `folders` on Hydra's search path; one, since Hydra knows plugins by class."""
+    """Return the one plugin class that puts its `folders` on Hydra's search path: Hydra knows plugins by class."""
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
@@ -147,9 +147,9 @@ def _search_path_plugin() -> Any:
 
 @contextmanager
 def readable_errors(engine_hint: str = "") -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise for a user's mistake into one `ConfigError` that names the way out.
+    """Turn Hydra's and OmegaConf's errors for a user's mistake into one `ConfigError` that says what to change.
 
-    `engine_hint` is added where a key of the engine is not known.
+    `engine_hint` is appended if a key of the engine is unknown.
     """
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
@@ -173,7 +173,7 @@ def _unknown_option(missing: str | None, listed: Sequence[str] | None) -> str | 
 
 
 def _explain(exc: Exception) -> str:
-    """One line for `exc`, from the innermost cause: Hydra's own first line only repeats the override."""
+    """Return one line for `exc`, from the innermost cause: Hydra's own first line only repeats the override."""
     from hydra.errors import OverrideParseException
     from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -208,7 +208,7 @@ def _unknown_key(key: str, siblings: Sequence[str]) -> str:
 
 
 def _refuse_added_keys(node: object, path: str) -> None:
-    """`+key=value` would slip an unknown key past the schema, where nothing reads it."""
+    """Refuse `+key=value`: an unknown key would slip past the schema, and nothing would read it."""
     from omegaconf import DictConfig, OmegaConf
 
     if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
@@ -228,7 +228,7 @@ def _fields(node: object) -> list[str]:
 
 
 def _detail(exc: BaseException) -> str:
-    """What Hydra says of an override that it cannot read, without its repetition of it and its link."""
+    """Return Hydra's reason for refusing an override, without the repeated override and the link."""
     lines = (line.strip() for line in str(exc).splitlines())
     return next((line for line in lines if line and not line.startswith(("Error parsing override", "See "))), "")
 

@@ -1,4 +1,4 @@
-"""The device plugin that a config asks for: one that is installed, or one made from `device.sdk`."""
+"""The device plugin that a config asks for: an installed one, or one made from `device.sdk`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plugin(conf: DeviceConf) -> DevicePlugin:
 def import_path(kind: str) -> str:
     """Return `module:class` of the plugin of `kind`, for a process that does not read the config.
 
-    Empty for devices that everybody shares: their memory tells nothing of one deployment.
+    Empty for devices that everybody shares: their memory says nothing about one deployment.
     """
     if kind not in registry.names("device"):
         return f"{Declared.__module__}:{Declared.__name__}"

@@ -1,4 +1,4 @@
-"""The typed shape of the `gateway` config: what conf/gateway and conf/gateway.yaml may hold, as Hydra checks it."""
+"""The typed shape of the `gateway` config: the keys of conf/gateway and conf/gateway.yaml, as Hydra checks them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 from engines.base import MISSING
 
-#: what the ledger calls the engine of a gateway's own deployment
+#: the engine's name in the ledger's record of a gateway's own deployment
 ENGINE = "gateway"
 
-#: keys that an earlier release called something else, by the old name; a config that still has one is refused
+#: old key → its name now; a config that still has an old key is refused
 RENAMED = {"gateway.defaults_of_routes": "gateway.route_defaults"}
 
 
 @dataclass
 class Member:
-    """One of a route's deployments: a local one by its name, or a server by its URL."""
+    """A deployment of a route: a local one by its name, or a server by its URL."""
 
     name: str = ""
     weight: int = 1
-    url: str | None = None  #: of a server's API: what stands before /chat/completions
-    model: str | None = None  #: what that server calls the model; None sends the route's name
+    url: str | None = None  #: base URL of the server's API: the part before /chat/completions
+    model: str | None = None  #: the model's name on that server; None sends the route's name
     api_key_env: str | None = None  #: the variable that holds its key
 
 
 @dataclass
 class Rule:
-    """Which deployments may answer a request that fits all that is said here."""
+    """A choice of deployments for requests that meet every condition given here; None is no condition."""
 
     use: list[str] = field(default_factory=list)
-    min_chars: int | None = None  #: of the prompt, or of all messages together
+    min_chars: int | None = None  #: characters of the prompt, or of all messages together
     max_chars: int | None = None
     stream: bool | None = None
     min_batch: int | None = None  #: texts in one request
@@ -38,7 +38,7 @@ class Rule:
 
 @dataclass
 class RouteDefaults:
-    """Times are in seconds."""
+    """The settings that a route may have; `_s` is seconds, and None is no limit."""
 
     strategy: str = MISSING
     max_concurrency: int | None = None
@@ -52,15 +52,19 @@ class RouteDefaults:
 
 @dataclass
 class RouteConf(RouteDefaults):
+    """One route: the deployments that answer for it, by name, `Member` or both, and its own settings."""
+
     deployments: list[Any] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
 
 
 @dataclass
 class KeyConf:
+    """One client's key, in clear (`key`) or as its SHA-256 in hex (`sha256`); None is not given."""
+
     key: str | None = None
     sha256: str | None = None
-    routes: list[str] | None = None  #: that it may ask; None is all
+    routes: list[str] | None = None  #: routes that the key may ask; None is all
     max_concurrency: int | None = None
 
 
@@ -68,12 +72,14 @@ class KeyConf:
 class Startable:
     """A deployment that the gateway may start."""
 
-    launch: list[str] = field(default_factory=list)  #: overrides, as of `rmlaunch up`
-    ttl_s: float | None = None  #: idle for this long, it is stopped; None lets it run
+    launch: list[str] = field(default_factory=list)  #: overrides, as for `rmlaunch up`
+    ttl_s: float | None = None  #: stopped after being idle for this long; None lets it run
 
 
 @dataclass
 class GatewayConf:
+    """The whole gateway; `_s` is seconds and `_mib` MiB. Routes, deployments and keys are by name."""
+
     host: str = MISSING
     port: int = MISSING
     routes: dict[str, Any] = field(default_factory=dict)
@@ -95,4 +101,6 @@ class GatewayConf:
 
 @dataclass
 class GatewayRoot:
+    """The root of the composed config, which holds `gateway` alone."""
+
     gateway: GatewayConf = MISSING

@@ -1,4 +1,4 @@
-"""Model sources (`model.source`): where a model comes from, and where it lies on this machine once it is fetched."""
+"""Model sources (`model.source`): where a model comes from, and its path on this machine once it is fetched."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Source:
     kind: str  #: pypi, hf, file, or url for a model that somebody else serves
     name: str  #: package, repository or absolute path
     version: str = ""
-    file: str = ""  #: inside the package or repository; empty where the whole of it is the model
+    file: str = ""  #: path inside the package or repository; empty if all of it is the model
 
     def path(self, cache: Path) -> Path:
-        """Where the model lies once it has been fetched."""
+        """Return the model's path once it has been fetched."""
         match self.kind:
             case "pypi":
                 return cache / "models/pypi" / f"{self.name}-{self.version}" / self.file
@@ -41,11 +41,11 @@ class Source:
 
     @property
     def pinned(self) -> bool:
-        """Whether it is the same model on whichever day and machine it is fetched; a branch of the hub is not."""
+        """Return whether every fetch gives the same model, on any day and machine; a branch of the hub may change."""
         return self.kind == "pypi" or (self.kind == "hf" and bool(_COMMIT.fullmatch(self.version)))
 
     def commit(self, cache: Path) -> str:
-        """The commit of the hub that its branch or tag was when it was fetched; empty where that is not known."""
+        """Return the hub's commit that the branch or tag meant when it was fetched; empty if unknown."""
         with contextlib.suppress(OSError):
             snapshot = self.path(cache).parent if self.file else self.path(cache)
             if _COMMIT.fullmatch(name := snapshot.readlink().name):
@@ -53,7 +53,7 @@ class Source:
         return ""
 
     def format(self) -> str:
-        """The model's format: by the file's ending, and a folder by what is in it. Looks only at `file:` sources."""
+        """Return the model's format, by the file's ending or the folder's files. Looks only at `file:` sources."""
         ending = Path(self.file or (self.name if self.kind == "file" else "")).suffix
         if self.kind == "url":
             return "url"
@@ -64,9 +64,9 @@ class Source:
         return "safetensors"
 
     def identity(self) -> str:
-        """What an artifact made from this source is keyed by; pinned sources are their own identity.
+        """Return the text that keys artifacts made from this source; a pinned source is its own identity.
 
-        A local file or folder is known by its newest change and its size: digesting gigabytes would cost minutes.
+        A local file or folder is identified by names, sizes and change times: digesting gigabytes would cost minutes.
         """
         if self.kind != "file":
             return self.text
@@ -77,7 +77,7 @@ class Source:
 
 
 def parse(text: str) -> Source:
-    """Read a `model.source`. Raises `ConfigError` that shows the forms."""
+    """Parse a `model.source`. Raises `ConfigError` that shows the forms."""
     if match := _PYPI.fullmatch(text):
         return Source(text, "pypi", match["package"], match["version"], match["file"])
     if match := _HF.fullmatch(text):
@@ -93,7 +93,7 @@ def parse(text: str) -> Source:
 
 
 def format_of(source: str, named: str | None) -> str:
-    """The format that is `named`, or that the `model.source` has. Raises `ConfigError` for one that nobody knows."""
+    """Return the format `named`, or else the one of the `model.source`. Raises `ConfigError` for an unknown format."""
     if named and named not in FORMATS:
         raise ConfigError(f"model.format={named!r} is not known; known: {', '.join(FORMATS)}")
     return named or parse(source).format()

@@ -1,7 +1,7 @@
 """The typed shape of the configuration: one dataclass per config group, registered with Hydra.
 
 The values live in conf/*.yaml; a field without a default here must be given there. `None` means "not set: the
-launcher or the engine decides". What only one engine knows is declared by that engine (`Engine.Options`).
+launcher or the engine decides". Keys of one engine alone are declared by that engine (`Engine.Options`).
 """
 
 from __future__ import annotations
@@ -22,45 +22,47 @@ class EnvironmentConf:
     """The packages that one engine × device needs."""
 
     requirements: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)  #: as in `uv pip install --override`
+    overrides: list[str] = field(default_factory=list)  #: for `uv pip install --override`
     indexes: list[str] = field(default_factory=list)  #: extra package indexes, searched before the default one
     python: str | None = None  #: "3.12"; None is the Python that runs rmlaunch
 
 
 @dataclass
 class LayoutConf:
-    """Where an image has things that is not built by us, or not on a base of ours."""
+    """The places of things in an image that we did not build, or not on a base of ours."""
 
-    environment: str | None = None  #: the folder that has bin/python and lib/python3.x; None is as we build it
-    python: str | None = None  #: "3.12"; None is that of the packages
-    program: str | None = None  #: the server, where it is not in the environment
-    options: dict[str, Any] = field(default_factory=dict)  #: keys of the engine that follow from it
-    base: str | None = None  #: to build on, where there is no image to pull
+    environment: str | None = None  #: folder with bin/python and lib/python3.x; None is as we build it
+    python: str | None = None  #: "3.12"; None is the version of the packages
+    program: str | None = None  #: path of the server, if it is not in the environment
+    options: dict[str, Any] = field(default_factory=dict)  #: keys of the engine that follow from the image
+    base: str | None = None  #: image to build on, if there is none to pull
 
 
 @dataclass
 class EngineConf:
+    """The keys that mean the same for every engine; an engine adds its own (`engine_conf`)."""
+
     name: str = MISSING
     environment: str = MISSING  #: managed, current, or the path of a Python environment that the user owns
     environments: dict[str, EnvironmentConf] = field(default_factory=dict)  #: by device kind
     images: dict[str, str] = field(default_factory=dict)  #: container image to pull, by device kind
-    layouts: dict[str, LayoutConf] = field(default_factory=dict)  #: where things are in it, by device kind
+    layouts: dict[str, LayoutConf] = field(default_factory=dict)  #: places of things in the image, by device kind
     program: str | None = None  #: the user's own server binary
     args: dict[str, Any] = field(default_factory=dict)  #: flags of the engine's program
     env: dict[str, str] = field(default_factory=dict)  #: variables of the engine's program
-    inherit: list[str] = field(default_factory=list)  #: variables of yours that it gets besides launcher/inheritance.py
-    api_key_env: str | None = None  #: the variable that holds api_key where that is not given
+    inherit: list[str] = field(default_factory=list)  #: variables of yours to pass on, besides launcher/inheritance.py
+    api_key_env: str | None = None  #: the variable that holds api_key if that is not given
 
 
 def options_of(conf: EngineConf) -> dict[str, Any]:
-    """The keys that only its engine has (`Engine.Options`); those of `EngineConf` mean the same for every engine."""
+    """Return the keys that only this engine has (`Engine.Options`), without those of `EngineConf`."""
     common = {field.name for field in fields(EngineConf)}
     return {key: value for key, value in asdict(conf).items() if key not in common}
 
 
 @cache
 def engine_conf(name: str) -> type[EngineConf]:
-    """`EngineConf` with the keys that the engine `name` adds to it. Raises `ConfigError` where it cannot be had."""
+    """Return `EngineConf` with the keys that the engine `name` adds. Raises `ConfigError` if it cannot be loaded."""
     from launcher import registry
 
     kind = make_dataclass(f"{name}Conf", [], bases=(registry.engine_class(name).Options, EngineConf))
@@ -69,18 +71,22 @@ def engine_conf(name: str) -> type[EngineConf]:
 
 @dataclass
 class DeviceConf:
+    """The devices to run on: those of `ids`, or `count` free ones. None lets the engine and the model decide."""
+
     kind: str = MISSING
     ids: list[int] | None = None
     count: int | None = None
-    #: the product that the launch is for: a plan describes one without looking for it, a launch takes no other
+    #: product to launch for: a plan assumes it without looking, a launch takes no other; None takes any
     assume: str | None = None
-    product: str | None = None  #: `assume` by its older name, and None once that is settled
-    share: bool = False  #: take devices that others use, too
+    product: str | None = None  #: older name of `assume`; None once the config is settled
+    share: bool = False  #: also take devices that others use
     sdk: SdkConf | None = None  #: a vendor's compiler and runtime that no plugin of ours knows (docs/npu-vendors.md)
 
 
 @dataclass
 class TensorConf:
+    """One input or output of a tensor model."""
+
     name: str = MISSING
     dtype: str = MISSING  #: numpy's name
     shape: list[int] = MISSING  #: -1 is any size
@@ -88,14 +94,14 @@ class TensorConf:
 
 @dataclass
 class FactsConf:
-    """Sizes of a model that need not be here to be known: from its published config.json, by that file's names.
+    """Sizes of a model that has not been fetched: from its published config.json, by that file's names.
 
-    But for num_kv_heads: what is named like a key is taken for a secret.
+    Only num_kv_heads differs: a name with `key` in it is taken for a secret.
     """
 
-    of: str = MISSING  #: what model.source begins with; for any other source they do not count
+    of: str = MISSING  #: beginning of the model.source that the facts are for; any other source ignores them
     parameters: int = MISSING  #: elements of the weights
-    stored_bytes: int | None = None  #: of a GGUF file's weights
+    stored_bytes: int | None = None  #: bytes of a GGUF file's weights
     model_type: str | None = None
     num_hidden_layers: int | None = None
     hidden_size: int | None = None
@@ -107,11 +113,13 @@ class FactsConf:
     tie_word_embeddings: bool | None = None
     sliding_window: int | None = None
     max_position_embeddings: int | None = None
-    dtype: str | None = None  #: that the weights are published in
+    dtype: str | None = None  #: dtype of the published weights
 
 
 @dataclass
 class ModelConf:
+    """The model: where it comes from, what it is for, and how it is compiled and served."""
+
     id: str = MISSING
     source: str = MISSING
     format: str | None = None  #: None is read off the source
@@ -119,27 +127,29 @@ class ModelConf:
     context_length: int = MISSING
     dtype: str = MISSING
     chat: bool = MISSING
-    inputs: list[TensorConf] | None = None  #: of task=tensor; None is read from the file, where the format says it
+    inputs: list[TensorConf] | None = None  #: for task=tensor; None is read from the file, if its format says it
     outputs: list[TensorConf] | None = None
     build: dict[str, dict[str, Any]] = field(default_factory=dict)  #: compile settings, by device kind
     engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  #: flags that this model wants, by engine
-    facts: FactsConf | None = None  #: None is read from the model's files, once they are here
+    facts: FactsConf | None = None  #: None is read from the model's files once they are fetched
 
 
 @dataclass
 class RuntimeConf:
+    """The runtime that starts the engine's program; `ContainerConf` is for those that run images."""
+
     name: str = MISSING
 
 
 @dataclass
 class ContainerConf(RuntimeConf):
-    """Of a runtime that runs images."""
+    """A runtime that runs images; None lets the launcher or Docker decide."""
 
     image: str | None = None
     environment: str | None = None
     pull: str = MISSING
     base: str | None = None
-    bases: dict[str, str] = field(default_factory=dict)  #: by version of Python
+    bases: dict[str, str] = field(default_factory=dict)  #: base image by version of Python
     network: str = MISSING
     user: str | None = None
     devices: str = MISSING  #: auto, cdi or nodes
@@ -156,7 +166,7 @@ GOALS = ("latency", "throughput", "memory", "energy")
 
 @dataclass
 class PolicyConf:
-    """What `auto` means; the first that fits is taken."""
+    """The preferences behind `auto`; the first that fits is taken."""
 
     goal: str | None = None  #: one of `GOALS`; devices that are made for it come first
     devices: list[str] = MISSING
@@ -165,6 +175,8 @@ class PolicyConf:
 
 @dataclass
 class SamplingConf:
+    """The sampling options for `prompt`; None leaves the option to the engine."""
+
     max_tokens: int = MISSING
     temperature: float = MISSING
     top_p: float | None = None
@@ -175,7 +187,7 @@ class SamplingConf:
 
 @dataclass
 class SuperviseConf:
-    """Times are in seconds."""
+    """The limits of a supervisor; `_s` is seconds. metrics_port None publishes no metrics."""
 
     startup_timeout_s: float = MISSING
     stop_grace_s: float = MISSING
@@ -194,12 +206,14 @@ class SuperviseConf:
 
 @dataclass
 class LaunchConfig:
+    """One launch, composed and typed: the root that `compose` returns."""
+
     engine: EngineConf = MISSING
     device: DeviceConf = MISSING
     model: ModelConf = MISSING
     runtime: RuntimeConf = MISSING
     policy: PolicyConf = MISSING
-    builders: dict[str, EnvironmentConf] = field(default_factory=dict)  #: what conversions run in
+    builders: dict[str, EnvironmentConf] = field(default_factory=dict)  #: environments that conversions run in
     name: str | None = None
     host: str = MISSING
     port: int | None = None
@@ -212,7 +226,7 @@ class LaunchConfig:
     supervise: SuperviseConf = field(default_factory=SuperviseConf)
 
 
-#: group → option that a YAML file names in its defaults list to take on the schema
+#: (group, option) → schema; a YAML file takes on the schema by naming the option in its defaults list
 SCHEMAS: dict[tuple[str | None, str], type] = {
     (None, "base_config"): LaunchConfig,
     ("engine", "base_engine"): EngineConf,

@@ -1,4 +1,4 @@
-"""Values that a type cannot refuse: ranges, names that become paths, keys that exclude each other. Pure."""
+"""Check values that a type cannot refuse: ranges, names that become paths, keys that exclude each other. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from engines.base import ConfigError
 from launcher.config.schema import GOALS, LaunchConfig
 from launcher.inheritance import OWN
 
-#: becomes a folder, a file and part of a URL
+#: names that become a folder, a file and part of a URL
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
 
 
 def check(config: LaunchConfig) -> None:
-    """Raises `ConfigError` for the first value that cannot be, naming its key."""
+    """Raise `ConfigError` for the first value that is out of range or excluded, naming its key."""
     for problem in _problems(config):
         raise ConfigError(problem)
 
