@@ -1,4 +1,4 @@
-"""Which of the devices that were found a deployment gets: free ones, and of one group where they have groups."""
+"""Assign devices to a deployment: free ones, and of one group if they have groups."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from launcher.config.schema import DeviceConf, LaunchConfig
 from launcher.devices.base import DevicePlugin, Resource
 from launcher.planning.machine import Machine
 
-#: id → by whom, in words
+#: device id → its user, in words
 Taken = Mapping[int, str]
 
 
 class Choices:
-    """The devices that a config may have on this machine, or those that it is to assume."""
+    """The devices that a config may use on this machine, or those that a plan assumes."""
 
     def __init__(self, config: LaunchConfig, machine: Machine) -> None:
-        """Raises `ResourceError` for a launch without such a device, and `ConfigError` for an unknown product."""
+        """Find them. Raises `ResourceError` for a launch without such a device, `ConfigError` for a wrong product."""
         self.plugin = plugin = declared_device.plugin(config.device)
         conf = config.device
-        # A mere plan takes a product that is known for granted; one that is simulated is always there.
+        # A plan takes a known product for granted; a simulated one is always there.
         assumed = not machine.launches and not plugin.shared and _meant(conf.assume, plugin.products)
         self.found = found = () if assumed else machine.devices(conf)
         self.suitable, self._product = _suitable(conf, plugin, found)
@@ -38,9 +38,9 @@ class Choices:
         self._kept_first = sorted(self.suitable, key=lambda resource: resource.id not in kept)
 
     def device(self, wanted: int | None) -> Device:
-        """Return the devices of a launch; `wanted` is how many, where neither the config nor the model says it.
+        """Return the devices of a launch; `wanted` is their number if neither the config nor the model says it.
 
-        Raises `ResourceError` where there are not as many free ones.
+        Raises `ResourceError` if not enough of them are free.
         """
         conf, plugin, found = self._config.device, self.plugin, self.found
         what = f"{plugin.kind} {self._product}" if len(self.suitable) < len(found) else plugin.kind
@@ -62,10 +62,10 @@ class Choices:
 def _suitable(
     conf: DeviceConf, plugin: DevicePlugin, found: Sequence[Resource]
 ) -> tuple[tuple[Resource, ...], str | None]:
-    """Return those of `found` that are of the product `device.assume`, and that product; all and None without it.
+    """Return those of `found` whose product is `device.assume`, and that product; all and None without the key.
 
-    A device that does not tell its product is taken for that one. Raises `ResourceError` where all are of others, and
-    `ConfigError` where nobody knows the product.
+    A device that does not tell its product counts as that one. Raises `ResourceError` if all have other products, and
+    `ConfigError` for an unknown product.
     """
     if (said := conf.assume) is None:
         return tuple(found), None
@@ -95,9 +95,9 @@ def _ids(
 
 
 def _meant(said: str | None, products: Iterable[str], here: Collection[str] = ()) -> str | None:
-    """Return the one of `products` that `said` names, in full or shortened, such as RTX3090; None where it is none.
+    """Return the one of `products` that `said` names, in full or shortened (RTX3090); None if there is none.
 
-    Of several it is the one that this machine has, if that is one.
+    If several fit, it is the one that this machine has, if that is one.
     """
     plain = {name: name.replace(" ", "").replace("-", "").lower() for name in products}
     if said is None or said in plain:
@@ -112,9 +112,9 @@ def _meant(said: str | None, products: Iterable[str], here: Collection[str] = ()
 def choose(
     kind: str, found: Sequence[Resource], in_use: Taken, count: int, ids: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """`ids`, or the first `count` devices that are free, of one group if they tell their groups (RBLN's RSD groups).
+    """Return `ids`, or the first `count` free devices, of one group if they tell their groups (RBLN's RSD groups).
 
-    Raises `ResourceError` that names who has what.
+    Raises `ResourceError` that names who uses which.
     """
     have = [resource.id for resource in found]
     if missing := sorted(set(ids or ()) - set(have)):

@@ -1,4 +1,4 @@
-"""A closed compiler's command line from what `device.sdk.compiler` declares: a build step, and its version."""
+"""Build the command line of a closed compiler from `device.sdk.compiler`: a build step, and its version."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _WHERE = "device.sdk.compiler"
 
 
 class BinaryCompilerAdapter:
-    """One compiler; `env` are the variables that it gets beside its own."""
+    """A closed compiler, as `device.sdk` declares it."""
 
     def __init__(self, sdk: SdkConf) -> None:
-        """Raises `ConfigError` where the declaration cannot be."""
+        """Read the declaration. Raises `ConfigError` if it is wrong."""
         assert sdk.compiler is not None
         self._conf, self._env = sdk.compiler, sdk.env
         if not self._conf.argv:
@@ -39,10 +39,10 @@ class BinaryCompilerAdapter:
             raise ConfigError(f"{_WHERE}.output={self._conf.output!r} must be the path of a file below {OUTPUT}")
 
     def version(self, environment: Environment) -> str:
-        """What the compiler says that it is; what is pinned where it is not here to be asked.
+        """Return the compiler's version as it says it; the pinned one, or empty, if it is not here to be asked.
 
-        Runs `version_argv`. Raises `ConfigError` where it says something else than is pinned or expected, and
-        `PrepareError` where it cannot say anything.
+        Runs `version_argv`. Raises `ConfigError` if the answer is not as pinned or expected, `PrepareError` if there is
+        none.
         """
         conf = self._conf
         path = search_path(environment)
@@ -64,7 +64,7 @@ class BinaryCompilerAdapter:
         return found[1]
 
     def step(self, source: str, model_format: str, shop: Workshop, version: str) -> BuildStep:
-        """The build step that compiles `source`. Pure. Raises `ConfigError` for a {word} that means nothing."""
+        """Return the build step that compiles `source`. Pure. Raises `ConfigError` for an unknown {word}."""
         conf = self._conf
         settings = {**conf.flags, **shop.settings}
         words = {
@@ -84,7 +84,7 @@ class BinaryCompilerAdapter:
             target=shop.product or "any",
             compiler=Path(self.program).name,
             compiler_version=version or shop.serving.version,
-            # What was said, not where the source lies: that is the identity of the weights.
+            # The command without the source's path: the identity of the weights stands for that.
             flags={"argv": [word.replace(source, "{source}") for word in argv], "env": env, "files": files},
             interface="npu",
         )
@@ -102,7 +102,7 @@ class BinaryCompilerAdapter:
         )
 
     def missing(self, environment: Environment) -> str:
-        """Why a launch could not compile, where it can be told before; empty where it can."""
+        """Return why a launch could not compile, if that is known before; empty if nothing is."""
         made = Path(environment.path).exists()  # else the program may come with the environment
         if not made or shutil.which(self.program, path=search_path(environment)):
             return ""
@@ -128,7 +128,7 @@ class BinaryCompilerAdapter:
 
 
 def _filled(text: str, words: Mapping[str, Any], key: str) -> str:
-    """`text` with its {words} replaced; the two that the build itself replaces stay."""
+    """Return `text` with its {words} replaced, except the two that the build itself replaces."""
 
     def word(found: re.Match[str]) -> str:
         if found[0] in (OUTPUT, FILES):

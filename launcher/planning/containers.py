@@ -1,4 +1,4 @@
-"""What a container of a launch is made from: its image, and everything that the engine itself does not decide."""
+"""Describe the container of a launch: its image, and everything that the engine itself does not decide."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from launcher.paths import cache_root, shipped
 from launcher.planning.machine import Machine
 from launcher.runtimes import docker_daemon
 
-#: where images of ours have the packages
+#: folder of the packages in images of ours
 ENVIRONMENT = "/opt/rmlaunch/environment"
 
-#: kinds of devices for which the images that are built are known to need nothing that they may write to
+#: kinds of devices whose built images are known to run read-only
 _TRIED = ("cpu", "gpu")
 
 _SIZE = re.compile(r"[1-9]\d*[bkmg]?", re.IGNORECASE)
 
-#: where CDI's specifications lie, by its own document
+#: folders of CDI specifications, by CDI's own document
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
 
 
 def check(config: LaunchConfig, machine: Machine) -> None:
-    """Raises `PlanError` for what a container cannot be, and for a launch `AwayError` where no daemon answers."""
+    """Raise `PlanError` for settings that a container cannot have; for a launch, `AwayError` if no daemon answers."""
     if machine.launches:
         machine.docker()
     if config.engine.environment != "managed":
@@ -72,12 +72,12 @@ def _check_sizes(conf: ContainerConf) -> None:
 
 
 def layout(engine: EngineConf, key: str) -> LayoutConf:
-    """Where the image that serves `key` has things."""
+    """Return the places of things in the image that serves `key`."""
     return engine.layouts.get(key) or LayoutConf()
 
 
 def environment(engine: EngineConf, conf: ContainerConf, key: str, here: Environment) -> Environment:
-    """The packages as the program finds them inside; `here` are those on this machine."""
+    """Return the packages as the program finds them in the container; `here` are those on this machine."""
     told = layout(engine, key)
     return dataclasses.replace(
         here,
@@ -96,9 +96,9 @@ def describe(
     name: str,
     run_dir: str,
 ) -> Container:
-    """The container of the deployment `name`, but for its ports and what the engine reads.
+    """Return the container of the deployment `name`, without its ports and the files that the engine reads.
 
-    `here` is the environment that an image is built from; `settings` are what the devices need.
+    `here` is the environment that an image is built from; `settings` are the needs of the devices.
     """
     conf = config.runtime
     assert isinstance(conf, ContainerConf)
@@ -121,8 +121,7 @@ def describe(
         ),
         cache=cache,
         env={
-            # A user that the image does not know has no home and no name; what engines compile is kept from start to
-            # start.
+            # A user that the image does not know has no home and no name. Compiled code is kept from start to start.
             "HOME": TEMPORARY,
             "USER": "rmlaunch",
             "TMPDIR": TEMPORARY,
@@ -149,14 +148,14 @@ def describe(
 
 
 def _own_groups() -> Iterator[str]:
-    """What you may read by a group of yours can be read inside."""
+    """Yield the ids of our user's other groups: files readable by them stay readable in the container."""
     return (str(group) for group in sorted(set(os.getgroups()) - {os.getgid()}))
 
 
 def _image(
     conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, here: Environment
 ) -> tuple[str, ImageBuild | None]:
-    """Its name, and how it is made where that is up to us."""
+    """Return the image's name, and how to build it; None if it is pulled."""
     if named := runtime.image or conf.images.get(key):
         return named, None
     build = _build(conf, engine, runtime, key, here)
@@ -177,7 +176,7 @@ def _build(conf: EngineConf, engine: Engine, runtime: ContainerConf, key: str, h
 
 
 def _tag(build: ImageBuild) -> str:
-    """Named by all that is in it, as the environment's folder is by its packages."""
+    """Return the image's name, keyed by all that is in it, as the environment's folder is by its packages."""
     here = build.environment
     what = (Path(here.path).name, build.base, build.dockerfile, build.libraries, platform.machine())
     return f"rmlaunch/{here.name}:{sha256(repr(what).encode()).hexdigest()[:12]}"
@@ -190,7 +189,7 @@ def _pull(conf: ContainerConf) -> str:
 
 
 def _by_name(conf: ContainerConf, settings: ContainerSettings) -> bool:
-    """Whether the devices are asked for by their CDI names."""
+    """Return whether the devices are asked for by their CDI names."""
     if conf.devices not in ("auto", "cdi", "nodes"):
         raise ConfigError(f"runtime.devices={conf.devices!r} is not known; use auto, cdi or nodes")
     if conf.devices == "cdi" and not settings.cdi:
@@ -201,7 +200,7 @@ def _by_name(conf: ContainerConf, settings: ContainerSettings) -> bool:
 
 
 def _cdi_kinds() -> Mapping[str, Path]:
-    """The kinds of devices that this machine has CDI specifications of: "rebellions.ai/npu" → the file."""
+    """Return the kinds of devices that CDI specifications of this machine have: "rebellions.ai/npu" → the file."""
     import yaml
 
     found = {}

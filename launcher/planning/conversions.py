@@ -1,4 +1,4 @@
-"""Conversions between model formats: which steps lead from a source to what an engine reads, and doing them."""
+"""Convert between model formats: the steps from a source to a format that an engine reads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop) -> tuple[str, tuple[BuildStep, ...]]:
-    """The format that is reached and the steps to it: the fewest, to the format that comes first in `wanted`.
+    """Return the reached format and the steps to it: the fewest, to the format that comes first in `wanted`.
 
-    An empty string for the format where no conversion leads to any of `wanted`.
+    The format is empty if no conversion leads to any of `wanted`.
     """
     conversions = {**_CONVERSIONS, **_declared(shop)}
     reached: dict[str, tuple[_Conversion, ...]] = {source_format: ()}
@@ -30,7 +30,7 @@ def steps(source_format: str, wanted: Sequence[str], source: str, shop: Workshop
 
 
 def _made(conversions: Sequence[_Conversion], source: str, shop: Workshop) -> tuple[BuildStep, ...]:
-    """One step after the other, each of what the one before it makes."""
+    """Chain the conversions: each step reads the output of the one before it."""
     made: list[BuildStep] = []
     for make in conversions:
         made.append(make(made[-1].model_path if made else source, shop))
@@ -49,7 +49,7 @@ def _declared(shop: Workshop) -> Mapping[tuple[str, str], _Conversion]:
 
 
 def reachable(source_format: str, compiled_from: Sequence[str] = ()) -> frozenset[str]:
-    """The formats that conversions lead to from `source_format`, itself included."""
+    """Return the formats that conversions lead to from `source_format`, itself included."""
     reached = {source_format}
     for start, end in (*_CONVERSIONS, *((name, "npu") for name in compiled_from)):
         if start in reached:
@@ -71,7 +71,7 @@ def _gguf_to_safetensors(source: str, shop: Workshop) -> BuildStep:
     )
 
 
-#: of what `_export_onnx` makes
+#: inputs and outputs of the model that `_export_onnx` makes
 EXPORTED: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = (
     (TensorSpec("input_ids", "int64", (-1, -1)), TensorSpec("attention_mask", "int64", (-1, -1))),
     (TensorSpec("last_hidden_state", "float32", (-1, -1, -1)),),
@@ -79,7 +79,7 @@ EXPORTED: tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]] = (
 
 
 def _export_onnx(source: str, shop: Workshop) -> BuildStep:
-    """A transformer's body: token numbers in, hidden states out."""
+    """Export a transformer's body: token numbers in, hidden states out."""
     script = str(shop.templates / "convert/safetensors_to_onnx.py")
     profile = BuildProfile("any", "safetensors-to-onnx", shop.exporter.version, interface="onnx")
     return BuildStep(
@@ -95,7 +95,7 @@ def _export_onnx(source: str, shop: Workshop) -> BuildStep:
 
 
 def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
-    """`optimum-rbln-cli` of SDK 0.12; compiles on a host without an NPU too, for the product that is named."""
+    """Compile with `optimum-rbln-cli` of SDK 0.12, also on a host without an NPU, for the product that is named."""
     settings = {
         "batch_size": 1,
         "max_seq_len": shop.context_length,
@@ -123,7 +123,7 @@ def _compile_rbln(source: str, shop: Workshop) -> BuildStep:
 
 
 def _attention(shop: Workshop) -> Mapping[str, Any]:
-    """Up to a length that the chip sets, attention is eager; beyond it, flash attention, in partitions of it."""
+    """Return the attention flags: eager up to the chip's block length, beyond it flash attention in such blocks."""
     length = shop.context_length
     if "attn_impl" in shop.settings:
         return {}

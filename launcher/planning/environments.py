@@ -1,4 +1,4 @@
-"""Isolated environments: one per engine × device, made with uv, found again by the hash of what is in them."""
+"""Isolated environments: one per engine × device, made with uv, found again by the hash of their contents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.config.schema import EnvironmentConf
 
 
 def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) -> Environment:
-    """The environment that `choice` (engine.environment) means for `name`; nothing is made.
+    """Return the environment that `choice` (engine.environment) means for `name`; nothing is made.
 
     Looks at the machine only where the user owns the environment.
     """
@@ -39,7 +39,7 @@ def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) 
 
 
 def _owned(name: str, path: Path) -> Environment:
-    """An environment of the user's own: `path` is its folder or its Python."""
+    """Return an environment of the user's own; `path` is its folder or its Python."""
     folder = path.parent.parent if path.is_file() else path
     found = [match for place in folder.glob("lib/python3.*") if (match := re.fullmatch(r"python3\.(\d+)", place.name))]
     if not found:
@@ -57,5 +57,5 @@ def _running_python() -> str:
 
 
 def _library_dir() -> str:
-    """Of the Python that we run on, and that our environments of the same version stand on."""
+    """Return the library folder of our own Python, which environments of the same version share; empty if unknown."""
     return str(sysconfig.get_config_var("LIBDIR") or "")

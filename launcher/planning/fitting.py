@@ -1,4 +1,4 @@
-"""What `launcher/fit` is asked about a launch: the model's files, and the devices and memory of this machine."""
+"""Put the question to `launcher/fit`: the model's files, and the devices and memory of this machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def choose(
     wanted: int | None,
     options: Mapping[str, Any],
 ) -> tuple[Fit | None, tuple[str, ...]]:
-    """Devices and context on which the model fits, and what to say of it; None where nothing is known.
+    """Return the devices and context on which the model fits, and notes for the user; None if too little is known.
 
-    `found` is what this machine has of that kind and product, and `wanted` how many devices the options ask for. Raises
-    `PlanError` where it does not fit.
+    `found` are this machine's devices of that kind and product; `wanted` is the number that the options ask for. Raises
+    `PlanError` if the model does not fit.
     """
     estimate.check_choice(config.fit)
     model = _bare_model(config)
@@ -46,7 +46,7 @@ def choose(
         use=use,
         device=device,
         counts=_counts(device, len(found), use, facts, given=asked or published),
-        # What is compiled is compiled for its length.
+        # A compiled model keeps the length that it was compiled for.
         shorten=config.fit == "auto" and use.context_key == "model.context_length" and device.kind in ("cpu", "gpu"),
         published=published and config.fit == "auto",
         in_use=_in_use(found) if device.kind == "cpu" else 0,
@@ -58,7 +58,7 @@ def choose(
 
 
 def _bare_model(config: LaunchConfig) -> Model:
-    """The model as its source has it, before any conversion."""
+    """Return the model as its source has it, before any conversion."""
     conf = config.model
     return Model(
         id=conf.id,
@@ -79,7 +79,7 @@ def _counts(device: Device, most: int, use: MemoryUse, facts: model_facts.ModelF
 
 
 def _in_use(found: Sequence[Resource]) -> int:
-    """Bytes of the processor's memory that programs have, and would not give back; 0 where it does not tell."""
+    """Return the bytes of main memory that programs use and would not give back; 0 if unknown."""
     attributes = found[0].attributes if found else {}
     memory, available = attributes.get("memory_bytes"), attributes.get("available_bytes")
     return max(0, memory - available) if memory and available is not None else 0

@@ -1,6 +1,6 @@
-"""A closed runtime's C API from what `device.sdk.runtime` declares: checked here, called in the serving process.
+"""A closed runtime's C API, from `device.sdk.runtime`: checked here, called in the serving process.
 
-`templates/models/native.py` calls it, inside the engine: a crash of the library ends a worker of the engine, never the
+`templates/models/native.py` calls it inside the engine: a crash of the library ends a worker of the engine, never the
 launcher or a supervisor.
 """
 
@@ -27,7 +27,7 @@ _RETURNS = {
 }
 _BEFORE = ("device", "devices", "device_count", "null")
 _OF_A_RUN = ("inputs", "input_bytes", "input_count", "outputs", "output_bytes", "output_count", "rows")
-#: the words that the arguments of each function may be made of
+#: function → the words that its arguments may be
 _WORDS = {
     "open": (*_BEFORE, "&handle"),
     "load": (*_BEFORE, "handle", "path", "&model"),
@@ -42,23 +42,23 @@ _OF_ONE_TENSOR = re.compile(r"(input|output)\d+")
 
 
 class RuntimeDeclaration:
-    """One library and its functions, as a config declares them."""
+    """A closed runtime's library and its functions, as a config declares them."""
 
     def __init__(self, sdk: SdkConf) -> None:
-        """Raises `ConfigError` where the table cannot be."""
+        """Check the table. Raises `ConfigError` if it is wrong."""
         self._sdk, self._conf = sdk, sdk.runtime
         self.reads = tuple(self._conf.reads)
         _check(self._conf)
 
     def given(self, device: Device, outputs: Sequence[TensorSpec]) -> Mapping[str, Any]:
-        """What the serving process is given. Raises `PlanError` where the library could not be told a size."""
+        """Return the table for the serving process. Raises `PlanError` if an output's size is free after the first."""
         for output in outputs:
             if any(size < 0 for size in output.shape[1:]):
                 raise PlanError(
                     f"model.outputs: {output} has a free size after the first, and a C library must be given memory of "
                     "the right size; give it a number"
                 )
-        # Where only these are visible, the library counts them from 0.
+        # If only the chosen devices are visible, the library counts them from 0.
         ids = range(device.count) if self._sdk.visible_variable else device.ids
         return {
             "library": self._conf.library,
@@ -71,7 +71,7 @@ class RuntimeDeclaration:
         }
 
     def check_there(self) -> None:
-        """Raises `ResourceError` where a library that is named by its path is not there."""
+        """Raise `ResourceError` if a library that is named by its path is not there."""
         for key, path in (("library", self._conf.library), *(("preload", path) for path in self._conf.preload)):
             if "/" in path and not Path(path).is_file():
                 raise ResourceError(

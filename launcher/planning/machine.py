@@ -15,14 +15,14 @@ from launcher.paths import state_root
 
 
 class Machine:
-    """Everything that `settle` and `resolve` may know of this machine; each thing is looked at once, when first needed.
+    """The parts of this machine that `settle` and `resolve` may know; each is looked at once, when first needed.
 
-    Looking at all of it ahead would cost a launch half a second that needs none of it: drivers, a daemon, libraries.
-    The ledger is asked anew each time: a launch decides while it holds the ledger's lock.
+    Looking at all of it ahead (drivers, a daemon, libraries) would cost half a second, even a launch that needs none. The
+    ledger is asked anew each time: a launch decides while it holds the ledger's lock.
     """
 
     def __init__(self, ledger: Ledger, *, launches: bool = False) -> None:
-        """`launches`: what is missing or in use is an error; else it is assumed, and marked so."""
+        """Set `launches` for a launch: missing or used hardware is then an error; else it is assumed, and marked so."""
         self.ledger = ledger
         self.launches = launches
         self.variables: Mapping[str, str] = os.environ
@@ -31,7 +31,7 @@ class Machine:
         self._docker: str | None = None
 
     def only_planning(self) -> Machine:
-        """Return the same machine for a mere plan: nothing that was looked at is looked at again."""
+        """Return the same machine for a plan that is not launched; nothing is looked at a second time."""
         other = Machine(self.ledger)
         other._found, other._libraries, other._docker = self._found, self._libraries, self._docker
         return other
@@ -44,16 +44,16 @@ class Machine:
         return self._found[key]
 
     def in_use(self, plugin: DevicePlugin, found: Sequence[Resource], share: bool) -> Mapping[int, str]:
-        """Return who has which of `found`, in words by id; none where they are everybody's or may be shared.
+        """Return the user of each used device out of `found`, in words by id; empty if they are shared or may be.
 
-        In use are those of running deployments, by the ledger, and those that any process has memory of.
+        A device is in use if the ledger has it for a running deployment, or if any process has memory of it.
         """
         if share or plugin.shared:
             return {}
         return taken(found, self.ledger.held_devices(plugin.kind), self.ledger.is_replaced)
 
     def docker(self) -> str:
-        """Return what Docker's daemon says of itself. Raises `AwayError` where none answers."""
+        """Return the description that Docker's daemon gives of itself. Raises `AwayError` if none answers."""
         from launcher.runtimes import docker_daemon  # a launch that needs none would wait for it
 
         if self._docker is None:
@@ -84,9 +84,9 @@ def this_machine(*, launches: bool = False, replacing: str | None = None) -> Mac
 def taken(
     found: Sequence[Resource], held: Mapping[int, str], is_replaced: Callable[[int], bool] = lambda _: False
 ) -> Mapping[int, str]:
-    """Return who has which of `found`, in words by id: our deployments, as the ledger has it (`held`), or processes.
+    """Return the user of each used device, in words by id: a deployment of the ledger (`held`), or processes.
 
-    `is_replaced` says of a process whether it ends before the launch begins.
+    `is_replaced` tells of a pid whether it ends before the launch begins.
     """
     words = {
         resource.id: f"pid {', '.join(map(str, holders))}"

@@ -1,4 +1,4 @@
-"""The model that a launch serves: how its format is reached, and what its tensors are."""
+"""The model of a launch: the way to a format that the engine reads, and its tensors."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def resolve_model(
     options: Mapping[str, Any],
     machine: Machine,
 ) -> tuple[Model, tuple[BuildStep, ...]]:
-    """Return the model as the engine gets it, and the build steps that make it; () where its source is served as it is.
+    """Return the model as the engine gets it, and the build steps that make it; () if the source is served as it is.
 
-    Raises `PlanError` where the engine cannot do its task, or no conversion leads to a format that the engine reads.
+    Raises `PlanError` if the engine cannot do its task, or if no conversion leads to a format that the engine reads.
     """
     conf, sdk = config.model, config.device.sdk
     source = model_source.parse(conf.source)
@@ -89,7 +89,7 @@ def _workshop(
     compiles: bool,
     launches: bool,
 ) -> Workshop:
-    """What conversions are made from; `compiles` says that the device's own compiler may be one of them."""
+    """Return the inputs of conversions; `compiles` allows the device's own compiler to be one of them."""
     conf = config.model
     compiler = None
     if compiles and config.device.sdk:
@@ -117,7 +117,7 @@ def _workshop(
 
 
 def resolve_library(config: LaunchConfig, device: Device, model: Model, machine: Machine) -> Mapping[str, Any]:
-    """The closed runtime that runs the model, as native.py in the serving process reads it."""
+    """Return the closed runtime's table, as native.py in the serving process reads it; empty without `device.sdk`."""
     if config.device.sdk is None:
         return {}
     from launcher.planning.library import RuntimeDeclaration

@@ -1,4 +1,4 @@
-"""What depends on where the program runs: addresses, ports, packages, and the container."""
+"""The things that depend on where the program runs: addresses, ports, packages, and the container."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from launcher.config.schema import ContainerConf, LaunchConfig
 from launcher.deployments.ledger import Ledger
 from launcher.devices.base import Resource
 
-#: what a server listens on in a container: its own loopback cannot be reached from outside
+#: address that a server in a container listens on: its own loopback cannot be reached from outside
 _ANY = "0.0.0.0"  # noqa: S104  (published on the address that was asked for, by default this machine's loopback)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What depends on where the program runs, by the names of `ServeSpec`: on this machine, or in a container of it."""
+    """The fields of `ServeSpec` that differ between this machine and a container on it."""
 
     device: Device
     environment: Environment
@@ -51,6 +51,7 @@ def resolve_place(
     name: str,
     run_dir: str,
 ) -> Place:
+    """Return the place of the program; `here` is its environment on this machine. Raises `PlanError`."""
     if not isinstance(config.runtime, ContainerConf):
         return Place(device, here, config.host, options, config.engine.program)
     from launcher.planning import containers
@@ -73,7 +74,7 @@ def resolve_place(
 
 
 def resolve_ports(config: LaunchConfig, engine: Engine, ledger: Ledger) -> tuple[int, ...]:
-    """One for each of `engine.ports`."""
+    """Return a port for each of `engine.ports`, in that order. Raises `PlanError` if the config gives one too many."""
     wanted = {"port": config.port, "grpc_port": config.grpc_port, "metrics_port": config.metrics_port}
     listened = ["port" if port == "http" else f"{port}_port" for port in engine.ports]
     for unused in wanted.keys() - set(listened):
@@ -86,6 +87,7 @@ def resolve_ports(config: LaunchConfig, engine: Engine, ledger: Ledger) -> tuple
 
 
 def check_bind(config: LaunchConfig, engine: Engine) -> None:
+    """Raise `PlanError` if others could reach the server without a key, or if it cannot demand the key given."""
     if config.api_key and not engine.capabilities.api_key:
         raise PlanError(f"api_key is set, but engine={engine.name} cannot demand a key; leave it out")
     if config.host in LOOPBACK or config.api_key:

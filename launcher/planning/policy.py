@@ -1,4 +1,4 @@
-"""What `auto` means: which device, and which engine on it. Pure; every choice comes with its reason."""
+"""Decide what `auto` means: the device, and the engine on it. Pure; every choice comes with its reason."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from engines.base import Capabilities, PlanError
 
-#: why a kind cannot be had that this machine has none of
+#: reason against a kind that this machine has no device of
 ABSENT = "there is none here"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A kind of device as far as a choice depends on it."""
+    """A kind of device, as far as a choice depends on it."""
 
     kind: str
     unavailable_because: str = ""  #: `ABSENT`, or such as "is in use by deployment 'a'"
@@ -23,10 +23,10 @@ class Device:
 def choose_device(
     devices: Sequence[Device], engines: Mapping[str, Capabilities], task: str = "generate", goal: str | None = None
 ) -> tuple[str, str]:
-    """The device kind and why, and why not the others.
+    """Return the device kind, and the reasons for it and against the others. Raises `PlanError` if none can be used.
 
-    `devices` has the best kind first; those that are made for the `goal` come before the others. `engines` has those
-    that may be used.
+    `devices` has the best kind first; those made for the `goal` come before the others. `engines` are those that may be
+    used.
     """
     ranked = sorted(devices, key=lambda device: goal not in device.optimized_for) if goal else list(devices)
     able = [device for device in ranked if any(task in can.tasks(device.kind) for can in engines.values())]
@@ -35,7 +35,7 @@ def choose_device(
             why = [f"made for {goal}"] if goal in device.optimized_for else []
             why += _passed(ranked[: ranked.index(device)], engines)
             return device.kind, f"device=auto → {device.kind}{_in_brackets(why)}"
-    if len(engines) == 1 and able:  # a plan can be made all the same, and a launch says what it has looked for
+    if len(engines) == 1 and able:  # a plan is still possible, and a launch says what it has looked for
         (name,) = engines
         return able[
             0
@@ -54,10 +54,10 @@ def choose_engine(
     leads_to: Collection[str] = (),
     goal: str | None = None,
 ) -> tuple[str, str]:
-    """The engine and why, and why not the others.
+    """Return the engine, and the reasons for it and against the others. Raises `PlanError` if none fits.
 
-    The first in `order` that reads the format as it is, before one that reads what the format `leads_to`; where a
-    `goal` was named, a conversion is no reason to pass one over. Engines that `order` does not name come last.
+    The first in `order` that reads the format as it is comes before one that needs a conversion (`leads_to`); with a
+    `goal`, a conversion is no reason to pass over an engine. Engines that `order` does not name come last.
     """
     ranked = sorted(engines, key=lambda name: order.index(name) if name in order else len(order))
     able = [name for name in ranked if kind in engines[name].devices]
@@ -88,7 +88,7 @@ def choose_engine(
 
 
 def _passed(devices: Sequence[Device], engines: Mapping[str, Capabilities]) -> list[str]:
-    """Why those of `devices` were not taken; several with the same reason share it."""
+    """Return why each of `devices` was passed over; several with the same reason share it."""
     whys: dict[str, list[str]] = {}
     for device in devices:
         why = device.unavailable_because or f"cannot be used by {_or(engines)}"

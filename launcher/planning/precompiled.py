@@ -1,4 +1,4 @@
-"""Models that somebody has compiled before: refused where another version of the SDK made them."""
+"""Models that somebody has compiled before: refused if another version of the SDK made them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RELEASE = re.compile(r"optimum-rbln\s*==\s*([\w.+!]+)")
 
 
 def check(model_format: str, path: Path, environment: Environment) -> None:
-    """Raises `PlanError` where the compiled model at `path` is not of the SDK that serves; both versions are named.
+    """Raise `PlanError` if another SDK than the serving one compiled the model at `path`; both versions are named.
 
     A file that does not say its version passes: the SDK itself may still refuse it.
     """
@@ -43,7 +43,7 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _serving(environment: Environment) -> str:
-    """The version that is pinned, or installed where the user has made the environment; empty where nobody knows."""
+    """Return the pinned version, or the installed one in an environment of the user's; empty if unknown."""
     for requirement in environment.requirements:
         if pinned := _RELEASE.match(requirement):
             return pinned[1]
@@ -52,5 +52,5 @@ def _serving(environment: Environment) -> str:
 
 
 def _release(version: str) -> tuple[str, ...]:
-    """Without what a local build adds: `0.12.0+gab12` is 0.12.0; builds of one minor release read each other's."""
+    """Return the minor release: `0.12.0+gab12` → ("0", "12"). Its builds read each other's models."""
     return tuple(re.split(r"[.+]", version)[:2])

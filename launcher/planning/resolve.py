@@ -1,4 +1,4 @@
-"""`LaunchConfig` → `ServeSpec`: all that a plan needs to know of the machine and of files becomes data in the spec."""
+"""`LaunchConfig` → `ServeSpec`: the needed facts about the machine and its files become data in the spec."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from launcher.planning.place import check_bind, resolve_place, resolve_ports
 
 
 def resolve(config: LaunchConfig, machine: Machine) -> tuple[Engine, ServeSpec]:
-    """Return the engine and everything that it needs to know to plan `config`.
+    """Return the engine, and the spec that it plans `config` from.
 
     For a launch, hardware that the machine lacks is a `ResourceError`; for a plan, it is assumed and marked so.
     """
@@ -102,7 +102,7 @@ def _unset(config: LaunchConfig, machine: Machine) -> Iterator[str]:
 
 
 def _environment(config: LaunchConfig, engine: Engine, options: Mapping[str, Any]) -> tuple[str, Environment]:
-    """The key of its packages in the engine's config, and where they are on this machine."""
+    """Return the key of the packages in the engine's config, and their environment on this machine."""
     key = engine.environment_key(config.device.kind, options)
     conf = config.engine
     if config.device.sdk and key not in conf.environments:

@@ -1,4 +1,4 @@
-"""What runtime=auto means: a process where the engine can run here, else a container where a daemon answers."""
+"""Decide runtime=auto: a process if the engine can run here, else a container if a daemon answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROCESS, DOCKER = "process", "docker"
 
 
 def choose(config: LaunchConfig, engine: Engine, machine: Machine) -> tuple[str, str]:
-    """Return the runtime and why it is that."""
+    """Return the runtime, and the reason for it."""
     missing = missing_here(config, engine, machine)
     if not missing:
         return PROCESS, f"runtime=auto → process ({engine.name} can run here)"
@@ -25,7 +25,7 @@ def choose(config: LaunchConfig, engine: Engine, machine: Machine) -> tuple[str,
 
 
 def missing_here(config: LaunchConfig, engine: Engine, machine: Machine) -> str:
-    """Return what the engine's program would lack here, in words; empty where nothing is known to be missing."""
+    """Return what the engine's program would lack here, in words; empty if nothing is known to be missing."""
     conf, kind = config.engine, config.device.kind
     options = options_of(conf)
     program = conf.program or engine.external_program(kind, options)

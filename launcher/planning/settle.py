@@ -1,4 +1,4 @@
-"""What `auto` means for one config on this machine, and what follows from other keys: the config that is resolved."""
+"""Settle a config: decide each `auto` on this machine, and set the keys that follow from others."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from launcher.planning.machine import Machine
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A config in which nothing says `auto` any more, and why each choice was made."""
+    """A config without `auto`, and the reason for each choice."""
 
     config: LaunchConfig
     reasons: tuple[str, ...]
-    overrides: tuple[str, ...] = ()  #: what it was composed from
+    overrides: tuple[str, ...] = ()  #: words that the config was composed from
     config_dir: str | None = None
 
 
 def settle(overrides: Sequence[str], machine: Machine, config_dir: str | None = None) -> Settled:
-    """Compose `overrides` and decide what they leave to us. Raises `RequestError`."""
+    """Compose `overrides` and decide each `auto`. Raises `RequestError`."""
     config = compose(overrides, config_dir)
     check(config)
     reasons: list[str] = []
@@ -42,14 +42,14 @@ def settle(overrides: Sequence[str], machine: Machine, config_dir: str | None = 
     said = {item.lstrip("+").partition("=")[0] for item in overrides}
     if config.fit == "auto" and "model.context_length" in said:
         config.fit = "keep"
-    # What the model wants beats the engine's defaults, and what the user says beats both.
+    # The model's flags beat the engine's defaults, and the user's beat both.
     config.engine.args |= {key: value for key, value in wanted.items() if f"engine.args.{key}" not in said}
     config.api_key = config.api_key or _key_from_environment(config.engine, "engine.api_key_env" in said, machine)
     return Settled(config, tuple(reasons), tuple(overrides), config_dir)
 
 
 def _one_key_for_the_product(config: LaunchConfig) -> Iterator[str]:
-    """Take `device.product` for `device.assume`, which it is the older name of, and say so."""
+    """Move `device.product` to `device.assume`, whose older name it is; yield a note if it was set."""
     if product := config.device.product:
         config.device.assume, config.device.product = product, None
         yield f"device.product={product} is taken for device.assume={product}, as that key is called now"
@@ -58,7 +58,7 @@ def _one_key_for_the_product(config: LaunchConfig) -> Iterator[str]:
 def _runtime(
     config: LaunchConfig, overrides: Sequence[str], config_dir: str | None, machine: Machine
 ) -> tuple[LaunchConfig, Sequence[str]]:
-    """The config with a runtime in which nothing says `auto`, and why it is that. Raises `PlanError`."""
+    """Return the config with its runtime decided, and the reasons. Raises `PlanError`."""
     engine = registry.engine(config.engine.name)
     able, asked = engine.capabilities.runtimes, config.runtime.name
     if asked != "auto" and asked not in able:
@@ -111,7 +111,7 @@ def _decide(
 
 
 def _devices(config: LaunchConfig, machine: Machine) -> list[policy.Device]:
-    """Return the kinds of devices that the policy names, the best first, each with why it cannot be had."""
+    """Return the kinds of devices that the policy names, best first, each with the reason why it is not available."""
     return [_device_of(kind, machine, config.device.share) for kind in config.policy.devices]
 
 
@@ -127,5 +127,5 @@ def _device_of(kind: str, machine: Machine, share: bool) -> policy.Device:
 
 
 def _with_library(can: Capabilities, kind: str, reads: Sequence[str]) -> Capabilities:
-    """What an engine can do on a device whose runtime is a library that the config declares."""
+    """Return the capabilities of an engine on a device whose runtime is a library of the config."""
     return dataclasses.replace(can, formats={kind: {"tensor": tuple(reads)}})

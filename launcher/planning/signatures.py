@@ -1,4 +1,4 @@
-"""The signature of a tensor model: declared, or read from a file that says it."""
+"""The inputs and outputs of a tensor model: declared, or read from a file that has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Signature = tuple[TensorSpec, ...]
 
-#: what every engine that serves tensors can carry
+#: dtypes that every engine for tensors can carry
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip
@@ -22,9 +22,9 @@ _EXAMPLE = "model.inputs=[{name: x, dtype: float32, shape: [-1, 4]}]"
 
 
 def of(conf: ModelConf, model_format: str, file: Path) -> tuple[Signature, Signature]:
-    """The inputs and outputs of the model; both () for a task other than tensor.
+    """Return the inputs and outputs of the model; both () for a task other than tensor.
 
-    Raises `ConfigError` where they are neither declared nor in the file.
+    Raises `ConfigError` if they are neither declared nor in the file.
     """
     if conf.task != "tensor":
         if conf.inputs or conf.outputs:

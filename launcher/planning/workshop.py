@@ -1,4 +1,4 @@
-"""The inputs that conversions are made from."""
+"""The inputs of conversions."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ class Compiler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Workshop:
-    """What the steps are made from."""
+    """Everything that a conversion's build step may depend on, besides its source."""
 
     cache: Path
     templates: Path
     model_id: str
-    identity: str  #: of the weights
+    identity: str  #: identity of the weights
     context_length: int
     dtype: str
-    product: str | None  #: of the device
+    product: str | None  #: the device's product; None is unknown
     device_count: int
     settings: Mapping[str, Any]  #: model.build.<device kind>
     converter: Environment  #: has torch, transformers and gguf
     exporter: Environment  #: has torch, transformers and onnx
     serving: Environment  #: the engine's own; a vendor's compiler must be of the version that serves
-    compiler: Compiler | None = None  #: of a device that a config declares
+    compiler: Compiler | None = None  #: the device's own; None if the config declares none
     compiler_version: str = ""
 
     @property
     def artifacts(self) -> Path:
+        """The folder below `cache` that holds the output of build steps."""
         return artifacts_root(self.cache)
