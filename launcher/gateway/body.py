@@ -29,7 +29,8 @@ _TIMES = 3
 _NESTS, _MARKS = b"[{", b"[{,"
 #: of these in a body of a few pages it makes no difference whether they stand in texts
 _FEW = 4096
-_MARK_BYTES = _VALUE_BYTES + _TEXT_BYTES + _NEST_BYTES
+#: bytes behind one of these, at most: a value, which may be a text, a list or an object, and the text that is its name
+_MARK_BYTES = _VALUE_BYTES + 2 * _TEXT_BYTES + _NEST_BYTES
 #: bytes of a body that is not counted: as many connections as there may be hold less of these than any budget
 SMALL = 512
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engines.dialect import CHAT, Call, OpenAI, members
@@ -157,6 +157,7 @@ JSON = st.recursive(
 FIELDS = st.dictionaries(st.sampled_from(["model", "x", "y", "mod\\el", '"model"', "é"]), JSON, max_size=5)
 
 
+@example({"model": "\x1f"}, False, [])
 @given(FIELDS, st.booleans(), PLACES)
 def test_a_body_weighs_the_same_however_it_is_cut(fields: dict[str, Any], ascii_only: bool, places: list[int]) -> None:
     data = json.dumps(fields, ensure_ascii=ascii_only).encode(errors="replace")
