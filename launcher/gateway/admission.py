@@ -1,4 +1,4 @@
-"""Who may go on now, who waits for a place, and who is sent away: limits of routes and of keys."""
+"""The limits of routes and of keys: requests go on now, wait for a place, or are sent away."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 @dataclass(eq=False, slots=True)
 class Gate:
-    """What a route or a key allows: `limit` requests at the same time, None for any number."""
+    """A limit of a route or a key: `limit` requests at the same time, None for any number."""
 
     limit: int | None = None
     active: int = 0
-    turn: int = 0  #: of a key: the number of the last turn that it had, of all that are given to those who wait
+    turn: int = 0  #: the number of a key's last turn, of all turns that were given to requests that waited
 
 
 class Ticket(ABC):
@@ -24,15 +24,15 @@ class Ticket(ABC):
 
     route_gate: Gate
     key_gate: Gate
-    inside: bool  #: it has its place
+    inside: bool  #: the request has its place
 
     @abstractmethod
     def go(self) -> None:
-        """Its turn has come, after it had to wait. Whatever goes wrong is its own: this raises nothing."""
+        """Go on: its turn has come, after it had to wait. Raises nothing: what goes wrong is its own matter."""
 
     @abstractmethod
     def give_way(self) -> None:
-        """Its place in the queue goes to somebody whose key has fewer there."""
+        """Leave the queue: the place goes to a request whose key has fewer there."""
 
 
 class Full(Exception):
@@ -41,15 +41,20 @@ class Full(Exception):
 
 @dataclass(eq=False, slots=True)
 class Admission:
-    """Keys take turns, and each has its own requests served in their order; nobody waits for somebody else's limit."""
+    """The queue in front of all gates.
+
+    Keys take turns, and each has its own requests served in their order; nobody waits for somebody else's limit.
+    """
 
     waiting: list[Ticket] = field(default_factory=list)
     _admitting: bool = False
     _turn: int = 0
 
     def enter(self, ticket: Ticket, queue: int) -> bool:
-        """Whether it may go on at once; if not it waits. Raises `Full` where `queue` wait for its route already, and no
-        other key has more of these than its own."""
+        """Return whether the ticket may go on at once; if not it waits.
+
+        Raises `Full` where `queue` tickets wait for its route already, and no other key has more of these than its own.
+        """
         if self._lets_in(ticket):
             return True
         of_route = [other for other in self.waiting if other.route_gate is ticket.route_gate]
@@ -59,7 +64,7 @@ class Admission:
         return False
 
     def leave(self, ticket: Ticket) -> None:
-        """It has ended, or waits no more. Calling it again does nothing."""
+        """Give up the place of a ticket that has ended, or that waits no more. A second call does nothing."""
         if ticket.inside:
             ticket.inside = False
             ticket.route_gate.active -= 1
@@ -70,8 +75,11 @@ class Admission:
             self.waiting.remove(ticket)
 
     def admit(self) -> None:
-        """Let in whoever has room now. Whoever goes may end at once, and make room: that is seen in the next round, and
-        not in a deeper call, since many may wait."""
+        """Let in every ticket that has room now.
+
+        One that goes may end at once, and make room: that is seen in the next round, and not in a deeper call, since
+        many may wait.
+        """
         if self._admitting:
             return
         self._admitting = True
@@ -84,14 +92,18 @@ class Admission:
             self._admitting = False
 
     def _next(self) -> Ticket | None:
-        """Return whose turn it is, and give it its place: where there is room, the first of the key that had its
-        last turn longest ago."""
+        """Return the ticket whose turn it is, which has its place then; None where no ticket has room.
+
+        It is the first of the key that had its last turn longest ago.
+        """
         in_turn = sorted(self.waiting, key=lambda it: it.key_gate.turn)
         return next((ticket for ticket in in_turn if self._lets_in(ticket)), None)
 
     def _make_room(self, ticket: Ticket, of_route: Sequence[Ticket]) -> None:
-        """Send away the newest of the key that has most in the queue: two more than this one's, or one more and a later
-        turn. Raises `Full` where there is none."""
+        """Send away the newest ticket of the key that has most in the queue.
+
+        That key has two more than this ticket's, or one more and a later turn. Raises `Full` where there is none.
+        """
         counts = Counter(other.key_gate for other in of_route)
         own = counts[ticket.key_gate]
         key, most = max(counts.items(), key=lambda item: item[1], default=(ticket.key_gate, 0))
@@ -103,7 +115,7 @@ class Admission:
 
     @staticmethod
     def _lets_in(ticket: Ticket) -> bool:
-        """Whether there is room for it, which it has then."""
+        """Return whether the ticket has room, and take its place then."""
         route, key = ticket.route_gate, ticket.key_gate
         if (route.limit is None or route.active < route.limit) and (key.limit is None or key.active < key.limit):
             route.active += 1

@@ -12,19 +12,19 @@ from launcher.gateway.routing import Upstream
 
 log = logging.getLogger(__name__)
 
-#: bytes of an answer that is kept until it is whole
+#: bytes of an answer that is kept until it is whole, at most
 _WHOLE_LIMIT = 64 << 20
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
-#: bytes of the last events, in which the end of the text is looked for
+#: bytes of the last events that are kept, to look for the end of the text in them
 _TAIL = 4096
-#: bytes of one event
+#: bytes of one event, at most
 _EVENT_LIMIT = 1 << 20
 #: bytes of the longest mark at the end of an event
 _LONGEST_MARK = 4
 
 
 def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
-    """Raises `InferenceError` where the server has answered 200, and no answer."""
+    """Return a whole answer as the client gets it. Raises `InferenceError` where a 200 has no answer in it."""
     try:
         body = upstream.dialect.whole(call, body)
     except InferenceError:
@@ -35,7 +35,10 @@ def whole(call: Call, upstream: Upstream, name: str, body: bytes) -> bytes:
 
 
 class Stream:
-    """The events of one answer: whole ones alone, so that what is said after a failure is not taken for one's rest."""
+    """The events of one answer, passed on when they are whole.
+
+    So what is said after a failure is not taken for the rest of an event.
+    """
 
     __slots__ = ("_events", "_name", "_rest", "_tail", "_upstream")
 
@@ -43,12 +46,14 @@ class Stream:
         self._upstream = upstream
         self._name = name
         self._events = upstream.dialect.events(call)
-        self._rest = bytearray()  #: of an event that is not whole
+        self._rest = bytearray()  #: the beginning of an event that is not whole
         self._tail = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The events that `data` makes whole, for the client. Raises `InferenceError` where the server reports a
-        failure."""
+        """Return the events that `data` makes whole, for the client; empty where it makes none whole.
+
+        Raises `InferenceError` where the server reports a failure.
+        """
         events = self._whole_events(data)
         if not events:
             return b""
@@ -77,8 +82,11 @@ class Stream:
         return events
 
     def end(self) -> bytes:
-        """What is still to be said. Raises `InferenceError` where the text has not come to its end: a connection that
-        is closed in good order looks like it."""
+        """Return the last events for the client, at the end of the server's answer.
+
+        Raises `InferenceError` where the text has not come to its end: a connection that is closed in good order looks
+        as if it had.
+        """
         if self._events is not None:
             return self._events.end()
         if DONE.strip() in self._tail:
@@ -121,7 +129,10 @@ NOTHING = Kept(0, Budget(0))
 
 
 def _end_of_events(data: bytearray, start: int) -> int:
-    """Where the last whole event of `data` ends, looked for from `start` on: after an empty line; 0 where none does."""
+    """Return where the last whole event of `data` ends, looked for from `start` on; 0 where none does.
+
+    An event ends after an empty line.
+    """
     for mark in (b"\n\n", b"\r\n\r\n"):
         if (at := data.rfind(mark, start)) >= 0:
             return at + len(mark)
@@ -129,6 +140,6 @@ def _end_of_events(data: bytearray, start: int) -> int:
 
 
 def _not_understood(exc: Exception) -> InferenceError:
-    """Whatever a translator stumbles over, the server has said it."""
+    """Return the error for an answer that a dialect stumbles over: whatever that is, the server has said it."""
     log.warning("an answer that is not understood", exc_info=exc)
     return InferenceError(f"its answer is not understood ({type(exc).__name__}: {str(exc)[:200]})")

@@ -23,41 +23,45 @@ HTML = "text/html; charset=utf-8"
 
 
 class Backend(Protocol):
-    """What is behind the gateway, beside the network: the deployments of this machine."""
+    """The deployments of this machine, as the gateway starts and shows them."""
 
     def start(self, name: str) -> bool:
-        """Begin to start a deployment that may be started; whether it is on its way. A second call does nothing."""
+        """Begin to start a deployment, and return whether it is on its way. A second call does nothing.
+
+        `name` is one that may be started. False for a while after a start that failed.
+        """
 
     async def load(self, name: str) -> Mapping[str, Any]:
-        """Start it, and wait until it serves. Raises `Failure`."""
+        """Start a deployment, and wait until it serves. Raises `Failure`."""
         ...
 
     async def unload(self, name: str) -> Mapping[str, Any]:
-        """Drain and stop it, and wait until nothing is left of it. Raises `Failure`."""
+        """Drain and stop a deployment, and wait until nothing is left of it. Raises `Failure`."""
         ...
 
-    def deployments(self) -> list[Mapping[str, Any]]: ...
+    def deployments(self) -> list[Mapping[str, Any]]:
+        """Return all deployments that run or may be started, sorted by name, as `/models` shows them."""
 
     def log(self, name: str, lines: int) -> str:
-        """The last lines of its engine's log. Raises `Failure`."""
+        """Return the last `lines` of the log of a deployment's engine. Raises `Failure`."""
         ...
 
 
 class ApiHost(Counted, Protocol):
-    """What these calls need of the server."""
+    """The part of the server that these calls need."""
 
     loop: asyncio.AbstractEventLoop
     guard: Guard
     backend: Backend
-    draining: bool  #: it takes no new requests
-    tasks: set[asyncio.Future[None]]  #: kept from being collected before they are done
+    draining: bool  #: the gateway is being stopped, and takes no new requests
+    tasks: set[asyncio.Future[None]]  #: tasks that run, so that they are not collected before they are done
 
     def refused(self, status: int) -> None:
         """Count a request that came to no route."""
 
 
 def answer(server: ApiHost, client: ClientConnection, request: Request) -> None:
-    """Raises `Failure` for what is not there."""
+    """Answer a call, now or later. Raises `Failure` for a path or a method that is not there."""
     path = request.path
     found = _CALLS.get(path)
     if found is not None:
@@ -76,7 +80,7 @@ def answer(server: ApiHost, client: ClientConnection, request: Request) -> None:
 
 
 def preflight(client: ClientConnection) -> None:
-    """What a browser asks before a page of another origin, which is named, may ask."""
+    """Answer a browser that asks first whether a page of another origin may ask; its origin has been allowed."""
     allowed = (
         b"access-control-allow-methods: GET, POST\r\naccess-control-allow-headers: authorization, content-type\r\n"
     )
@@ -148,7 +152,7 @@ def _openapi(server: ApiHost, client: ClientConnection, request: Request) -> Non
     client.answer(200, (shipped("templates") / "gateway" / "openapi.json").read_bytes())
 
 
-#: nothing of other origins is loaded, and no other page may show this one
+#: headers of the status page: nothing of other origins is loaded, and no other page may show this one
 _NO_FRAMES = (
     b"content-security-policy: default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     b"connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'\r\n"

@@ -39,15 +39,15 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 class AttemptHost(Dialer, Protocol):
-    """What an attempt needs of the server."""
+    """The part of the server that an attempt needs."""
 
     answers: Budget  #: bytes of answers that are kept until they are whole
 
 
 class Owner(Protocol):
-    """Whose attempt it is. `answered`, `streamed`, `refused`, `failed` or `send_again` ends it."""
+    """Whoever makes the attempt. `answered`, `streamed`, `refused`, `failed` or `send_again` ends it."""
 
-    news_until: float  #: until when somebody should tell what became of a deployment
+    news_until: float  #: the time until which a supervisor should tell what became of a deployment
 
     @property
     def call(self) -> Call:
@@ -104,7 +104,7 @@ class Attempt:
         self._connecting: asyncio.Task[None] | None = None
         self._progress = now  #: when something was heard of it last
         self._paused = False  #: the client does not read as fast as it is told
-        #: what is to be done where the engine has not ended over this request; None while no verdict is waited for
+        #: called where the engine has not ended over this request; None while no verdict is waited for
         self._else_do: Callable[[], None] | None = None
 
     # -------------------------------------------------------------------------------------------------- the sending
@@ -257,7 +257,7 @@ class Attempt:
         self._hear_verdict(else_do, now)
 
     def look_again(self) -> None:
-        """What is deployed may have changed: there may be a verdict by now."""
+        """Look for a verdict, where one is waited for: what is deployed has changed."""
         if self._else_do is not None:
             self._hear_verdict(self._else_do, self._host.clock())
 

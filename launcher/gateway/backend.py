@@ -1,7 +1,7 @@
 """The deployments of this machine behind the gateway: what they are, and starting and stopping them.
 
-Both are `rmlaunch` commands of their own: a deployment that the gateway starts is one like any other, and lives on when
-the gateway ends.
+Starts and stops are `rmlaunch` commands of their own: a deployment that the gateway starts is one like any other, and
+lives on when the gateway ends.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from launcher.supervise.lifecycle import Phase
 log = logging.getLogger(__name__)
 
 _RMLAUNCH = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
+#: seconds for the ledger's watcher to see the effect of a command
 _SEEN_S = 3.0
-#: after a start that failed, until a request may try it again
+#: seconds after a start that failed, until a request may try it again
 _AGAIN_S = 10.0
 
 
 class LocalBackend:
-    """Of the gateway's thread alone."""
+    """The deployments of this machine, from the ledger. It belongs to the gateway's thread alone."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -42,17 +43,20 @@ class LocalBackend:
         self._stopping: set[str] = set()
 
     def see(self, name: str, seen: Seen | None) -> None:
+        """Take in what the ledger's watcher has seen of a deployment; None for one that is gone."""
         if seen is None:
             self._seen.pop(name, None)
         else:
             self._seen[name] = seen
 
     def seen(self) -> list[Seen]:
+        """Return all deployments as they were seen last."""
         return list(self._seen.values())
 
     # ------------------------------------------------------------------------------------------------- as `Backend`
 
     def start(self, name: str) -> bool:
+        """Run `rmlaunch up` for a deployment, and return whether it is on its way: see `Backend.start`."""
         if name in self._starting or name in self._stopping:
             return True
         failed = self._failed.get(name)
@@ -66,10 +70,11 @@ class LocalBackend:
         return True
 
     def why_failed(self, name: str) -> str:
-        """Why it could not be started the last time; empty where it could."""
+        """Return why a deployment could not be started the last time; empty where it could."""
         return self._failed[name][1] if name in self._failed else ""
 
     async def load(self, name: str) -> Mapping[str, Any]:
+        """Start a deployment and wait until it serves; at once for one that does. Raises `Failure`."""
         if self._serves(name):
             return {"name": name, "state": "READY"}
         if name not in self.settings.startable:
@@ -86,6 +91,7 @@ class LocalBackend:
         return {"name": name, "state": "READY"}
 
     async def unload(self, name: str) -> Mapping[str, Any]:
+        """Run `rmlaunch stop` for a deployment, and wait until it is seen to have ended. Raises `Failure`."""
         seen = self._seen.get(name)
         if seen is None or seen.phase.final:
             raise Failure(404, f"there is no deployment {name!r} that runs", "model_not_found")
@@ -103,6 +109,7 @@ class LocalBackend:
         return {"name": name, "state": "STOPPED"}
 
     def deployments(self) -> list[Mapping[str, Any]]:
+        """Return all deployments that run or may be started, sorted by name, as `/models` shows them."""
         known = [_shown(seen) for seen in self._seen.values()]
         others = [
             {
@@ -115,6 +122,7 @@ class LocalBackend:
         return sorted([*known, *others], key=lambda item: str(item["name"]))
 
     def log(self, name: str, lines: int) -> str:
+        """Return the last `lines` of the log of a deployment's engine. Raises `Failure` (404)."""
         seen = self._seen.get(name)
         if seen is None or not seen.news.log:
             raise Failure(404, f"there is no log of a deployment {name!r}", "not_found")
@@ -123,7 +131,7 @@ class LocalBackend:
     # --------------------------------------------------------------------------------------------------- the clock
 
     def tick(self, server: Server) -> None:
-        """Stop what nobody has asked for its `ttl_s`."""
+        """Stop the deployments that nobody has asked for their `ttl_s`."""
         now = server.clock()
         for name, startable in self.settings.startable.items():
             replica = server.table.replicas.get(name)
@@ -150,7 +158,7 @@ class LocalBackend:
         return seen is not None and seen.phase in (Phase.READY, Phase.DEGRADED)
 
     async def _until(self, seen: Callable[[], bool]) -> None:
-        """Until the ledger's reader has seen it, too; it looks a few times a second."""
+        """Wait until the ledger's watcher, which looks a few times a second, has seen it, too: at most `_SEEN_S`."""
         deadline = time.monotonic() + _SEEN_S
         while not seen() and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -166,7 +174,7 @@ class LocalBackend:
 
 
 async def _run(*words: str) -> tuple[int, str]:
-    """An `rmlaunch` command: its exit code, and what it said last."""
+    """Run an `rmlaunch` command; return its exit code, and the last error that it printed, or its last line."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _RMLAUNCH, *words, cwd="/", stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True,

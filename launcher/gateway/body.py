@@ -19,25 +19,25 @@ from engines.dialect import MOST_FIELDS, members
 from launcher.gateway.errors import Failure
 from launcher.gateway.settings import MOST_TIMES
 
-#: values in one body; of these, the texts, and the lists and objects; and how deep those are in each other
+#: at most: values in one body; texts among them; lists and objects among them; and their depth in each other
 MOST_VALUES, MOST_TEXTS, MOST_NESTS, DEEPEST = 2_000_000, 1_000_000, 100_000, 100
 #: bytes that a value takes once it is read: any, and more for a text, a list or an object
 _VALUE_BYTES, _TEXT_BYTES, _NEST_BYTES = 32, 32, 64
-#: how often a body is held: as it came, as what is read of it, and as it is sent on
+#: how often a body's bytes are held: as it came, as what is read of it, and as it is sent on
 _TIMES = 3
-#: stand before the values of a list or an object; within texts they mean nothing
+#: the characters that stand before the values of a list or an object; within texts they mean nothing
 _NESTS, _MARKS = b"[{", b"[{,"
-#: of these in a body of a few pages it makes no difference whether they stand in texts
+#: so few of these characters need no look at whether they stand in texts
 _FEW = 4096
 #: bytes behind one of these, at most: a value, which may be a text, a list or an object, and the text that is its name
 _MARK_BYTES = _VALUE_BYTES + 2 * _TEXT_BYTES + _NEST_BYTES
 #: bytes of a body that is not counted: as many connections as there may be hold less of these than any budget
 SMALL = 512
 
-#: how fields begin of which servers make grammars, patterns, schemas or templates
+#: the first letters of fields of which servers make grammars, patterns, schemas or templates
 _GRAMMARS = ("chat_template", "ebnf", "extra_body", "function", "grammar", "guided", "json_schema", "lark", "pattern",
              "regex", "response_format", "schema", "struct", "tool")  # fmt: skip
-#: others are what everybody sends, and need no look at how they begin
+#: the fields that everybody sends, which are none of those
 _PLAIN = frozenset(
     ["best_of", "dimensions", "echo", "encoding_format", "frequency_penalty", "input", "logit_bias", "logprobs",
      "max_completion_tokens", "max_tokens", "messages", "metadata", "min_p", "model", "n", "parallel_tool_calls",
@@ -56,12 +56,13 @@ _REPEATS = re.compile(r"(?<=[\w\])\"'])[?*+]")
 
 @dataclass(eq=False, slots=True)
 class Budget:
-    """Bytes that may be held at the same time."""
+    """A number of bytes that may be held at the same time, and how many are."""
 
     limit: int
     held: int = 0
 
     def has(self, amount: int) -> bool:
+        """Return whether `amount` more bytes may be held."""
         return self.held + amount <= self.limit
 
 
@@ -89,12 +90,12 @@ _ITS_HELD = Failure(429, "the bodies of this key hold as many bytes as they may;
 
 
 class Body:
-    """The pieces of one body."""
+    """One body, put together from its pieces."""
 
     __slots__ = ("_escape", "_first", "_in_text", "_nests", "_quotes", "_rest", "_times", "_values", "cost")
 
     def __init__(self) -> None:
-        self.cost = 0  #: bytes that its pieces hold, and that what is made of them will
+        self.cost = 0  #: bytes that its pieces hold, and that the values read of them will hold
         self._first = b""
         self._rest = bytearray()  # one object for many small pieces
         self._values = self._nests = self._quotes = 0
@@ -120,6 +121,7 @@ class Body:
         return _VALUE_BYTES * self._values + _NEST_BYTES * self._nests + _TEXT_BYTES * (self._quotes // 2)
 
     def add(self, piece: bytes, cost: int) -> None:
+        """Keep a piece, which costs `cost` bytes as `weigh` has said."""
         self.cost += cost
         if self._first:
             self._rest += piece
@@ -127,6 +129,7 @@ class Body:
             self._first = piece
 
     def whole(self) -> bytes:
+        """Return all pieces as one."""
         return b"".join((self._first, self._rest)) if self._rest else self._first
 
     def _outside_of_texts(self, data: bytes) -> bytes:
@@ -164,7 +167,7 @@ def read(body: bytes) -> dict[str, Any]:
 
 
 def check_model_once(body: bytes) -> None:
-    """Raises `Failure` (400) where the object `body` has two models: one of its readers may take the other one."""
+    """Raise `Failure` (400) where the object `body` has two models: one of its readers may take the other one."""
     try:
         models = sum(key == "model" for key, _, _ in members(body.decode()))
     except InferenceError:
@@ -184,7 +187,10 @@ def _check_depth(fields: Mapping[str, Any]) -> None:
 
 
 def _check_grammars(fields: Mapping[str, Any]) -> None:
-    """Servers read these in calls within calls, and some end, or do not come to an end, where there are too many."""
+    """Raise `Failure` (400) for grammars and schemas that a server could not stand.
+
+    Servers read them in calls within calls, and some crash, or do not come to an end, where there are too many.
+    """
     brackets = 0
     for name in fields.keys() - _PLAIN:
         if not name.startswith(_GRAMMARS):

@@ -1,4 +1,4 @@
-"""The calls that deployments answer: read and checked here, then an exchange's."""
+"""The calls that deployments answer: they are read and checked here, and an exchange goes on with them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CALLS = {f"/v1{path}": path for path in (CHAT, COMPLETIONS, EMBEDDINGS)}
 
 
 class ChatHost(ExchangeHost, Protocol):
-    """What these calls need of the server."""
+    """The part of the server that these calls need."""
 
     table: Table
-    draining: bool  #: it takes no new requests
+    draining: bool  #: the gateway is being stopped, and takes no new requests
 
 
 def asker(guard: Guard, request: Request) -> KeyState:
@@ -35,7 +35,7 @@ def asker(guard: Guard, request: Request) -> KeyState:
 
 
 def begin(server: ChatHost, client: ClientConnection, request: Request, key: KeyState, body: bytes) -> None:
-    """Raises `Failure` for what no deployment needs to see."""
+    """Read a call's body, and start its exchange. Raises `Failure` for what no deployment needs to see."""
     if server.draining:
         raise Failure(503, "the gateway is being stopped", "stopping", headers={"retry-after": "1"})
     call = Call(CALLS[request.path], body, bodies.read(body), names_model_once(body))

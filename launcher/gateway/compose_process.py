@@ -1,4 +1,7 @@
-"""Words of a command line, and config files, to the gateway's settings; with Hydra, so not in the gateway's process."""
+"""From a command line's words and config files to the gateway's settings.
+
+This loads Hydra, so the gateway's process runs it as another process.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,15 @@ _ELSEWHERE = re.compile(r"""null|(['"]?)\$\{.*\}\1""")
 
 
 def composed(overrides: Sequence[str], config_dir: str | None) -> Settings:
-    """Raises `ConfigError`."""
+    """Return the settings that `overrides` and the config files amount to. Raises `ConfigError`."""
     return settings(compose.compose_gateway(overrides, config_dir))
 
 
 def without_keys(overrides: Sequence[str]) -> list[str]:
-    """`overrides` with hashes in place of the keys that are written out in them: they are kept on disk."""
+    """Return `overrides` with hashes in place of the keys that are written out in them: they are kept on disk.
+
+    Raises `ConfigError` for a key that is written where it cannot be hashed.
+    """
     kept = []
     for item in overrides:
         name, _, value = item.lstrip("+").partition("=")
@@ -38,7 +44,7 @@ def without_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """For the gateway's process, which asks on stdin: prints the settings as JSON, or says what is wrong with them."""
+    """Read words as JSON from stdin, and print the settings as JSON; or say what is wrong, and exit with 1."""
     asked = json.load(sys.stdin)
     try:
         made = composed(asked["overrides"], asked["config_dir"])

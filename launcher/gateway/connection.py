@@ -6,40 +6,42 @@ import asyncio
 import dataclasses
 from collections import deque
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Protocol, cast
 
 from launcher.gateway.body import SMALL, Budget, hold, release, weight
 from launcher.gateway.errors import Failure
 from launcher.gateway.heads import Head
 from launcher.gateway.reader import UPGRADED, Judge, Reader, Request
+from launcher.gateway.response_head import first_lines, of_stream
 from launcher.gateway.state import KeyState
 
-#: further requests that a client sends before it has its answer: more are not read on; and many more are refused
+#: requests, and bytes of their heads, that a client may send ahead of its answer before no more are read; and the
+#: number of requests from which on they are refused
 _AHEAD, _AHEAD_BYTES, _MOST_AHEAD = 16, 1 << 16, 128
-#: bytes of an answer that is counted until the client has read it
+#: bytes of an answer from which on it is counted until the client has read it
 _LARGE = 1 << 18
 #: bytes that are read and forgotten after a refusal, so that a client that still sends gets to read it
 _LINGER_BYTES = 64 << 20
-_LINGER_S = 0.02  #: between two reads of these
-
-_REASONS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_LINGER_S = 0.02  #: seconds between two reads of these
 
 JSON = "application/json"
 
 
 class Handler(Protocol):
-    """Who answers a request that takes a while."""
+    """Whoever answers a request that takes a while."""
 
-    def client_gone(self) -> None: ...
+    def client_gone(self) -> None:
+        """Stop: the client has left."""
+
     def pause(self) -> None:
-        """The client does not read as fast as it is told."""
+        """Send the client no more for now: it does not read as fast as it is sent to."""
 
-    def resume(self) -> None: ...
+    def resume(self) -> None:
+        """Go on: the client has read what it was sent."""
 
 
 class ConnectionHost(Judge, Protocol):
-    """What a client's connection needs of the server."""
+    """The part of the server that a client's connection needs."""
 
     loop: asyncio.AbstractEventLoop
     now: float  #: as of the last tick
@@ -74,34 +76,33 @@ class ClientConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.handler: Handler | None = None
         self._request: Request | None = None  #: the one that is being answered
-        self._cost = 0  #: bytes that are held for it
-        self._ahead: deque[tuple[Request, bytes, int]] = deque()
-        self._ahead_bytes = 0  #: of their heads
+        self._cost = 0  #: bytes that are held for that request's body
+        self._ahead: deque[tuple[Request, bytes, int]] = deque()  #: requests that wait, with body and cost
+        self._ahead_bytes = 0  #: bytes of the heads of those ahead
         self._held_heads = 0  #: bytes of heads that wait, or have not come to their end, which everybody may send
         self._held_answer = 0  #: bytes of a large answer that the client has yet to read
         self._of_asker = False  #: the last answer was a deployment's
         self._served = False  #: a request of what is being read has been served
-        self._closing = False  #: after the answer
-        self._refused = False  #: what comes now is not read any more
+        self._closing = False  #: the connection closes after the answer
+        self._refused = False  #: what comes from now on is not read any more
         self._lingered = 0
         self.idle_since: float | None = host.now
         self.reading_since: float | None = None
         self.paused_since: float | None = None
-        self._unread: Head | None = None  #: of what the reader gets now, where that is one whole request
-        self._admitted: tuple[Head, Request] | None = None  #: the last one that was
+        self._unread: Head | None = None  #: the head of what the reader gets now, where that is one whole request
+        self._admitted: tuple[Head, Request] | None = None  #: the last request that was let in, and its head
 
     # ----------------------------------------------------------------------------------------------------- answers
 
     def answer(self, status: int, body: bytes, content_type: str = JSON, extra: bytes = b"") -> None:
-        """The whole answer; `extra` are lines of headers."""
+        """Send a whole answer; `extra` are further lines of headers."""
         request = self._request
         if request is None or self.transport is None:
             return
         if status == 200 and content_type is JSON:
             head = self._host.ok_json_head
         else:
-            first = _REASONS.get(status) or f"HTTP/1.1 {status} \r\n".encode()
-            head = b"%b%bcontent-type: %b\r\n" % (first, self._host.date_header, content_type.encode())
+            head = first_lines(status, self._host.date_header, content_type)
         end = b"" if request.keep_alive and not self._closing else b"connection: close\r\n"
         said = b"" if request.method == "HEAD" else body
         self.transport.write(
@@ -112,29 +113,29 @@ class ClientConnection(asyncio.Protocol):
         self._answered()
 
     def fail(self, failure: Failure) -> None:
+        """Send a failure as the whole answer, in OpenAI's envelope."""
         extra = "".join(f"{name}: {value}\r\n" for name, value in failure.headers.items()).encode("latin-1", "replace")
         self.answer(failure.status, failure.body(), JSON, extra)
 
     def begin_stream(self, extra: bytes) -> None:
+        """Send the head of a stream of events; `extra` are further lines of headers."""
         request = self._request
         if request is None or self.transport is None:
             return
         if not request.chunks:
             self._closing = True
-        framing = b"transfer-encoding: chunked\r\n" if request.chunks else b""
-        if self._closing or not request.keep_alive:
-            framing += b"connection: close\r\n"
-        self.transport.write(
-            b"HTTP/1.1 200 OK\r\n" + self._host.date_header + b"content-type: text/event-stream\r\n"
-            b"cache-control: no-cache\r\nx-accel-buffering: no\r\n" + request.extra + extra + framing + b"\r\n"
-        )
+        last = self._closing or not request.keep_alive
+        lines = request.extra + extra
+        self.transport.write(of_stream(self._host.date_header, lines, chunks=request.chunks, last=last))
 
     def chunk(self, data: bytes) -> None:
+        """Send some events of a stream."""
         if self._request is None or self.transport is None or not data:
             return
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._request.chunks else data)
 
     def end_stream(self) -> None:
+        """Send the end of a stream."""
         if self._request is None or self.transport is None:
             return
         if self._request.chunks:
@@ -142,26 +143,29 @@ class ClientConnection(asyncio.Protocol):
         self._answered()
 
     def close(self) -> None:
-        """At once, whatever is on its way."""
+        """Close at once, whatever is on its way."""
         if self.transport is not None:
             self.transport.abort()
 
     def too_slow(self) -> None:
-        """It has begun a request, or reads the end of a refusal, and takes too long."""
+        """Refuse a client that takes too long to send a request; close where it was refused already."""
         if self._refused:
             self.close()
         else:
             self._refuse(Failure(408, "the request did not come in time (gateway.request_timeout_s)"))
 
     def close_when_done(self) -> None:
-        """After the answer that is on its way."""
+        """Close after the answer that is on its way; at once where there is none."""
         self._closing = True
         if self._request is None and self.transport is not None:
             self.transport.close()
 
     def can_be_missed(self, nobody: KeyState) -> bool:
-        """Whether nothing is lost with it: no request of anybody who was let in is read, answered or waits, and no
-        answer to one is still to be read. `nobody` is who comes without a key."""
+        """Return whether nothing is lost with this connection.
+
+        Then no request of anybody who was let in is read, answered or waits, and no answer to one is still to be read.
+        `nobody` is who comes without a key.
+        """
         if self._request is not None or self._ahead or self.owes:
             return self._refused and self._request is None
         reading = self._reader.request
@@ -169,7 +173,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def owes(self) -> bool:
-        """The client has not read the end of an answer from a deployment."""
+        """True while the client has yet to read the end of an answer from a deployment."""
         return self._of_asker and self.transport is not None and self.transport.get_write_buffer_size() > 0
 
     def _answered(self) -> None:
@@ -198,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
             release(cost, self._host.bodies, request.payer.bodies)
 
     def _hang_up(self) -> None:
-        """Close; a client that is still sending must first get to read the answer."""
+        """Close the connection; a client that is still sending must first get to read the answer."""
         assert self.transport is not None
         if self._refused and self.transport.can_write_eof():
             self.transport.write_eof()
@@ -208,7 +212,7 @@ class ClientConnection(asyncio.Protocol):
             self.transport.close()
 
     def _next(self) -> None:
-        """Serve the next of those that came ahead; not while its client reads no answers, which would pile up."""
+        """Serve the next request that came ahead; not while the client reads no answers, which would pile up."""
         if self._request is None and self._ahead and self.transport is not None and self.paused_since is None:
             request, body, cost = self._ahead.popleft()
             self._ahead_bytes -= request.size
@@ -231,16 +235,18 @@ class ClientConnection(asyncio.Protocol):
         self._host.serve(self, request, body)
 
     def forget_admitted(self) -> None:
-        """Settings have changed: who may ask is to be found out again."""
+        """Forget the last head that was let in: settings have changed, and may not let it in any more."""
         self._admitted = None
 
     # ------------------------------------------------------------------------------------------- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the new connection to the server, which may close it."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
         self._host.connected(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Give back what is held for the client, and tell whoever answers it."""
         self._host.disconnected(self)
         self._reader.close()
         self._hold_heads(0)
@@ -254,6 +260,7 @@ class ClientConnection(asyncio.Protocol):
             handler.client_gone()
 
     def data_received(self, data: bytes) -> None:
+        """Serve a request with a head that is known, or have the reader read `data`."""
         if self._refused:
             self._linger(len(data))
             return
@@ -275,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(failure)
 
     def _linger(self, amount: int) -> None:
-        """Read on slowly: many who send what nobody wants would leave the loop little time for others."""
+        """Forget `amount` bytes, and read on slowly: many who send what nobody wants would leave others little time."""
         self._lingered += amount
         if self._lingered > _LINGER_BYTES:
             self.close()
@@ -284,9 +291,11 @@ class ClientConnection(asyncio.Protocol):
             self._host.loop.call_later(_LINGER_S, self._read_on)
 
     def eof_received(self) -> bool:
+        """Return False, so that the transport closes."""
         return False  # close: nobody waits for the answer
 
     def pause_writing(self) -> None:
+        """Have the answer wait: the client does not read as fast as it is sent to."""
         self.paused_since = self._host.now
         if self.transport is not None:
             self.transport.pause_reading()  # who does not read what was asked for gets no more to ask for
@@ -294,6 +303,7 @@ class ClientConnection(asyncio.Protocol):
             self.handler.pause()
 
     def resume_writing(self) -> None:
+        """Go on: the client has read what it was sent."""
         self.paused_since = None
         self._hold_answer(0)
         self._read_on()
@@ -304,14 +314,17 @@ class ClientConnection(asyncio.Protocol):
     # ------------------------------------------------------------------------------------------------ the reader's
 
     def begun(self) -> None:
+        """Note that the first byte of a request has come."""
         self.reading_since = self._host.now
         self.idle_since = None
 
     def wait_for_body(self) -> None:
+        """Tell the client to send the body, unless others before it wait for their answer."""
         if self.transport is not None and self._request is None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def taken(self, request: Request, body: bytes, cost: int) -> None:
+        """Serve a whole request, or put it behind those that came ahead. Raises `Failure` where there are too many."""
         self.reading_since = None
         if self._unread is not None and request.asker is not None:
             self._admitted = self._unread, request
@@ -341,7 +354,10 @@ class ClientConnection(asyncio.Protocol):
         self._serve(request, body, cost)
 
     def _hold_heads(self, amount: int) -> None:
-        """Raises `Failure` where too many clients have begun a head that does not come to its end."""
+        """Count `amount` bytes of heads as held by this client.
+
+        Raises `Failure` where all clients together have begun too much that does not come to its end.
+        """
         more = amount - self._held_heads
         if more > 0 and not self._host.heads.has(more):
             raise _TOO_MANY_HEADS
@@ -355,7 +371,7 @@ class ClientConnection(asyncio.Protocol):
         self._ahead_bytes = 0
 
     def _refuse(self, failure: Failure) -> None:
-        """Answer what cannot be read, after what came before it, and hang up: where the next begins is not known."""
+        """Answer a request that cannot be read, after those before it, and hang up: no next one can be told from it."""
         refused = self._reader.request
         self._reader.close()
         self._hold_heads(self._ahead_bytes)

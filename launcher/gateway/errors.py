@@ -1,4 +1,4 @@
-"""What went wrong, in OpenAI's envelope, and whether the gateway or an engine says so."""
+"""Failures in OpenAI's envelope, with `source`: whether the gateway or an engine says so."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-#: bytes of an error that are read as JSON
+#: bytes of an error up to which it is read as JSON
 _MOST_WORDS = 1 << 16
 
 GATEWAY, ENGINE = "gateway", "engine"
@@ -30,7 +30,7 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Failure(Exception):
-    """An answer that is none. `code` is a word for programs."""
+    """A failure that a client is told with an HTTP status. `code` is a word for programs; None where there is none."""
 
     status: int
     message: str
@@ -39,6 +39,7 @@ class Failure(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> bytes:
+        """Return the failure as the body of a whole answer."""
         error = {
             "message": self.message,
             "type": _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error"),
@@ -49,7 +50,7 @@ class Failure(Exception):
         return json.dumps({"error": error}).encode()
 
     def event(self) -> bytes:
-        """In a stream that has begun."""
+        """Return the failure as an event of a stream that has begun."""
         return b"data: " + self.body() + b"\n\n"
 
 
@@ -57,7 +58,7 @@ BUG = Failure(500, "the gateway has a bug; its log says more")
 
 
 def of_engine(status: int, body: bytes, headers: Mapping[str, str]) -> Failure:
-    """What a server refused with, in its own words."""
+    """Return a server's refusal as a failure, in the server's own words."""
     from engines.json_http import words
 
     code: str | None = None

@@ -30,7 +30,7 @@ _TRY_ANOTHER = frozenset({429, 500, *_UNWELL})
 
 
 class ExchangeHost(AttemptHost, Protocol):
-    """What an exchange needs of the server."""
+    """The part of the server that an exchange needs."""
 
     now: float  #: as of the last tick
     admission: Admission
@@ -71,9 +71,9 @@ class Exchange(Ticket):
         self._among = route.choice.candidates(call.fields) if route.settings.rules else None
         self._tried: tuple[Replica, ...] = ()
         self._spent: tuple[Replica, ...] = ()  #: those that were sent the request, and may have worked on it
-        self._failure: Failure | None = None  #: the last attempt's
+        self._failure: Failure | None = None  #: how the last attempt failed
         self._attempt: Attempt | None = None  #: the one that is on its way
-        self.news_until = 0.0  #: until when somebody should tell what became of the last attempt's deployment
+        self.news_until = 0.0  #: see `Owner`
         self._began = self._placed = host.clock()  #: when it came, and when it had its place
         self._first: float | None = None  #: when the client was sent the first byte of a stream
 

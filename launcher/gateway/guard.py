@@ -1,4 +1,4 @@
-"""Who may ask what: keys, web pages, and names that only look like this machine's."""
+"""The checks of who may ask what: keys, web pages, and names that only look like this machine's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ _HOST = re.compile(r"\[[0-9a-fA-F:.]+\]|[^:\[\]]+")
 
 
 class Guard:
+    """Checks requests by their heads, with the keys and names that the settings have."""
+
     def __init__(self, table: Table) -> None:
         self._table = table
 
     def check(self, request: Request) -> None:
-        """Raises `Failure` for a request that is not to be answered, whatever it asks."""
+        """Raise `Failure` for a request that is not to be answered, whatever it asks."""
         self._check_host(request)
         self._check_origin(request)
 
     def who(self, request: Request) -> KeyState:
-        """Raises `Failure` (401) where a key is needed, and none that is known came."""
+        """Return who asks. Raises `Failure` (401) where a key is needed, and none that is known came."""
         found = self._table.who(presented(request))
         if found is None:
             raise Failure(
@@ -37,7 +39,7 @@ class Guard:
         return found
 
     def demand_admin(self, request: Request) -> None:
-        """Raises `Failure` for whoever has not the admin key."""
+        """Raise `Failure` for whoever has not the admin key."""
         if self._table.settings.admin_sha256 is None:
             raise Failure(
                 403, "starting and stopping deployments needs an admin key, and none is set: gateway.admin_key"
@@ -46,12 +48,12 @@ class Guard:
             raise Failure(401, "the admin key is needed: authorization: Bearer …", "invalid_api_key")
 
     def demand_insight(self, request: Request) -> None:
-        """What is deployed, and its logs, are for the admin where there are keys at all."""
+        """Raise `Failure` where only the admin may see what is deployed, and its logs: where there are keys at all."""
         if not self._table.settings.open:
             self.demand_admin(request)
 
     def _check_host(self, request: Request) -> None:
-        """A web page can make its own name mean 127.0.0.1, and would then be on our origin."""
+        """Refuse names that are not this gateway's: a web page can make its own name mean 127.0.0.1, our origin."""
         settings = self._table.settings
         given = request.headers.get(b"host", b"")
         if not given or settings.host not in LOOPBACK:
@@ -63,7 +65,7 @@ class Guard:
             )
 
     def _check_origin(self, request: Request) -> None:
-        """Web pages of other origins may not ask, unless they are named: a browser would send what it likes."""
+        """Refuse web pages of other origins, unless they are named: a browser would send what they like."""
         origin = request.headers.get(b"origin")
         if origin is None:
             return
@@ -73,11 +75,12 @@ class Guard:
             raise Failure(403, f"web pages of {text!r} may not ask here; gateway.cors_origins names those that may")
 
     def is_allowed(self, origin: str) -> bool:
+        """Return whether web pages of `origin` may ask."""
         allowed = self._table.settings.cors_origins
         return origin in allowed or "*" in allowed
 
     def cors(self, request: Request) -> bytes:
-        """The headers that let a page of another origin read the answer; none for those that may not."""
+        """Return the lines of headers that let a page of another origin read the answer; empty for one that may not."""
         origin = request.headers.get(b"origin", b"").decode("latin-1")
         if not origin or not self.is_allowed(origin):
             return b""
@@ -86,7 +89,7 @@ class Guard:
 
 @lru_cache
 def _name_of(host: bytes) -> str:
-    """Of a Host header, without its port."""
+    """Return the name in a Host header, without its port, in lower case; empty where there is none."""
     found = _HOST.match(host.decode("latin-1"))
     return found.group().strip("[]").lower() if found else ""
 
@@ -99,7 +102,7 @@ def _is_loopback(name: str) -> bool:
 
 
 def presented(request: Request) -> bytes | None:
-    """The key that came with it, as OpenAI's clients send it."""
+    """Return the key that came with a request, as OpenAI's clients send it; None where none came."""
     given = request.headers.get(b"authorization")
     if given is None:
         return None

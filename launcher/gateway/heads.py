@@ -7,22 +7,23 @@ each message that begins with the same bytes.
 
 from __future__ import annotations
 
-#: the ways in which the header is written; any other, and a value with spaces or zeros before it, goes to the parser
+#: the two ways to write the header that are known here; any other, and a value with spaces or zeros before it, goes
+#: to the parser
 _LENGTH, _LENGTH_TOO = b"\r\nContent-Length: ", b"\r\ncontent-length: "
 
 
 class Head:
-    """How a message was written, but for the digits of its body's length."""
+    """The bytes of a message's head, but for the digits of its body's length."""
 
     __slots__ = ("_after", "_before")
 
     def __init__(self, before: bytes, after: bytes) -> None:
-        self._before = before  #: the digits
+        self._before = before  #: what stands before the digits
         self._after = after
 
     @classmethod
     def of(cls, data: bytes) -> Head | None:
-        """None where `data` is anything but one whole message that tells its length."""
+        """Return the head of `data`; None where that is anything but one whole message that tells its length."""
         head, _, body = data.partition(b"\r\n\r\n")
         for length in (_LENGTH, _LENGTH_TOO):
             before, found, after = head.partition(b"%b%d" % (length, len(body)))
@@ -31,7 +32,7 @@ class Head:
         return None
 
     def body(self, data: bytes) -> bytes | None:
-        """That of `data`; None where it is anything but one whole message with this head."""
+        """Return the body of `data`; None where that is anything but one whole message with this head."""
         if not data.startswith(self._before):
             return None
         start = len(self._before)

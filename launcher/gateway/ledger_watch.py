@@ -1,4 +1,4 @@
-"""What is deployed, as it changes: a thread that reads the ledger a few times a second and tells the gateway's thread.
+"""A thread that reads the ledger a few times a second, and tells the gateway's thread what is deployed.
 
 It reads what supervisors write down, and asks one of them only when its engine has been started anew, for what it takes
 to reach it. A deployment whose supervisor was killed serves on, and is given another one.
@@ -30,15 +30,15 @@ from launcher.supervise.protocol import News
 log = logging.getLogger(__name__)
 
 PERIOD_S = 0.2
-#: between two attempts to find another supervisor for what has none
+#: seconds between two attempts to find another supervisor for a deployment that has none
 _ADOPT_S = 5.0
 
-#: for a supervisor to say how its engine is reached: it has nothing else to do, and the others wait
+#: seconds for a supervisor to say how its engine is reached: it has nothing else to do, and the others wait
 _ASK_S = 1.0
-#: until one that did not is asked again
+#: seconds until one that did not say so is asked again
 _SILENT_S = 5.0
 
-#: instead of the mark of a deployment whose record is not to be understood
+#: the mark of a deployment whose record is not to be understood
 _TROUBLE = ("trouble",)
 
 _ON_ITS_WAY = frozenset({Phase.PENDING, Phase.PREPARING, Phase.STARTING, Phase.BACKOFF})
@@ -58,17 +58,21 @@ class Seen:
 
     @property
     def on_its_way(self) -> bool:
+        """True where it will serve soon, or fail."""
         return self.phase in _ON_ITS_WAY or self.coming_back or (self.phase is Phase.STOPPING and self.news.returns)
 
     @property
     def cause(self) -> str:
-        """Why the last start of its engine ended by itself; empty where it was asked to, or somebody has killed it."""
+        """The reason for its engine's last end; empty where it was asked to end, or somebody has killed it."""
         asked = self.phase in (Phase.STOPPING, Phase.STOPPED)
         return "" if asked or self.news.killed else self.news.reason
 
 
 class Watcher:
-    """`tell` is called from its thread, with each deployment that has changed, and with None for one that is gone."""
+    """Watches the ledger in a thread of its own.
+
+    `tell` is called from that thread, with each deployment that has changed, and with None for one that is gone.
+    """
 
     def __init__(self, state: Path, tell: Callable[[str, Seen | None], object]) -> None:
         self._state = state
@@ -76,20 +80,22 @@ class Watcher:
         self._tell = tell
         self._marks: dict[str, tuple[Any, ...]] = {}
         self._seen: dict[str, Seen] = {}
-        self._upstreams: dict[str, tuple[int, Upstream]] = {}  #: by name, with the start that they are of
-        self._silent: dict[str, float] = {}  #: by name, until when its supervisor, who did not answer, is left alone
+        self._upstreams: dict[str, tuple[int, Upstream]] = {}  #: by name, each with the number of its engine's start
+        self._silent: dict[str, float] = {}  #: by name, until when a supervisor that did not answer is left alone
         self._adopting_since = -_ADOPT_S
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
     def start(self) -> None:
+        """Start to watch."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End the watch, soon; waits for nothing."""
         self._ended.set()
 
     def look(self) -> None:
-        """Once over all that is deployed."""
+        """Look once at all that is deployed, and tell what has changed."""
         folders = {path.parent.name: path.parent for path in self._ledger.deployments.glob("*/plan.json")}
         for name in self._marks.keys() - folders.keys():
             del self._marks[name]
@@ -118,7 +124,7 @@ class Watcher:
                 log.exception("the ledger cannot be read")
 
     def _read(self, name: str, folder: Path, live: bool, coming_back: bool) -> bool:
-        """Tell what has become of it; False where that is not to be seen yet."""
+        """Tell what has become of a deployment; return False where that is not to be seen yet."""
         try:
             plan = protocol.read_record(folder).plan
             if not plan:
@@ -141,7 +147,7 @@ class Watcher:
         return True
 
     def _upstream(self, name: str, folder: Path, news: News) -> Upstream | None:
-        """Where it is reached; None where it does not serve."""
+        """Return where a deployment is reached; None where it does not serve."""
         if news.phase not in (Phase.READY, Phase.DEGRADED):
             self._upstreams.pop(name, None)
             return None
@@ -173,7 +179,7 @@ class Watcher:
 
 
 def upstream_of(plan: LaunchPlan, options: Mapping[str, Any], api_key: str | None, news: News) -> Upstream:
-    """How the deployment of `plan` is reached. Raises `RmLaunchError` where its engine or its key is not there."""
+    """Return how the deployment of `plan` is reached. Raises `RmLaunchError` where its engine or key is not there."""
     http = plan.endpoints.http
     dialect = registry.engine(plan.engine).dialect(plan, options)
     return Upstream(

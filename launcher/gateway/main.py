@@ -32,13 +32,13 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 4096
 _DESCRIPTORS = 1 << 16
-_USE_S = 30.0  #: for the gateway's thread, to take new settings
-#: objects that are made before cyclic garbage is looked for: the default would look every 20 requests
+_USE_S = 30.0  #: seconds for the gateway's thread to take new settings
+#: new objects after which cyclic garbage is looked for: the default would look every 20 requests
 _GARBAGE = 50_000
 
 
 class Gateway:
-    """The server, and what keeps it up to date."""
+    """The server, with the watcher of the ledger and the reloader of settings that keep it up to date."""
 
     def __init__(self, file: Path, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -90,7 +90,7 @@ class Gateway:
             connection.close()
 
     async def _hand_over(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """New settings, from the user's own `rmlaunch gateway up`: nobody else can open the socket."""
+        """Take new settings from the user's own `rmlaunch gateway up`: nobody else can open the socket."""
         try:
             text = (await reader.read()).decode()
             done = await self._loop.run_in_executor(None, self._reloader.hand_over, text)
@@ -101,7 +101,7 @@ class Gateway:
         writer.close()
 
     def _use_from_thread(self, settings: Settings) -> None:
-        """Raises what `_use` raises: what is not in use is not to be taken for it."""
+        """Call `_use` in the gateway's thread. Raises what that raises: nobody is to take them for settings in use."""
 
         async def use() -> None:
             self._use(settings)
@@ -134,6 +134,7 @@ class Gateway:
 
 
 def main() -> None:
+    """Serve until SIGTERM, with the settings in the file that the command line names."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     gc.set_threshold(_GARBAGE)
     _raise_descriptors()
@@ -147,7 +148,7 @@ def main() -> None:
 
 
 def _raise_descriptors() -> None:
-    """As many as this process may have: the usual 1024 are half as many clients."""
+    """Allow this process as many descriptors as it may have: the usual 1024 are enough for half as many clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -12,7 +12,7 @@ from launcher.gateway.table import Table
 
 
 class Counted(Protocol):
-    """What is counted of the server."""
+    """The part of the server that is counted."""
 
     table: Table
     admission: Admission

@@ -11,12 +11,13 @@ from launcher.gateway.reload import FILE, ComposedRequest
 from launcher.gateway.settings import Settings
 from launcher.inheritance import ALL
 
-#: not `-m`: that would import from whatever folder it stands in
+#: the gateway's program; not `-m`, which would import from whatever folder it stands in
 _PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.main import main; main()"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (to connect to it, not to bind)
 
 
 def plan(name: str, asked: ComposedRequest, run_dir: str) -> LaunchPlan:
+    """Return the plan of a gateway called `name`; its settings are a file in `run_dir`."""
     settings = asked.settings
     health = HttpCheck("/health", expect="status")
     return LaunchPlan(
@@ -42,6 +43,7 @@ def plan(name: str, asked: ComposedRequest, run_dir: str) -> LaunchPlan:
 
 
 def supervise(settings: Settings) -> SuperviseConf:
+    """Return how a gateway is supervised; it may drain before it is stopped."""
     return SuperviseConf(
         startup_timeout_s=60.0,
         stop_grace_s=settings.drain_s + 5.0,

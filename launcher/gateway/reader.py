@@ -1,4 +1,4 @@
-"""Requests out of the bytes of a connection: strictly, bounded, and judged as soon as their head is there. No I/O."""
+"""The reader of a connection's requests: strict, bounded, and having them judged by their heads. No I/O."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _HEAD_LIMIT = 1 << 16
 _HEADERS_LIMIT = 100
 #: bytes of a refused request's body that are read over, so that its connection can be used again
 _PASSED_OVER = 1 << 16
-_ENDLESS = 1 << 62  #: no length is told
-#: headers that would mean two things
+_ENDLESS = 1 << 62  #: the length of a body that tells none
+#: headers that may come once: twice, they could mean two things
 _ONCE = frozenset({b"host", b"authorization", b"content-length", b"transfer-encoding"})
 #: headers that announce a body
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -25,34 +25,34 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 @dataclass(slots=True)
 class Request:
-    """All of it but the body. One that was let in is used again for the next with the same head."""
+    """A request without its body. One that was let in is used again for the next with the same head."""
 
     method: str
-    path: str  #: without its query, which nothing here has
-    headers: dict[bytes, bytes]  #: by their names in lower case
-    keep_alive: bool
+    path: str  #: without the query, which nothing here reads
+    headers: dict[bytes, bytes]  #: by name, in lower case
+    keep_alive: bool  #: the client may send another one on the connection
     chunks: bool  #: the client knows chunked answers, which came with HTTP/1.1
     extra: bytes = b""  #: lines of headers that its answer has in any case
     passed_on: bytes = b""  #: lines of headers that a server behind us gets
-    asker: KeyState | None = None  #: who asks a deployment; None for all else, whose bodies nobody reads
-    payer: KeyState | None = None  #: of whose bytes its body's are: who asked when its head came
-    refusal: Failure | None = None  #: what is wrong with its head
-    judged_by: Settings | None = None  #: `asker` and `refusal` are what these made of it
+    asker: KeyState | None = None  #: whoever asks a deployment; None for other calls, whose bodies nobody reads
+    payer: KeyState | None = None  #: whose budget the body's bytes count in: the asker when the head came
+    refusal: Failure | None = None  #: why the head alone is refused; None where it is not
+    judged_by: Settings | None = None  #: the settings that `asker` and `refusal` come from
     size: int = 0  #: bytes of its head
 
 
 class Judge(Protocol):
-    """Who knows what is let in."""
+    """Whoever knows which requests are let in."""
 
     max_body_bytes: int
-    bodies: Budget  #: of everybody
+    bodies: Budget  #: bytes of everybody's bodies
 
     def judge(self, request: Request) -> None:
-        """Say in `request` who asks, or why it is refused: from its head alone."""
+        """Write into `request` who asks, or why it is refused: from its head alone."""
 
 
 class Sink(Protocol):
-    """Who takes the requests."""
+    """Whoever takes the requests."""
 
     def begun(self) -> None:
         """The first byte of a request has come."""
@@ -61,12 +61,17 @@ class Sink(Protocol):
         """The client waits for a word before it sends the body, which is welcome."""
 
     def taken(self, request: Request, body: bytes, cost: int) -> None:
-        """A request is whole. `cost` bytes are held for it, of its asker's and everybody's: to be given back. Raises
-        `Failure` where nothing after it is to be read."""
+        """A request is whole. Raises `Failure` where nothing after it is to be read.
+
+        `cost` bytes are held for its body, in its payer's budget and in everybody's, and are to be given back.
+        """
 
 
 class Reader:
-    """Once it has raised a `Failure`, where the next request begins is not known: it is not to be fed again."""
+    """Reads requests out of the bytes of one connection.
+
+    It is not to be fed again once it has raised a `Failure`: where the next request begins is not known then.
+    """
 
     __slots__ = ("_begun", "_body", "_fed", "_head", "_head_fed", "_headers", "_judge", "_parser", "_piece", "_sink",
                  "_size", "_url", "request")  # fmt: skip
@@ -75,15 +80,15 @@ class Reader:
         self._judge = judge
         self._sink = sink
         self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
-        self._head_fed = 0  #: bytes that have come since the last request, until the head of the next has been read
-        self._fed = 0  #: bytes of the last data
-        self._begun = False  #: a request has, and not come to its end
-        self._piece = bytearray()  #: of the body, in the data that is being read
-        self.request: Request | None = None  #: whose body is coming
+        self._head_fed = 0  #: bytes since the last request, while the head of the next is not whole
+        self._fed = 0  #: bytes that were fed last
+        self._begun = False  #: a request has begun, and not come to its end
+        self._piece = bytearray()  #: what the data that is being read has of the body
+        self.request: Request | None = None  #: the one whose body is coming
         self._start()
 
     def feed(self, data: bytes) -> None:
-        """Raises `Failure` for what cannot be read, or is not to be."""
+        """Read `data`. Raises `Failure` for what cannot be read, or is not to be."""
         if self._parser is None:
             return
         if self.request is None:
@@ -104,11 +109,11 @@ class Reader:
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a head that is not whole, at most."""
+        """The bytes of a head that is not whole, at most."""
         return (self._head_fed or self._fed) if self._begun and self.request is None else 0
 
     def close(self) -> None:
-        """Let go of a body that has not come to its end."""
+        """End: give back the bytes of a body that has not come to its end."""
         self._parser = None  # they hold each other
         if self.request is not None and self.request.payer is not None:
             release(self._body.cost, self._judge.bodies, self.request.payer.bodies)
@@ -127,15 +132,18 @@ class Reader:
     # ----------------------------------------------------------------------------------------- httptools' callbacks
 
     def on_message_begin(self) -> None:
+        """Begin with a new request."""
         self._start()
         self._begun = True
         self._sink.begun()
 
     def on_url(self, url: bytes) -> None:
+        """Add to the request's path."""
         self._url += url
         self._add_to_head(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header. Raises `Failure` where it came before and may not."""
         if self.request is not None:  # after the body: nothing that is asked for may stand there
             self._grow(len(name) + len(value))
             return
@@ -147,6 +155,7 @@ class Reader:
         self._add_to_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
+        """Have the request judged, now that its head is whole. Raises `Failure` for a head that is not accepted."""
         assert self._parser is not None
         headers = self._headers
         if len(headers) > _HEADERS_LIMIT:
@@ -168,6 +177,7 @@ class Reader:
             self._check_body(request, headers)
 
     def on_body(self, piece: bytes) -> None:
+        """Keep a piece of the body; of one that nobody reads, count it."""
         request = self.request
         assert request is not None
         self._grow(len(piece))
@@ -183,6 +193,7 @@ class Reader:
             self._body.add(piece, cost)
 
     def on_message_complete(self) -> None:
+        """Hand the whole request to the sink."""
         self._take_piece()
         request, body = self.request, self._body
         assert request is not None
@@ -219,7 +230,7 @@ class Reader:
         return Failure(413, f"a request's body has at most {limit >> 20} MiB (gateway.max_body_mib)")
 
 
-#: not an answer: the request before it has its own
+#: sent to nobody: the request that asked for another protocol has its own answer
 UPGRADED = Failure(400, "only HTTP/1.1 is spoken here")
 _HEAD_TOO_LONG = Failure(431, f"the line and headers of a request have at most {_HEAD_LIMIT} bytes")
 _NO_BODY = Failure(417, "nobody reads a body there: ask without the header expect")

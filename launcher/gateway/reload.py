@@ -1,4 +1,4 @@
-"""Settings that change while the gateway runs: its file, or the configs that it was composed from."""
+"""The reload of settings while the gateway runs: from its file, or from configs that have changed."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ from launcher.paths import shipped, user_config
 log = logging.getLogger(__name__)
 
 FILE = "settings.json"  #: in the run folder of the gateway's deployment
-SOCKET = "settings.sock"  #: beside it: new settings are handed over here
+SOCKET = "settings.sock"  #: beside that file: new settings are handed over here
 PERIOD_S = 0.5
 _COMPOSE_TIMEOUT_S = 60.0
-_AGAIN_S = 5.0  #: between two tries to compose configs that could not be
+_AGAIN_S = 5.0  #: seconds between two tries to compose configs that could not be composed
 _COMPOSE = "import sys; sys.path[:] = filter(None, sys.path); from launcher.gateway.compose_process import main; main()"
 
 
 @dataclass
 class ComposedRequest:
-    """What the gateway was asked for: to be composed again, and as it was composed last."""
+    """A gateway's command line, to be composed again, and the settings that it was composed to last."""
 
-    overrides: list[str]  #: keys in them are hashes
+    overrides: list[str]  #: the words of the command line, with hashes in place of keys
     config_dir: str | None
     settings: Settings
-    marks: dict[str, list[int]] = field(default_factory=dict)  #: the config files that played a part
+    marks: dict[str, list[int]] = field(default_factory=dict)  #: size and time of each config file that played a part
 
     def dumps(self) -> str:
+        """Return it as JSON, for `loads`."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
@@ -64,7 +65,7 @@ def _with_present_key(override: str) -> str:
 
 
 def marks(config_dir: str | None) -> dict[str, list[int]]:
-    """Of every file that a composed gateway config may come from: its size and when it was changed."""
+    """Return the size, and the time of the last change in ns, of every file that a gateway's config may come from."""
     folders = [shipped("conf"), user_config(), *([Path(config_dir)] if config_dir else [])]
     files = [file for folder in folders for file in (folder / "gateway.yaml", *(folder / "gateway").glob("*.yaml"))]
     found: dict[str, list[int]] = {}
@@ -85,9 +86,10 @@ class _Failed:
 
 
 class Reloader:
-    """`use` is called with settings that differ from the last ones, from whichever thread has found them.
+    """Watches a gateway's file and its configs, in a thread of its own.
 
-    Settings are used first and written down after: a disk that is full keeps no key alive.
+    `use` is called with settings that differ from the last ones, from whichever thread has found them. Settings are
+    used first and written down after: a disk that is full keeps no key alive.
     """
 
     def __init__(self, file: Path, use: Callable[[Settings], object]) -> None:
@@ -97,7 +99,7 @@ class Reloader:
         self._used = self._asked.settings
         self._mark = version(file)
         self._unsaved = ""  #: why the last settings are not on the disk; empty where they are
-        self._failed: _Failed | None = None  #: the last try to compose, where it could not be done
+        self._failed: _Failed | None = None  #: the last try to compose; None where it succeeded
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._ended = False
@@ -105,13 +107,15 @@ class Reloader:
 
     @property
     def settings(self) -> Settings:
-        """Those in use."""
+        """The settings that are in use."""
         return self._used
 
     def start(self) -> None:
+        """Start to watch."""
         self._thread.start()
 
     def stop(self) -> None:
+        """End the watch, soon; waits for nothing."""
         self._ended = True
         self._wanted.set()
 
@@ -136,7 +140,7 @@ class Reloader:
             return {"changes": changes, "unsaved": self._unsaved}
 
     def look(self) -> None:
-        """Whether anything has changed, and what it amounts to then."""
+        """Look once whether the file or a config has changed, and take what it amounts to then."""
         with self._lock:
             if (mark := version(self._file)) not in (self._mark, None):
                 asked = ComposedRequest.loads(self._file.read_text())
@@ -157,8 +161,10 @@ class Reloader:
                 log.exception("the settings cannot be read again; the last ones stay")
 
     def _compose(self, found: dict[str, list[int]]) -> None:
-        """Take what the configs amount to. What they are like by then is known for taken only when it was; what goes
-        wrong may be no fault of theirs, and is tried again."""
+        """Take what the configs amount to; `found` are their marks.
+
+        They count as taken only when they were: what goes wrong may be no fault of theirs, and is tried again.
+        """
         last = self._failed
         if last and last.marks == found and time.monotonic() - last.since < _AGAIN_S:
             return
@@ -176,7 +182,7 @@ class Reloader:
         self._failed = None
 
     def _take_from_disk(self, asked: ComposedRequest) -> None:
-        """As `_take`, for configs that somebody has changed: the log says what is wrong with them."""
+        """Take settings from a file that somebody has changed: the log says what is wrong with them."""
         new, old = asked.settings, self._used
         if (new.host, new.port) != (old.host, old.port):
             log.warning("gateway.host and gateway.port count from the next start on; --replace starts it anew")
@@ -217,7 +223,7 @@ class Reloader:
 
 
 def _composed(asked: ComposedRequest) -> tuple[Settings | None, str]:
-    """The settings that the configs amount to now; or None, and why."""
+    """Return the settings that the configs amount to now; or None, and why."""
     words = json.dumps({"overrides": asked.overrides, "config_dir": asked.config_dir})
     try:
         done = subprocess.run(
@@ -232,7 +238,7 @@ def _composed(asked: ComposedRequest) -> tuple[Settings | None, str]:
 
 
 def differences(old: Settings, new: Settings) -> list[str]:
-    """What is different, in words; no hashes of keys in them."""
+    """Return what is different, in words, without any hash of a key."""
     said = []
     for name in (it.name for it in dataclasses.fields(Settings)):
         before, after = getattr(old, name), getattr(new, name)

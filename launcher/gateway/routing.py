@@ -1,4 +1,4 @@
-"""Which deployment answers: what is known of each, and the choice among them. No I/O, and the clock is handed in."""
+"""The choice of the deployment that answers, and what is known of each. No I/O, and the clock is handed in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.config.gateway import Rule
 from launcher.gateway.settings import Route
 from launcher.supervise.lifecycle import Phase
 
-#: failures in a row that open a breaker, how long it stays open first, and at most
+#: failures in a row that open a breaker; seconds that it stays open the first time, and at most
 FAILURES = 3
 OPEN_S = 1.0
 OPEN_MAX_S = 30.0
@@ -22,22 +22,22 @@ _DOUBTED = Phase.DEGRADED.value
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where a deployment is reached, and how it is spoken to."""
+    """The address of a deployment, and how it is spoken to."""
 
     host: str
     port: int
     tls: bool
-    path: str  #: in front of every path of its API
+    path: str  #: the prefix of every path of its API
     dialect: Dialect = field(compare=False)
-    model: str | None  #: what it calls its model, and so do its answers; None where nobody knows
+    model: str | None  #: the name of its model, in its own words and in its answers; None where nobody knows
     api_key: str | None = None
-    heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: by path, made once each
+    heads: dict[str, bytes] = field(default_factory=dict, compare=False)  #: heads of requests by path, made once each
     #: which start of a local engine this is: connections to an earlier one are of no use; 0 for any other server
     start: int = 0
-    task: str | None = None  #: of its model; None where nobody knows
+    task: str | None = None  #: its model's task; None where nobody knows
 
     def head(self, path: str) -> bytes:
-        """Of a request to `path` of its API, but for its length and its end."""
+        """Return the head of a request to `path` of its API, but for the length and the end."""
         made = self.heads.get(path)
         if made is None:
             key = f"authorization: Bearer {self.api_key}\r\n" if self.api_key else ""
@@ -50,28 +50,33 @@ class Upstream:
 
 
 class Breaker:
-    """Keeps requests from a replica that fails: `FAILURES` in a row open it, for longer each time; then one is let
-    through, and tells."""
+    """Keeps requests from a replica that fails.
+
+    `FAILURES` in a row open it, for longer each time; then one request is let through, and its outcome decides.
+    """
 
     __slots__ = ("_open_s", "_open_until", "failures")
 
     def __init__(self) -> None:
-        self.failures = 0  #: in a row, since it answered last
+        self.failures = 0  #: failures in a row, since the replica answered last
         self._open_s = OPEN_S
         self._open_until = 0.0
 
     def lets(self, now: float) -> bool:
+        """Return whether a request may go to the replica."""
         return self.failures < FAILURES or now >= self._open_until
 
     def tried(self, now: float) -> None:
-        """A request is on its way: until it has told, no other is let through an open breaker."""
+        """Note that a request is on its way: until its outcome is known, no other is let through an open breaker."""
         if self.failures >= FAILURES:
             self._open_until = now + self._open_s
 
     def succeeded(self) -> None:
+        """Close: the replica has answered."""
         self.failures, self._open_s = 0, OPEN_S
 
     def failed(self, now: float) -> None:
+        """Count a failure, and open where there were too many."""
         self.failures += 1
         if self.failures >= FAILURES:
             self._open_until = now + self._open_s
@@ -80,10 +85,10 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What became of one start of a local engine."""
+    """The end of one start of a local engine."""
 
     start: int
-    cause: str  #: in one sentence; empty where it was asked to end, or somebody else has killed it
+    cause: str  #: why it ended, in one sentence; empty where it was asked to end, or somebody else has killed it
 
 
 class Idle(Protocol):
@@ -98,24 +103,25 @@ class Replica:
     """One deployment or remote server, whichever routes it stands behind."""
 
     name: str
-    upstream: Upstream | None = None  #: None where nothing serves
-    phase: str = ""  #: of a local deployment, as its supervisor said last
+    upstream: Upstream | None = None  #: None while nothing serves
+    phase: str = ""  #: a local deployment's phase, as its supervisor said last; empty for any other
     on_its_way: bool = False  #: it will serve soon, or fail
-    lost_until: float = 0.0  #: nobody listens where its engine was: until then its supervisor is expected to say more
-    ending: Ending | None = None  #: of the last start that it had
+    lost_until: float = 0.0  #: until then its supervisor is expected to say why nobody listens where its engine was
+    ending: Ending | None = None  #: how its engine's last start ended; None where none has
     breaker: Breaker = field(default_factory=Breaker)
-    in_flight: int = 0
-    used: float = 0.0  #: when it was asked last
+    in_flight: int = 0  #: requests that it works on
+    used: float = 0.0  #: when its last request ended
     idle: list[Idle] = field(default_factory=list)
-    requests: int = 0
-    failures: int = 0
-    header: bytes = b""  #: that tells a client who has answered
+    requests: int = 0  #: requests that it was sent
+    failures: int = 0  #: requests that it has failed
+    header: bytes = b""  #: the line of a header that tells a client who has answered
 
     def __post_init__(self) -> None:
+        """Make the header."""
         self.header = b"x-rmlaunch-deployment: %b\r\n" % self.name.encode("latin-1", "replace")
 
     def point_to(self, upstream: Upstream | None) -> None:
-        """It is reached there from now on; what failed elsewhere says nothing about it."""
+        """Reach it at `upstream` from now on; None for nowhere. What failed elsewhere says nothing about this one."""
         if upstream != self.upstream:
             self.upstream = upstream
             self.breaker = Breaker()
@@ -128,16 +134,17 @@ class Replica:
         self.idle.clear()
 
     def usable(self, now: float) -> bool:
+        """Return whether a request may be sent to it."""
         if self.upstream is None or self.lost_until > now:
             return False
         return not self.breaker.failures or self.breaker.lets(now)
 
     def comes(self, now: float) -> bool:
-        """Whether it will serve soon, as far as anybody knows."""
+        """Return whether it will serve soon, as far as anybody knows."""
         return self.on_its_way or now < self.lost_until
 
     def why_not(self, now: float) -> str:
-        """Why nothing is sent to it; empty where it is."""
+        """Return why no request is sent to it; empty where one is."""
         if self.upstream is None:
             return f"{self.name} is {self.phase}" if self.phase else f"there is no deployment {self.name!r}"
         if now < self.lost_until:
@@ -147,15 +154,18 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class RequestShape:
-    """What a rule looks at."""
+    """The size and kind of a request, which a route's rules look at."""
 
-    chars: int
+    chars: int  #: characters of all its texts
     stream: bool
-    batch: int
+    batch: int  #: texts in it
 
 
 def shape_of(fields: Mapping[str, Any]) -> RequestShape:
-    """Of a request's body: texts are counted in characters, since tokens are each model's own."""
+    """Return the shape of a request with these fields.
+
+    Texts are counted in characters, since tokens are each model's own.
+    """
     if "messages" in fields:
         messages = fields["messages"] if isinstance(fields["messages"], list) else []
         return RequestShape(sum(map(_message_chars, messages)), fields.get("stream") is True, 1)
@@ -172,11 +182,12 @@ def _message_chars(message: object) -> int:
 
 
 def _chars(text: object) -> int:
-    """Of a list of tokens, as many as there are tokens."""
+    """Return how many characters `text` has; a list of tokens counts as one each."""
     return len(text) if isinstance(text, (str, list)) else 0
 
 
 def fits(rule: Rule, shape: RequestShape) -> bool:
+    """Return whether a request of this shape fits all that `rule` says."""
     return (
         (rule.min_chars is None or shape.chars >= rule.min_chars)
         and (rule.max_chars is None or shape.chars <= rule.max_chars)
@@ -205,7 +216,7 @@ class Choice:
         self.replicas = [seat.replica for seat in self._seats]
 
     def candidates(self, fields: Mapping[str, Any]) -> Collection[str] | None:
-        """The names that the route's rules leave; None where all may answer."""
+        """Return the names of the replicas that the route's rules leave; None where all may answer."""
         if self._route.rules:
             shape = shape_of(fields)
             for rule in self._route.rules:
@@ -214,7 +225,7 @@ class Choice:
         return None
 
     def pick(self, among: Collection[str] | None, tried: Collection[Replica], now: float) -> Replica | None:
-        """The replica whose turn it is, of those that are well and not `tried`; None where there is none."""
+        """Return the replica whose turn it is, of those that are usable and not `tried`; None where there is none."""
         usable: list[_Seat] = []
         doubted: list[_Seat] = []
         for seat in self._seats:
@@ -235,7 +246,7 @@ class Choice:
 
 
 def _in_turn(seats: Sequence[_Seat]) -> Replica:
-    """Smooth weighted round robin: each gains its weight, and whoever is chosen pays for all."""
+    """Return the next in smooth weighted round robin: each gains its weight, and the chosen one pays for all."""
     chosen, total = seats[0], 0
     for seat in seats:
         total += seat.weight

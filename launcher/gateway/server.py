@@ -26,11 +26,11 @@ from launcher.gateway.upstream import passed_on
 
 log = logging.getLogger(__name__)
 
-#: between two looks at what takes too long
+#: seconds between two looks at what takes too long
 TICK_S = 0.25
-#: descriptors that are for no client and no server behind us: files, logs, commands that start deployments
+#: descriptors for neither clients nor servers: files, logs, commands that start deployments
 _OWN_DESCRIPTORS = 48
-#: connections above the most that are answered, but for deployments: there is always room for a probe
+#: connections beyond the most, which get answers to all calls but a deployment's: there is always room for a probe
 _STANDING = 16
 #: bytes of requests whose heads have not come to their end, of all clients
 _HEADS_BYTES = 16 << 20
@@ -39,12 +39,12 @@ _ANSWERS_BYTES = 256 << 20
 
 
 class Server:
-    """What the connections and exchanges share."""
+    """The state that connections and exchanges share, and what happens between them."""
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop, backend: api.Backend) -> None:
         self.loop = loop
         self.clock = time.monotonic
-        self.now = time.monotonic()  #: as of the last tick: good enough for what takes seconds
+        self.now = time.monotonic()  #: the time of the last tick: good enough for what takes seconds
         self.table = Table(settings)
         self.guard = Guard(self.table)
         self.admission = Admission()
@@ -59,13 +59,16 @@ class Server:
         self.bodies = Budget(settings.max_held_bytes)
         self.max_body_bytes = settings.max_body_bytes
         self.most_connections = most_connections(settings)
-        self.date_header = self.ok_json_head = b""  #: lines of headers, as of the last tick
+        self.date_header = self.ok_json_head = b""  #: lines of heads, as of the last tick
         self.draining = False
         self._tls: ssl.SSLContext | None = None
         self._make_heads()
 
     def connected(self, client: ClientConnection) -> None:
-        """Take a new connection; where there are too many, instead of those that have asked for nothing for longest."""
+        """Take a new connection.
+
+        Where there are too many, those that have asked for nothing for longest are closed, or else this one.
+        """
         self.connections.add(client)
         if len(self.connections) <= self.most_connections:
             return
@@ -83,7 +86,7 @@ class Server:
         self.connections.discard(client)
 
     def judge(self, request: Request) -> None:
-        """Say in `request` who asks, or why it is refused: from its head alone, before anything of its body is kept."""
+        """Write into `request` who asks, or why it is refused: from its head alone, before any of its body is kept."""
         request.judged_by = self.table.settings
         request.asker = None
         try:
@@ -122,24 +125,27 @@ class Server:
             client.fail(BUG)
 
     def refused(self, status: int) -> None:
+        """Count a request that came to no route."""
         self.refusals[status] += 1
 
     def soon(self, what: Callable[[], None]) -> None:
+        """Call `what` after what else is to be done now."""
         self.loop.call_soon(what)
 
     def tls(self) -> ssl.SSLContext:
+        """Return the settings for servers with https; they are made once."""
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls
 
     def spare_descriptors(self) -> None:
-        """Close idle connections to servers, where those and the ones in use come near to how many there may be."""
+        """Close a replica's idle connections, where those to all servers and the ones in use come near to the limit."""
         idle = sum(len(replica.idle) for replica in self.table.replicas.values())
         if idle and idle + len(self.exchanges) >= self.most_connections:
             max(self.table.replicas.values(), key=lambda it: len(it.idle)).close_idle()
 
     def will_serve(self, route: RouteState, among: Collection[str] | None) -> bool:
-        """Whether one of its deployments is on its way; one that may be started is, from now on."""
+        """Return whether a replica of the route is on its way; starts one that may be started."""
         members = [it for it in route.choice.replicas if among is None or it.name in among]
         if any(replica.comes(self.now) for replica in members):
             return True
@@ -147,7 +153,10 @@ class Server:
         return bool(startable) and self.backend.start(startable[0].name)
 
     def use(self, settings: Settings, keys_of_servers: dict[str, str | None]) -> None:
-        """Go on with new settings; requests that are on their way end as they began."""
+        """Go on with new settings; requests that are on their way end as they began.
+
+        `keys_of_servers` are the keys of remote servers, by the variables that hold them.
+        """
         for replica in self.table.use(settings, keys_of_servers):
             replica.close_idle()
         for connection in self.connections:
@@ -159,11 +168,12 @@ class Server:
         self.look_again()
 
     def look_again(self) -> None:
-        """What is deployed has changed: requests that are held may go on."""
+        """Have all requests look again at what is deployed, which has changed: those that are held may go on."""
         for exchange in list(self.exchanges):
             exchange.look_again()
 
     def tick(self) -> None:
+        """Look at the clock: end or hurry whatever takes too long. Called every `TICK_S`."""
         self.now = now = self.clock()
         self._make_heads()
         for exchange in list(self.exchanges):
@@ -186,7 +196,7 @@ class Server:
             connection.close()
 
     def drain(self) -> None:
-        """No new requests; connections end with the answers that are on their way."""
+        """Take no new requests; connections end with the answers that are on their way."""
         self.draining = True
         for connection in list(self.connections):
             connection.close_when_done()
@@ -203,7 +213,7 @@ def most_connections(settings: Settings) -> int:
 
 
 def _is_preflight(request: Request) -> bool:
-    """Whether a browser asks if a page of another origin, which is named, may ask."""
+    """Return whether a browser asks if a page of another origin may ask, and that origin is allowed."""
     return request.method == "OPTIONS" and bool(request.extra)
 
 

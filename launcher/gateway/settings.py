@@ -1,4 +1,4 @@
-"""What a `gateway` config amounts to: checked, with its defaults filled in.
+"""The gateway's settings: a `gateway` config, checked and with its defaults filled in.
 
 `settings` turns a composed config into `Settings`, which travel as JSON to the gateway's process: keys are hashes by
 then, and nothing of Hydra is needed to read them.
@@ -18,12 +18,12 @@ from launcher.config.gateway import GatewayConf, KeyConf, Member, RouteConf, Rou
 from launcher.suggest import did_you_mean
 
 STRATEGIES = ("priority", "round_robin", "least_busy")
-#: how often a body may be held: as it came, as what is read of it, and as it is sent on. A text with one letter beyond
-#: Latin's takes up to four bytes for each of its letters.
+#: times that a body's bytes may be held: as it came, as what is read of it, and as it is sent on. A text with one
+#: letter beyond Latin's takes up to four bytes for each of its letters.
 MOST_TIMES = 6
-#: characters of a key; its hash is not salted, so that it must not be guessed
+#: characters of a key, at least; its hash is not salted, so that the key must not be guessed
 SHORTEST_KEY = 16
-#: what a route, a deployment or a key may be called: it stands in URLs and in headers
+#: the names of routes, deployments and keys, which stand in URLs and in headers
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,99}")
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass
 class Route(RouteDefaults):
-    """As `RouteConf`, with nothing left open."""
+    """A route with nothing left open; deployments that are asked by their own names have one each."""
 
     name: str = ""
     members: list[Member] = field(default_factory=list)
@@ -41,14 +41,18 @@ class Route(RouteDefaults):
 
 @dataclass
 class Key:
+    """A key that may ask, by its hash."""
+
     name: str
     sha256: str
-    routes: list[str] | None = None
-    max_concurrency: int | None = None
+    routes: list[str] | None = None  #: the routes and deployments that it may ask; None for all
+    max_concurrency: int | None = None  #: requests at the same time; None for any number
 
 
 @dataclass
 class Settings:
+    """All that a gateway is told; times are in seconds."""
+
     host: str
     port: int
     routes: list[Route]
@@ -63,18 +67,18 @@ class Settings:
     keep_alive_s: float
     client_timeout_s: float
     drain_s: float
-    deployment_defaults: Route  #: what is true of a deployment that is asked by its own name
-    max_held_bytes: int = 384 << 20  #: by the bodies of all requests at the same time, and what is made of them
+    deployment_defaults: Route  #: the route of a deployment that is asked by its own name, but for that name
+    max_held_bytes: int = 384 << 20  #: bytes that the bodies of all requests, and what is made of them, may take
     max_connections: int = 2048
 
     @property
     def open(self) -> bool:
-        """Nobody needs a key, for anything but starting and stopping."""
+        """True where nobody needs a key for anything but starting and stopping."""
         return not self.keys and self.admin_sha256 is None
 
 
 def settings(conf: GatewayConf) -> Settings:
-    """Raises `ConfigError` with the key and the value."""
+    """Return what `conf` amounts to. Raises `ConfigError` with the key and the value."""
     startable = {name: _startable(name, item) for name, item in conf.deployments.items()}
     made = Settings(
         host=conf.host,
@@ -100,7 +104,10 @@ def settings(conf: GatewayConf) -> Settings:
 
 
 def hashed(key: str, where: str) -> str:
-    """The hash that is kept of `key`, which may be one already. Raises `ConfigError` for a key that can be guessed."""
+    """Return the hash that is kept of `key`, which may be one already.
+
+    Raises `ConfigError` for a key that can be guessed; `where` says in the message which one it is.
+    """
     if found := _HASH.fullmatch(key):
         return found.group(1)
     if len(key) < SHORTEST_KEY:
@@ -112,7 +119,7 @@ def hashed(key: str, where: str) -> str:
 
 
 def check(made: Settings) -> None:
-    """Raises `ConfigError` for what does not go together."""
+    """Raise `ConfigError` for settings that do not go together."""
     if made.open and made.host not in LOOPBACK:
         raise ConfigError(
             f"gateway.host={made.host!r} can be reached from other machines, and needs a key: gateway.keys or "
@@ -212,7 +219,7 @@ def _check_name(name: str, where: str) -> None:
 
 
 def _typed(shape: T, item: object, where: str) -> T:
-    """`item` laid over `shape`. Raises `ConfigError` for keys and types that `shape` does not have."""
+    """Return `shape` with `item` laid over it. Raises `ConfigError` for keys and types that `shape` does not have."""
     from omegaconf import OmegaConf
 
     from launcher.config.compose import readable_errors

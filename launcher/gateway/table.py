@@ -1,4 +1,4 @@
-"""What the gateway knows: its routes, its keys and its replicas, as one snapshot of the settings after the other.
+"""The table of routes, keys and replicas, as one snapshot of the settings after the other.
 
 New settings make new routes, but a route, a key or a replica that stays keeps its state: what is in flight, counted,
 waiting or connected.
@@ -25,11 +25,13 @@ _ENDED = frozenset(phase.value for phase in Phase if phase.final)
 
 
 class Table:
+    """All routes, keys and replicas that the settings name, and the deployments that were seen."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.replicas: dict[str, Replica] = {}
         self.routes: dict[str, RouteState] = {}
-        self._local: dict[str, RouteState] = {}  #: deployments that are asked by their own names
+        self._local: dict[str, RouteState] = {}  #: the state of deployments that are asked by their own names
         self._keys: dict[str, KeyState] = {}
         self._by_digest: dict[bytes, KeyState] = {}
         self.nobody = KeyState(Key(NOBODY, "00" * 32))
@@ -71,7 +73,7 @@ class Table:
         return self.prune()
 
     def prune(self) -> list[Replica]:
-        """Forget, and return, the replicas that nothing leads to."""
+        """Forget the replicas that nothing leads to, and return them."""
         wanted = {member.name for member in _members(self.settings)} | self.settings.startable.keys()
         gone = [it for it in self.replicas.values() if it.name not in wanted and not it.phase]
         for replica in gone:
@@ -80,17 +82,17 @@ class Table:
         return gone
 
     def is_remote(self, name: str) -> bool:
-        """Whether the config says where it is: a deployment here of the same name is another."""
+        """Return whether the config says where `name` is: a deployment here of the same name is another."""
         return name in self._remote
 
     def replica(self, name: str) -> Replica:
-        """The one of that name, which may not be known yet."""
+        """Return the replica of that name; makes one that is not known yet."""
         if name not in self.replicas:
             self.replicas[name] = Replica(name)
         return self.replicas[name]
 
     def find(self, name: str) -> RouteState | None:
-        """The route of that name, or else the deployment."""
+        """Return the route of that name, or else the deployment; None where neither is there and may be asked."""
         if (route := self.routes.get(name)) is not None:
             return route
         replica = self.replicas.get(name)
@@ -105,22 +107,26 @@ class Table:
         return dataclasses.replace(self.settings.deployment_defaults, name=name, members=[Member(name)])
 
     def names(self) -> list[str]:
-        """All that can be asked."""
+        """Return the names of all that can be asked, sorted."""
         known = (
             name for name, it in self.replicas.items() if it.phase not in _ENDED or name in self.settings.startable
         )
         return sorted({*self.routes, *filter(self.find, known)})
 
     def states(self) -> Iterable[RouteState]:
-        """Of everything that was asked or can be."""
+        """Yield the state of everything that was asked or can be."""
         yield from self.routes.values()
         yield from (state for name, state in self._local.items() if name not in self.routes)
 
     def askers(self) -> Iterable[KeyState]:
+        """Return the keys; nobody, where there are none."""
         return self._keys.values() if self._keys else (self.nobody,)
 
     def who(self, presented: bytes | None) -> KeyState | None:
-        """Whose key it is; None for nobody's. What is compared are hashes, all of them in the same time."""
+        """Return the key's owner, or None. Compares SHA-256 digests in constant time.
+
+        Without any keys, everybody on loopback is `nobody`, and so is the admin anywhere.
+        """
         if not self._by_digest:
             return self.nobody if self.settings.host in LOOPBACK or self.is_admin(presented) else None
         digest = hashlib.sha256(presented or b"").digest()
@@ -130,6 +136,7 @@ class Table:
         return self.nobody if self.is_admin(presented) else None
 
     def is_admin(self, presented: bytes | None) -> bool:
+        """Return whether `presented` is the admin key. Compares SHA-256 digests in constant time."""
         if self._admin is None:
             return False
         return hmac.compare_digest(hashlib.sha256(presented or b"").digest(), self._admin)

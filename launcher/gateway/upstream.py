@@ -1,4 +1,4 @@
-"""The connections to deployments: HTTP/1.1, one request at a time on each."""
+"""The connections to deployments' servers: HTTP/1.1, one request at a time on each."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from launcher.gateway.heads import Head
 from launcher.gateway.routing import Idle, Upstream
 
 _HEADERS_LIMIT = 1000
-#: bytes that are no body, in a row: of heads, of what stands between chunks, and after them
+#: bytes in a row that are no body, at most: heads, and what stands between chunks and after them
 _DRY_LIMIT = 1 << 16
-#: answers of 100 and the like before the one that counts
+#: answers of 100 and the like before the one that counts, at most
 _INFORMATION_LIMIT = 8
-#: of the client's headers, what a server behind us may want to know
+#: the client's headers that a server behind us gets
 _PASSED_ON = frozenset({b"traceparent", b"tracestate", b"x-request-id"})
 
 log = logging.getLogger(__name__)
 
 
 def passed_on(headers: Mapping[bytes, bytes]) -> bytes:
-    """Of a client's headers, the lines that a server behind us gets."""
+    """Return the lines of a client's headers that a server behind us gets."""
     if _PASSED_ON.isdisjoint(headers):
         return b""
     return b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED_ON if name in headers])
 
 
 class Receiver(Protocol):
-    """Who has sent a request on a connection, and takes what comes back.
+    """Whoever has sent a request on a connection, and takes what comes back.
 
     `on_whole`, `on_end`, `on_lost`, `on_unreadable` or `crash` is the last call; the connection has let go of its
     receiver by then.
@@ -62,7 +62,7 @@ class Receiver(Protocol):
 
 
 class Dialer(Protocol):
-    """What `connect` needs of the server."""
+    """The part of the server that `connect` needs."""
 
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
@@ -86,38 +86,40 @@ class Connection(asyncio.Protocol):
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.receiver: Receiver | None = None
-        self.streams = False  #: its answer is one of server-sent events
+        self.streams = False  #: the answer is one of server-sent events
         self._headers: dict[bytes, bytes] = {}
         self.on_header = self._headers.__setitem__  # without a frame of Python's for each
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0  #: the last answer's; 0 before the first
         self._dry = self._informed = 0
         self.dry_since = 0.0  #: when a head began that has not come to its end; 0 for none
-        self.far_s = 0.0  #: seconds that it took to be made
+        self.far_s = 0.0  #: seconds that it took to connect
         self._framed = False  #: the head says where the body ends
         self._complete = False  #: the head has been read
-        self._whole = False  #: and the body
+        self._whole = False  #: the body has been read
         self._kept = False  #: the server keeps the connection
         self._resting = True  #: no answer has begun
-        self._unread: Head | None = None  #: of what the parser gets now, where that is one whole answer
-        self._good: Head | None = None  #: of the last good answer that came whole
+        self._unread: Head | None = None  #: the head of what the parser gets now, where that is one whole answer
+        self._good: Head | None = None  #: the head of the last good answer that came whole
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing was ever answered on it."""
+        """True until something was answered on it."""
         return self._status == 0
 
     def close(self) -> None:
-        """Let go at once; a server that still works on an answer sees that nobody waits for it."""
+        """Close at once; a server that still works on an answer sees that nobody waits for it."""
         self.receiver = None
         self.transport.abort()
 
     # ------------------------------------------------------------------------------------------- asyncio's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note the transport."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its class
 
     def data_received(self, data: bytes) -> None:
+        """Give the receiver what `data` says; without a receiver, close."""
         receiver = self.receiver
         if receiver is None or self._parser is None:
             self.close()  # an answer that nobody asked for
@@ -158,6 +160,7 @@ class Connection(asyncio.Protocol):
             self._crash(receiver, exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the receiver, for which the end of the connection may be that of the answer."""
         receiver, self.receiver = self.receiver, None
         self._parser = None  # they hold each other
         if receiver is None:
@@ -171,10 +174,10 @@ class Connection(asyncio.Protocol):
             self._crash(receiver, bug)
 
     def pause_writing(self) -> None:
-        """A request that a server is slow to take is bounded, and waits in the transport."""
+        """Do nothing: a request that a server is slow to take is bounded, and waits in the transport."""
 
     def header(self, name: bytes) -> bytes:
-        """Of its answer, by its name as it is usually written; empty where there is none."""
+        """Return a header of the answer, by its name as it is usually written; empty where there is none."""
         headers = self._headers
         found = headers.get(name) or headers.get(name.lower())
         if found is None:
@@ -184,6 +187,7 @@ class Connection(asyncio.Protocol):
     # ----------------------------------------------------------------------------------------- httptools' callbacks
 
     def on_message_begin(self) -> None:
+        """Begin with a new answer; one more than there are requests ends the connection."""
         if self._whole:  # one more answer than requests
             self._kept = False
             return
@@ -191,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
 
     def on_headers_complete(self) -> None:
+        """Tell the receiver the status, but for 100 and the like."""
         assert self._parser is not None
         status = self._parser.get_status_code()
         self._dry = 0
@@ -205,11 +210,13 @@ class Connection(asyncio.Protocol):
                 self.receiver.on_head(self, status)
 
     def on_body(self, body: bytes) -> None:
+        """Give the receiver a piece of the body."""
         self._dry = 0
         if self.receiver is not None and not self._whole:
             self.receiver.on_body(body)
 
     def on_message_complete(self) -> None:
+        """Note that the answer is whole; the receiver hears of it when all data was parsed."""
         if not self._complete or self._parser is None:  # 100 Continue and its like
             return
         if not self._whole:
@@ -245,7 +252,7 @@ def reuse(idle: list[Idle], upstream: Upstream) -> Connection | None:
 
 
 async def connect(server: Dialer, upstream: Upstream, limit_s: float) -> Connection:
-    """Raises `OSError`, or `asyncio.TimeoutError` after `limit_s`."""
+    """Return a new connection. Raises `OSError`, or `asyncio.TimeoutError` after `limit_s`."""
     began = server.clock()
     server.spare_descriptors()
     connecting = server.loop.create_connection(
