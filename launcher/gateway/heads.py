@@ -15,11 +15,13 @@ _LENGTH, _LENGTH_TOO = b"\r\nContent-Length: ", b"\r\ncontent-length: "
 class Head:
     """The bytes of a message's head, but for the digits of its body's length."""
 
-    __slots__ = ("_after", "_before")
+    __slots__ = ("_after", "_before", "_length", "_start")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         self._before = before  #: what stands before the digits
+        self._start = len(before)
         self._after = after
+        self._length = len(after)
 
     @classmethod
     def of(cls, data: bytes) -> Head | None:
@@ -35,7 +37,7 @@ class Head:
         """Return the body of `data`; None where that is anything but one whole message with this head."""
         if not data.startswith(self._before):
             return None
-        start = len(self._before)
+        start = self._start
         end = data.find(self._after, start)
-        body = data[end + len(self._after) :]
+        body = data[end + self._length :]
         return body if end >= 0 and data[start:end] == b"%d" % len(body) else None
