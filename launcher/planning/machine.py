@@ -15,9 +15,9 @@ from launcher.paths import state_root
 
 
 class Machine:
-    """All that `settle` and `resolve` may know of this machine; each thing is looked at once, when first needed.
+    """The parts of this machine that `settle` and `resolve` may know; each is looked at once, when first needed.
 
-    Looking at all of it ahead would cost a launch half a second that needs none of it: drivers, a daemon, libraries.
+    Looking at all of it ahead (drivers, a daemon, libraries) would cost half a second, even a launch that needs none.
     The ledger is asked anew each time: a launch decides while it holds the ledger's lock.
     """
 
