@@ -1,6 +1,6 @@
-"""Whether a model fits into the memory of its devices: the estimate, and the choices that follow from it. Pure.
+"""Estimate whether a model fits into the memory of its devices, and choose settings with which it does. Pure.
 
-What is not known is not claimed. What is estimated, and how far that is from what engines really take: docs/fit.md.
+Nothing is claimed that is not known. docs/fit.md has the formulas, and how far they are from what engines take.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from launcher.fit.model_facts import BITS, ModelFacts, size
 from launcher.output import gib
 
 _GIB = 1 << 30
-#: what a model is shortened to at the least, where nobody has said how long its context must be
+#: shortest context, in tokens, that is chosen when the config leaves it open
 _SHORTEST = 2048
-#: contexts are counted in these
+#: contexts are tried in steps of this many tokens
 _STEP = 256
-#: devices that a refusal thinks of
+#: most devices that a refusal suggests
 _MOST_DEVICES = 64
 _CHOICES = ("auto", "keep", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """One model, one engine, devices of one kind."""
+    """The question: one model, one engine, devices of one kind."""
 
-    model: str  #: its name
+    model: str  #: the model's name
     engine: str
     facts: ModelFacts
     use: MemoryUse
-    device: Device  #: with the memory of one
-    counts: Sequence[int]  #: how many there can be, the preferred first
+    device: Device  #: has the memory of one device
+    counts: Sequence[int]  #: possible numbers of devices, the preferred first
     shorten: bool = False  #: a context that does not fit may be made shorter
     published: bool = False  #: the vendor has shown that it fits on `counts[0]`
     in_use: int = 0  #: bytes of a processor's memory that others have now
@@ -40,7 +40,7 @@ class FitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What is chosen; it fits by the same arithmetic, unless `published` says so against the estimate."""
+    """The chosen settings; they fit by the estimate, unless `published` overrules it."""
 
     count: int
     context_length: int
@@ -49,13 +49,13 @@ class Fit:
 
 
 def check_choice(value: str) -> None:
-    """Raises `PlanError` where `fit=` is none that there is."""
+    """Raise `PlanError` for an unknown `fit=`."""
     if value not in _CHOICES:
         raise PlanError(f"fit={value!r} is not known; use {', '.join(_CHOICES)}")
 
 
 def choose(request: FitRequest) -> Fit | None:
-    """The first count on which the model fits, else a shorter context; None where too little is known.
+    """Return the first count on which the model fits, else a shorter context; None if too little is known.
 
     Raises `PlanError` with each part of the estimate and the nearest settings that fit.
     """
@@ -84,7 +84,7 @@ def choose(request: FitRequest) -> Fit | None:
 
 
 def compiled(request: FitRequest, *, given: bool) -> Fit:
-    """A folder that was compiled for a number of devices gets these. Raises `PlanError` where others were asked for."""
+    """Return the device count that a folder was compiled for. Raises `PlanError` if another was asked for."""
     count = request.facts.num_devices or 1
     if given and request.device.count != count:
         raise PlanError(
@@ -95,7 +95,7 @@ def compiled(request: FitRequest, *, given: bool) -> Fit:
 
 
 def estimate(request: FitRequest, count: int, context: int) -> Memory | None:
-    """What each of `count` devices must hold; None where the weights or the cache are not known."""
+    """Return the memory that each of `count` devices must hold; None if the weights or the cache are not known."""
     use, facts = request.use, request.facts
     if request.device.memory_bytes is None or not {use.weights_dtype, use.kv_dtype} <= BITS.keys():
         return None
@@ -115,12 +115,13 @@ def estimate(request: FitRequest, count: int, context: int) -> Memory | None:
 
 
 def fits(request: FitRequest, count: int, context: int) -> bool:
+    """Return whether the model fits on `count` devices with that context; False if too little is known."""
     memory = estimate(request, count, context)
     return memory is not None and not _too_much(request, memory, context)
 
 
 def longest(request: FitRequest, count: int) -> int:
-    """The longest context, in steps of 256, that fits on `count` devices; 0 where none does."""
+    """Return the longest context, in steps of 256 tokens, that fits on `count` devices; 0 if none does."""
     low, high = 0, request.use.context_length // _STEP
     while low < high:
         middle = (low + high + 1) // 2
@@ -129,7 +130,7 @@ def longest(request: FitRequest, count: int) -> int:
 
 
 def counts(use: MemoryUse, facts: ModelFacts, most: int) -> Iterator[int]:
-    """The numbers of devices, up to `most`, that the engine can spread the model over, the smallest first."""
+    """Yield the numbers of devices, up to `most`, that the engine can spread the model over, the smallest first."""
     for count in range(1, most + 1):
         even = count & (count - 1) == 0
         able = {
@@ -142,7 +143,7 @@ def counts(use: MemoryUse, facts: ModelFacts, most: int) -> Iterator[int]:
 
 
 def check_heads(request: FitRequest) -> None:
-    """Raises `PlanError` where the attention heads cannot be shared out equally over the first count."""
+    """Raise `PlanError` if the attention heads cannot be shared out equally over the first count."""
     count, facts, use = request.counts[0], request.facts, request.use
     if use.spread != "heads" or _shares_heads(use, facts, count):
         return
@@ -154,7 +155,7 @@ def check_heads(request: FitRequest) -> None:
 
 
 def _shares_heads(use: MemoryUse, facts: ModelFacts, count: int) -> bool:
-    """As vLLM shares them: key and value heads are divided, or each is kept by several devices."""
+    """Return whether `count` devices can share the heads as vLLM does: divided, or each kept by several devices."""
     ranks, rest = divmod(count * use.nodes, use.replicas * use.stages)
     if rest or ranks < 1 or not facts.heads:
         return True  # said elsewhere, or not known
@@ -183,7 +184,7 @@ def _cache(request: FitRequest, context: int) -> int | None:
 
 
 def _activations(request: FitRequest) -> int:
-    """Of one step through one layer, and the logits after the last; 0 of what is not known."""
+    """Return the bytes of activations: one layer's forward step plus the logits. Unknown sizes count as 0."""
     use, facts = request.use, request.facts
     layer = 3 * (facts.intermediate or 0) + 4 * (facts.hidden or 0)
     dtype = use.weights_dtype if BITS[use.weights_dtype] >= 16 else "bfloat16"
@@ -195,7 +196,7 @@ def _too_much(request: FitRequest, memory: Memory, context: int) -> bool:
 
 
 def _pool_holds(request: FitRequest, context: int) -> bool:
-    """Whether a cache of fixed size has room for what it must."""
+    """Return whether a cache of fixed size has room for all sequences; True if it has no fixed size."""
     if request.use.kv_pool_bytes is None:
         return True
     one = request.facts.kv_cache(context, request.use.kv_dtype)
@@ -234,7 +235,7 @@ class Way:
 
 
 def nearest(request: FitRequest, count: int) -> Iterator[Way]:
-    """The settings nearest to what was asked that fit, one of each kind."""
+    """Yield the settings nearest to the request that fit, one of each kind."""
     use, wanted = request.use, request.use.context_length
     if length := longest(request, count):
         yield Way(f"{use.context_key}={length}", count, length, use)
@@ -310,5 +311,5 @@ def _parts(memory: Memory) -> str:
 
 
 def line(memory: Memory) -> str:
-    """What `rmlaunch plan` prints of an estimate."""
+    """Return an estimate as `rmlaunch plan` prints it."""
     return f"{gib(memory.needed)} of {gib(memory.usable)} on each device, estimated: {_parts(memory)}"

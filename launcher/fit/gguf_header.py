@@ -1,4 +1,4 @@
-"""The header of a GGUF file, versions 2 and 3, little-endian: its metadata and what its tensors are.
+"""Read the header of a GGUF file, versions 2 and 3, little-endian: its metadata and the sizes of its tensors.
 
 Source: docs/gguf.md of ggml. The weights themselves are not read.
 """
@@ -34,35 +34,40 @@ _PART = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 @dataclass(frozen=True, slots=True)
 class Header:
+    """The header of one model, over all of its files."""
+
     metadata: Mapping[str, Any]  #: long lists are left out
-    lengths: Mapping[str, int]  #: of every list
+    lengths: Mapping[str, int]  #: entries of every list, by key
     tensors: Mapping[str, int]  #: name → elements
-    stored_bytes: int  #: of all tensors, the space between them included
+    stored_bytes: int  #: bytes of all tensors, the space between them included
 
     @property
     def architecture(self) -> str:
+        """The model's architecture, such as llama; empty if the file does not say it."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def quantization(self) -> str | None:
+        """The quantization's name, such as Q4_K_M; None if the file does not say it or it is unknown."""
         return _FILE_TYPES.get(self.metadata.get("general.file_type", -1))
 
     @property
     def elements(self) -> int:
+        """The number of weights, over all tensors."""
         return sum(self.tensors.values())
 
     @property
     def tokens(self) -> int | None:
-        """Of the vocabulary."""
+        """The size of the vocabulary; None if the file has none."""
         return self.lengths.get("tokenizer.ggml.tokens")
 
     def told(self, key: str) -> Any:
-        """What the file says of its own architecture; None where it says nothing."""
+        """Return the value of `key` below the file's own architecture; None if the file has none."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
 
 def read(file: Path) -> Header | None:
-    """The header, of all parts where the model is in several files; None for another version or byte order.
+    """Return the header, over all parts of a model in several files; None for another version or byte order.
 
     Raises `OSError` where the file cannot be read, and `ValueError` where it ends early or is no GGUF file.
     """
@@ -104,7 +109,7 @@ def _read_one(file: Path) -> Header | None:
 
 @dataclass(frozen=True, slots=True)
 class _Long:
-    """A list that is only counted."""
+    """A list whose entries are only counted."""
 
     length: int
 

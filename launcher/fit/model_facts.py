@@ -1,7 +1,8 @@
-"""What decides how much memory a model takes: counted in its own files, or declared where they are not here yet.
+"""The sizes of a model that decide its memory: counted in its files, or declared if they are not fetched yet.
 
-Read are a Hugging Face folder (config.json and the headers of the safetensors files), a GGUF file's header, a folder
-that optimum-rbln compiled, and `model.facts` of the config. Nothing is loaded, and what cannot be read is not known.
+The sources are a Hugging Face folder (config.json and the headers of the safetensors files), a GGUF file's header, a
+folder that optimum-rbln compiled, and `model.facts` of the config. Nothing is loaded, and what cannot be read counts
+as unknown.
 """
 
 from __future__ import annotations
@@ -22,48 +23,48 @@ BITS: Mapping[str, float] = {
     # llama.cpp's names for a KV cache (ggml-common.h): 32 elements share their scales
     "f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5, "q5_1": 6, "q5_0": 5.5, "q4_1": 5, "q4_0": 4.5, "iq4_nl": 4.5,
 }  # fmt: skip
-#: safetensors' names of the numbers that a server casts to the dtype it serves in
+#: safetensors' names of the dtypes that a server casts to the one it serves in
 _CAST = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-#: layers with a sliding window in every N, of architectures whose config.json says it by its name alone
+#: architecture → N: all but every Nth layer have a sliding window, which config.json does not say
 _WINDOW_EVERY = {"gemma2": 2, "gemma3_text": 6}
 _MOST_HEADER_BYTES = 100 << 20  #: safetensors' own limit
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Sizes of one model; None is not known."""
+    """The sizes of one model; None is unknown."""
 
-    origin: str  #: where they are from
-    parameters: int | None = None  #: elements that take the dtype that is served in
-    fixed_bytes: int = 0  #: weights that keep their form: quantized ones
-    stored_bytes: int | None = None  #: all weights as they are in the file
+    origin: str  #: source of the facts, for people
+    parameters: int | None = None  #: elements that are cast to the serving dtype
+    fixed_bytes: int = 0  #: bytes of weights that are never cast: quantized ones
+    stored_bytes: int | None = None  #: bytes of all weights as they are in the file
     layers: int | None = None
     hidden: int | None = None
     heads: int | None = None
     kv_heads: int | None = None
-    head_dim: int | None = None  #: of a key
-    value_dim: int | None = None  #: of a value, where it is another
-    latent_dim: int | None = None  #: elements for a token and layer that stand for keys and values (MLA)
+    head_dim: int | None = None  #: elements of a key
+    value_dim: int | None = None  #: elements of a value; None is as many as a key
+    latent_dim: int | None = None  #: elements per token and layer that stand for keys and values (MLA)
     intermediate: int | None = None
     vocab: int | None = None
     tied: bool = False  #: the output uses the input embeddings
     experts: int | None = None
     window: int | None = None  #: tokens that the layers with a sliding window keep
     window_layers: int = 0
-    stateless_layers: int = 0  #: that keep nothing for each token (linear attention)
-    dtype: str | None = None  #: of the weights as they are stored
+    stateless_layers: int = 0  #: layers that keep nothing per token (linear attention)
+    dtype: str | None = None  #: dtype of the stored weights
     quantization: str | None = None
     native_context: int | None = None
-    num_devices: int | None = None  #: that it was compiled for
+    num_devices: int | None = None  #: number of devices that the model was compiled for
 
     def weights(self, dtype: str, *, as_stored: bool = False) -> int | None:
-        """Bytes of all weights, served in `dtype`; None where that is not known."""
+        """Return the bytes of all weights, served in `dtype`; None if unknown."""
         if as_stored:
             return self.stored_bytes
         return None if self.parameters is None else size(self.parameters, dtype) + self.fixed_bytes
 
     def kv_cache(self, tokens: int, dtype: str) -> int | None:
-        """Bytes that one sequence of `tokens` leaves in the KV cache of all layers; None where that is not known."""
+        """Return the bytes that one sequence of `tokens` takes in the KV cache of all layers; None if unknown."""
         width = self.latent_dim
         if width is None and self.kv_heads and self.head_dim:
             width = self.kv_heads * (self.head_dim + (self.value_dim or self.head_dim))
@@ -75,15 +76,15 @@ class ModelFacts:
 
 
 def size(elements: int, dtype: str) -> int:
-    """Bytes of `elements` numbers. Raises `KeyError` for a dtype that is not in `BITS`."""
+    """Return the bytes of `elements` numbers. Raises `KeyError` for a dtype that is not in `BITS`."""
     return -(-int(elements * BITS[dtype]) // 8)
 
 
 def of(conf: ModelConf, path: Path) -> ModelFacts | None:
-    """The facts of the model that lies, or will lie, at `path`; None where nothing is known.
+    """Return the facts of the model that lies, or will lie, at `path`; None if nothing is known.
 
-    Declared ones come first, if they are of this very source: a launch has no time to read a long header for what is
-    known, and a test compares them with the files.
+    Declared facts come first, if they are of this very source: a launch has no time to read a long header for known
+    numbers, and a test compares them with the files.
     """
     if conf.facts and conf.source.startswith(conf.facts.of):
         return declared(conf.facts)
@@ -94,7 +95,7 @@ def of(conf: ModelConf, path: Path) -> ModelFacts | None:
 
 
 def declared(facts: FactsConf) -> ModelFacts:
-    """`model.facts`, in the words of a config.json."""
+    """Return `model.facts`, which are in the words of a config.json."""
     config = {key: value for key, value in dataclasses.asdict(facts).items() if value is not None}
     known = of_config(config, f"model.facts of {facts.of}")
     return dataclasses.replace(
@@ -111,7 +112,7 @@ def _read(path: Path) -> ModelFacts | None:
 
 
 def of_folder(folder: Path) -> ModelFacts:
-    """A Hugging Face folder: config.json, and the weights counted in the headers of its safetensors files."""
+    """Read a Hugging Face folder: config.json, and the weights counted in the headers of its safetensors files."""
     facts = of_config(json.loads((folder / "config.json").read_text()), str(folder))
     files = sorted(folder.glob("*.safetensors"))
     if (index := folder / "model.safetensors.index.json").is_file():  # the others may be the same weights again
@@ -132,7 +133,7 @@ def of_folder(folder: Path) -> ModelFacts:
 
 
 def tensors(file: Path) -> list[tuple[str, int, int]]:
-    """The dtype, elements and bytes of each tensor of a safetensors file. Raises `ValueError` for anything else."""
+    """Return dtype, elements and bytes of each tensor of a safetensors file. Raises `ValueError` for any other file."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(_MOST_HEADER_BYTES, file.stat().st_size):
@@ -146,7 +147,7 @@ def tensors(file: Path) -> list[tuple[str, int, int]]:
 
 
 def of_config(config: Mapping[str, Any], origin: str) -> ModelFacts:
-    """A model's config.json. Of one that sees or hears too, the part that writes is what keeps a cache."""
+    """Read a model's config.json. If the model also sees or hears, its text part is read: that keeps the cache."""
     config = {**config, **(config.get("text_config") or {})}
     heads, hidden = _first(config, "num_attention_heads", "n_head"), _first(config, "hidden_size", "n_embd")
     layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
@@ -181,7 +182,7 @@ def of_config(config: Mapping[str, Any], origin: str) -> ModelFacts:
 
 
 def _window(config: Mapping[str, Any], layers: int, kinds: list[str]) -> tuple[int | None, int]:
-    """The tokens of a sliding window, and how many layers have it."""
+    """Return the tokens of a sliding window (None without one), and the number of layers that have it."""
     window = config.get("sliding_window")
     if not window or config.get("use_sliding_window") is False:
         return None, 0
@@ -194,7 +195,7 @@ def _window(config: Mapping[str, Any], layers: int, kinds: list[str]) -> tuple[i
 
 
 def of_gguf(file: Path) -> ModelFacts | None:
-    """A GGUF file, by its header; None for a form that is not read (version 1, big-endian)."""
+    """Read a GGUF file's header; None for a form that is not supported (version 1, big-endian)."""
     from launcher.fit import gguf_header  # not at the top: most launches do not need it, and all would wait
 
     header = gguf_header.read(file)
@@ -228,7 +229,7 @@ def of_gguf(file: Path) -> ModelFacts | None:
 
 
 def of_compiled(folder: Path) -> ModelFacts:
-    """A folder that optimum-rbln compiled: how its weights lie on the NPUs only the compiler knows."""
+    """Read a folder that optimum-rbln compiled: only the compiler knows how its weights lie on the NPUs."""
     compiled = json.loads((folder / "rbln_config.json").read_text())
     counts = [part.get("num_devices") or part.get("tensor_parallel_size") for part in compiled.get("_compile_cfgs", [])]
     config = folder / "config.json"
@@ -237,12 +238,12 @@ def of_compiled(folder: Path) -> ModelFacts:
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int | None:
-    """The first of `names` that is set: config.json has several words for the same number."""
+    """Return the first of `names` that is set: config.json has several words for the same number."""
     return next((config[name] for name in names if config.get(name) is not None), None)
 
 
 def _most(value: Any) -> int | None:
-    """Some architectures give a number for each layer."""
+    """Return the largest of `value`: some architectures give a number for each layer."""
     return max(value, default=None) if isinstance(value, list) else value
 
 
