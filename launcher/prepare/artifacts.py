@@ -1,9 +1,9 @@
-"""The store of what build steps make: one folder each, named by all that it depends on; listed, shown and pruned.
+"""The store of build artifacts: one folder each, keyed by all that it depends on; listed, shown and pruned.
 
 <cache>/artifacts/<model>-<format>-<key>/                 whole, with .rmlaunch.json in it
-<cache>/artifacts/<model>-<format>-<key>.log              what the command said
+<cache>/artifacts/<model>-<format>-<key>.log              output of the command
 <cache>/artifacts/.<model>-<format>-<key>.lock            held while it is being made
-<cache>/artifacts/.<model>-<format>-<key>.partial-…/      being made, or left by somebody who was killed
+<cache>/artifacts/.<model>-<format>-<key>.partial-…/      being made, or left by a killed process
 """
 
 from __future__ import annotations
@@ -29,36 +29,38 @@ METADATA = ".rmlaunch.json"
 
 @dataclass(frozen=True, slots=True)
 class BuildArtifact:
-    """One that is whole. `profile` is None where it was made before profiles were written down."""
+    """A whole artifact. `profile` is None if it was made before profiles were written down."""
 
     id: str
     model_id: str
     profile: BuildProfile | None
     path: Path
-    #: argv, environment, step, bytes, made (Unix time), seconds; empty as `profile` is None
+    #: argv, environment, step, bytes, made (Unix time), seconds; empty if `profile` is None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def format(self) -> str:
-        """As its name says, which has <model>-<format>-<key>."""
+        """The model format, from the id <model>-<format>-<key>."""
         return self.profile.interface if self.profile else self.id.rsplit("-", 2)[-2] if "-" in self.id else ""
 
     @property
     def log(self) -> Path:
+        """The file with the output of the command that made it."""
         return self.path.with_name(f"{self.id}.log")
 
     @property
     def made(self) -> float:
-        """Unix time."""
+        """The time when it was made, in Unix time."""
         return float(self.metadata.get("made") or self.path.stat().st_mtime)
 
     @property
     def bytes(self) -> int:
+        """The size on disk, measured now if it was not written down."""
         return int(self.metadata.get("bytes") or _size(self.path))
 
 
 def describe(step: BuildStep, partial: Path, began: float) -> None:
-    """Write down in `partial`, which `step` has just filled, what made it. Secrets are masked."""
+    """Write into `partial`, which `step` has just filled, the command and inputs that made it. Secrets are masked."""
     profile = dataclasses.asdict(step.profile) if step.profile else None
     if profile and "env" in profile["flags"]:
         profile["flags"] = {**profile["flags"], "env": mask_env(profile["flags"]["env"])}
@@ -83,14 +85,14 @@ def describe(step: BuildStep, partial: Path, began: float) -> None:
 
 
 def found(store: Path) -> list[BuildArtifact]:
-    """Every artifact that is whole, by id."""
+    """Return every whole artifact, by id."""
     if not store.is_dir():
         return []
     return [_read(path) for path in sorted(store.iterdir()) if path.is_dir() and not path.name.startswith(".")]
 
 
 def find(store: Path, name: str) -> BuildArtifact:
-    """The artifact whose id is `name`, or the one that begins so. Raises `RequestError`."""
+    """Return the artifact whose id is `name`, or the only one that begins so. Raises `RequestError`."""
     known = {artifact.id: artifact for artifact in found(store)}
     meant = [name] if name in known else [key for key in known if key.startswith(name)]
     if len(meant) != 1:
@@ -101,9 +103,9 @@ def find(store: Path, name: str) -> BuildArtifact:
 
 
 def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: float = 0.0) -> Iterator[Pruned]:
-    """Remove what is left of builds that did not end; with `unused`, the artifacts too that are not in `used`.
+    """Remove the leftovers of unfinished builds; with `unused`, also the artifacts that are not in `used`.
 
-    Nobody may begin to use an artifact meanwhile: the caller holds the ledger. What is being made is left alone.
+    The caller holds the ledger, so that nobody begins to use an artifact meanwhile. Builds that run are left alone.
     """
     if not store.is_dir():
         return

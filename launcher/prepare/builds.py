@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def run(step: BuildStep, progress: Progress, inherit: Sequence[str] = ()) -> None:
-    """Make the artifact of `step` unless it is there. Raises `PrepareError` with the command's last lines.
+    """Make the artifact of `step` unless it exists. Raises `PrepareError` with the command's last lines.
 
-    The command gets the variables that an engine does, and those that `inherit` names.
+    The command inherits an engine's variables, and those that `inherit` names.
     """
     output = Path(step.output)
     if output.exists():

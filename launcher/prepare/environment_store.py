@@ -1,4 +1,4 @@
-"""The environments that launcher/prepare/environments.py has made: listed, with who uses them, and pruned."""
+"""The environments that launcher/prepare/environments.py has made: listed with their users, and pruned."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _SITE = "lib/python3*/site-packages"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An environment of ours that is whole."""
+    """A whole environment of ours."""
 
-    id: str  #: of its folder: its name, and a hash of what it is made from
+    id: str  #: name of its folder: `name`, and a hash of its packages
     path: Path
     python: str
-    size_bytes: int  #: of its packages' files; those of one version share their disk space through uv's cache
+    size_bytes: int  #: bytes of its packages' files; equal ones share their disk space through uv's cache
 
     @property
     def name(self) -> str:
-        """The engine and the kind of its device, or the conversion: `llamacpp-cpu`, `convert`."""
+        """The engine and its device kind, or the conversion: `llamacpp-cpu`, `convert`."""
         return self.id.rpartition("-")[0] or self.id
 
     @property
     def last_used(self) -> float:
-        """Unix time of the last launch that found it whole, or of when it was made."""
+        """The Unix time of the last launch that found it whole, or of when it was made."""
         return self.path.stat().st_mtime
 
 
 def folder(cache: Path) -> Path:
-    """The folder below `cache` of all environments."""
+    """Return the folder below `cache` that holds all environments."""
     return cache / "environments"
 
 
 def found(store: Path) -> Iterator[Made]:
-    """Yield every environment that is whole, by name."""
+    """Yield every whole environment, by name."""
     for path in sorted(store.glob("[!.]*")):
         settings = _settings(path / "pyvenv.cfg")
         if settings is not None:
@@ -49,10 +49,10 @@ def found(store: Path) -> Iterator[Made]:
 
 
 def used_by(store: Path, plans: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Return who uses each environment, by its id: deployments, and other processes as `pid 7 (python)`.
+    """Return the users of each environment, by its id: deployments, and other processes as `pid 7 (python)`.
 
-    `plans` has the plan.json of each deployment that may run, as it stands. A build, and what another user of the same
-    cache has deployed, are seen by their processes alone.
+    `plans` has the text of plan.json of each deployment that may run. Builds, and other users' deployments on the same
+    cache, show by their processes alone.
     """
     deployments = users(store, plans)
     processes = users(store, dict(_processes()))
@@ -61,10 +61,10 @@ def used_by(store: Path, plans: Mapping[str, str]) -> Mapping[str, tuple[str, ..
 
 
 def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: float = 0.0) -> Iterator[Pruned]:
-    """Remove what was not made to the end; with `unused`, the environments too that are not in `used`.
+    """Remove unfinished environments; with `unused`, also those that are not in `used`.
 
-    Nobody may begin to use one meanwhile: the caller holds the ledger. What is being made is left alone. Its lock file
-    with the digests stays, so that it is made again from exactly the same files.
+    The caller holds the ledger, so that nobody begins to use one meanwhile. Environments being made are left alone. The
+    lock file with the digests stays, so that one is made again from exactly the same files.
     """
     if not store.is_dir():
         return
@@ -77,7 +77,7 @@ def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: flo
 
 
 def _processes() -> Iterator[tuple[str, str]]:
-    """Yield each process that we may look at, with its words and the files that it has mapped."""
+    """Yield each process that we may look at, with its argv and the files that it has mapped."""
     for entry in os.listdir("/proc"):  # noqa: PTH208  (names alone)
         if entry.isdigit() and int(entry) != os.getpid():
             pid = int(entry)

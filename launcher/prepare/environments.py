@@ -1,4 +1,4 @@
-"""Make environments with uv: whole or not at all, and from exactly the files that their lock names."""
+"""Make environments with uv: whole or not at all, from exactly the files that their lock names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PIP_TO_UV = {
 
 
 def ensure(environment: Environment, progress: Progress) -> None:
-    """Make `environment` unless it is there. Raises `PrepareError` with the packages and indexes it wanted."""
+    """Make `environment` unless it exists. Raises `PrepareError` with the packages and indexes it wanted."""
     target = Path(environment.path)
     if not environment.managed:
         return
@@ -43,7 +43,7 @@ def ensure(environment: Environment, progress: Progress) -> None:
 
 
 def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "", indexes: Sequence[str] = ()) -> None:
-    """Run uv, showing what it says. Raises `PrepareError` that begins with `what` and ends with uv's last lines.
+    """Run uv and show its output. Raises `PrepareError` that begins with `what` and ends with uv's last lines.
 
     `indexes` go into its environment: they may hold passwords, and everybody may read a command line.
     """
@@ -59,9 +59,9 @@ def uv(arguments: Sequence[str], what: str, progress: Progress, stdin: str = "",
 
 
 def try_indexes(environment: Environment, limit_s: float) -> str:
-    """Ask the indexes whether they have the pinned requirements, for at most `limit_s`; nothing is installed.
+    """Ask the indexes for the pinned requirements, for at most `limit_s` seconds; nothing is installed.
 
-    Returns the last words of uv, or that it did not end; empty where all are there.
+    Return uv's last words, or that it did not end; empty if all are there.
     """
     from uv import find_uv_bin
 
@@ -109,9 +109,9 @@ def install(
 ) -> None:
     """Install `requirements` into `folder`, which becomes `target`: exactly the files that its lock names.
 
-    The lock is written beside `target` the first time: each package that was chosen, with the digests of its files. It
-    outlives `target`, so that what is made again is the same or is refused. `choosing` and `installing` are uv's
-    options for the two. Raises `PrepareError` that begins with `wanted`.
+    The first time, the lock is written beside `target`: each chosen package, with the digests of its files. It outlives
+    `target`, so that a second installation is the same or is refused. `choosing` and `installing` are uv's options for
+    the two. Raises `PrepareError` that begins with `wanted`.
     """
     lock, chosen = lock_of(target), folder / "lock.txt"
     if lock.exists():
@@ -130,7 +130,7 @@ def install(
 
 
 def lock_of(target: Path) -> Path:
-    """Where the digests of what was installed in `target` are kept."""
+    """Return the file with the digests of the packages that were installed in `target`."""
     return target.with_name(f"{target.name}.lock.txt")
 
 
@@ -140,7 +140,7 @@ def _wanted(environment: Environment) -> str:
 
 
 def _interpreter(version: str) -> str:
-    """Our own interpreter where the version fits, so that nothing is searched for or downloaded."""
+    """Return our own interpreter if its version fits, so that nothing is searched for or downloaded."""
     base = Path(sys.base_prefix) / "bin" / f"python{version}"
     return str(base) if base.exists() else version
 

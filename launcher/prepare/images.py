@@ -1,4 +1,4 @@
-"""Images: there, pulled, or built from the packages that an engine's config pins."""
+"""Get images: present, pulled, or built from the packages that an engine's config pins."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from launcher.runtimes.docker_daemon import AwayError, explained
 if TYPE_CHECKING:
     from docker import APIClient
 
-#: what ends an archive that is not whole: without it Docker would take the beginning for all
+#: end of an incomplete archive: without it Docker would take the beginning for all
 _NO_TAR = b"\xff" * 1024
 
-#: on every image that is built here: its tag
+#: label on every image that is built here; its value is the tag
 LABEL = "rmlaunch.image"
 
 
 def ensure(container: Container, progress: Progress) -> None:
-    """Pull or build the image of `container` where it is missing.
+    """Pull or build the image of `container` if it is missing.
 
     Raises `PrepareError`, or `AwayError` where no daemon answers.
     """
@@ -50,6 +50,7 @@ def ensure(container: Container, progress: Progress) -> None:
 
 
 def is_there(daemon: str, image: str) -> bool:
+    """Return whether the daemon at that address has the image. Raises `AwayError` if it does not answer."""
     with contextlib.closing(docker_daemon.client(daemon)) as client:
         return _is_there(client, image)
 
@@ -69,7 +70,7 @@ def _is_there(client: APIClient, image: str) -> bool:
 
 
 def pull(client: APIClient, image: str, progress: Progress) -> None:
-    """Fetch `image` from its registry. Raises `PrepareError` with what the registry said."""
+    """Pull `image` from its registry. Raises `PrepareError` with the registry's answer."""
     layers = Layers()
     with progress.stage("image", f"pulling {image}"):
         try:
@@ -91,7 +92,7 @@ def _not_pulled(image: str, said: str) -> str:
 
 
 class Layers:
-    """How far a pull is, by what Docker says of each layer."""
+    """The progress of a pull, from Docker's events about each layer."""
 
     def __init__(self) -> None:
         self._bytes: dict[str, tuple[int, int]] = {}  # layer → bytes that are here, and all
@@ -99,7 +100,7 @@ class Layers:
         self._shown = ""
 
     def heard(self, event: Mapping[str, Any]) -> bool:
-        """Whether that is news for a person."""
+        """Take in an event; return whether the progress shown to a person has changed."""
         layer, status = event.get("id"), event.get("status", "")
         if not layer or status.startswith("Pulling from"):
             return False
@@ -123,7 +124,7 @@ class Layers:
 
 
 def build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -> None:
-    """Make `image` by its Dockerfile. Raises `PrepareError` with the step that failed."""
+    """Build `image` by its Dockerfile. Raises `PrepareError` with the step that failed."""
     environments.ensure(how.environment, progress)
     lock = cache_root() / "images" / f".{image.replace('/', '-')}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +162,7 @@ def _build(client: APIClient, image: str, how: ImageBuild, progress: Progress) -
 
 
 def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """By whoever runs in the container, though its maker's umask kept it private."""
+    """Let everybody read the file: its maker's umask kept it private, and another user may run in the container."""
     info.mode |= 0o555 if info.isdir() or info.mode & 0o100 else 0o444
     info.uid = info.gid = 0
     info.uname = info.gname = ""
@@ -170,7 +171,7 @@ def _readable(info: tarfile.TarInfo) -> tarfile.TarInfo:
 
 @contextlib.contextmanager
 def _context(environment: Path, dockerfile: str) -> Iterator[BinaryIO]:
-    """The build's context as a stream of a tar archive; it is written while Docker reads it, and lies nowhere."""
+    """Yield the build's context as a stream of a tar archive, which is written while Docker reads it, never to disk."""
     reading, writing = os.pipe()
     failed: list[BaseException] = []
 

@@ -13,7 +13,7 @@ from launcher.progress import Progress
 
 
 def fetch(source: Source, cache: Path, progress: Progress) -> None:
-    """Put the model where `source.path` says. Does nothing where it is already there."""
+    """Fetch the model to `source.path`. Does nothing if it is already there."""
     path = source.path(cache)
     if source.kind == "url" or path.exists():
         return
@@ -53,9 +53,9 @@ def _fetch_pypi(source: Source, path: Path, progress: Progress) -> None:
 
 
 def _fetch_hf(source: Source, path: Path, progress: Progress) -> None:
-    """Through the hub's own cache, so that what other tools have downloaded is used and not kept twice.
+    """Fetch through the hub's own cache, so that other tools' downloads are used and not kept twice.
 
-    A branch such as `main` is looked up once: what it was then stays ours until the cache is cleared.
+    A branch such as `main` is looked up once: its commit of that day stays ours until the cache is cleared.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError

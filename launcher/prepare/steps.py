@@ -1,4 +1,4 @@
-"""Everything that a plan needs before its program can start: packages, weights, artifacts, files."""
+"""Prepare everything that a plan needs before its program can start: packages, weights, artifacts, files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.progress import Progress
 
 
 def prepare(plan: LaunchPlan, progress: Progress) -> None:
-    """Make what is missing; what is there already is used as it is. Raises `PrepareError`."""
+    """Make everything that is missing; present things are used as they are. Raises `PrepareError`."""
     here = bool(plan.argv) and plan.container is None
     inside = here and plan.argv[0].startswith(f"{plan.environment.path}/")
     if here and not inside:
@@ -38,7 +38,7 @@ def _prepare_container(container: Container, progress: Progress) -> None:
 
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
-    """Fetch the model and run the build steps, as far as their results are not there."""
+    """Fetch the model and run the build steps whose results are missing. Raises `PrepareError`."""
     ends = [number for number, step in enumerate(plan.builds, 1) if step.model_path == plan.model.path]
     conversions, others = plan.builds[: max(ends, default=0)], plan.builds[max(ends, default=0) :]
     if not Path(plan.model.path).exists():
@@ -60,7 +60,7 @@ def _build(steps: Sequence[BuildStep], plan: LaunchPlan, progress: Progress) -> 
 def make_run_folder(plan: LaunchPlan) -> None:
     """Make the run folder with the plan's files, anew: a container of an earlier start may have left links in it.
 
-    Raises `PrepareError` where that one cannot be removed.
+    Raises `PrepareError` if the earlier one cannot be removed.
     """
     root = Path(plan.run_dir)
     trees.remove(root)
@@ -85,7 +85,7 @@ def render_files(files: Mapping[str, str], links: Mapping[str, str], root: Path)
 
 
 def check_program(plan: LaunchPlan) -> None:
-    """Raises `PrepareError` where the program of `plan` is not there."""
+    """Raise `PrepareError` if the program of `plan` is not there."""
     if not plan.argv:  # somebody else runs the server
         return
     program = plan.argv[0]

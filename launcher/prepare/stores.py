@@ -1,8 +1,8 @@
-"""A store, of artifacts or of environments: a folder with one folder for each thing that was made.
+"""A store of artifacts or environments: a folder with one folder for each thing.
 
 <store>/<name>/                 whole
 <store>/.<name>.lock            held while it is being made or removed; stays: somebody may be waiting for it
-<store>/.<name>.partial-…/      being made, being removed, or left by somebody who was killed
+<store>/.<name>.partial-…/      being made, being removed, or left by a killed process
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _PARTIAL = re.compile(r"\.(?P<id>.+)\.partial-[^.]+")
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """One thing that was removed, and why."""
+    """A thing that was removed, and why."""
 
     path: Path
-    bytes: int  #: of disk space that is free now
+    bytes: int  #: disk space that is free now
     why: str
 
 
 def users(store: Path, texts: Mapping[str, str]) -> Mapping[str, tuple[str, ...]]:
-    """Return who uses each thing in `store`, by its name.
+    """Return the users of each thing in `store`, by its name.
 
-    `texts` has for each user what may name things: the plan.json of a deployment as it stands. The beginning of a path
-    is not compared: another user may have written it through a link, or as JSON does.
+    `texts` has for each user a text that may name things, such as a deployment's plan.json. The beginning of a path is
+    not compared: another user may have written it through a link, or as JSON does.
     """
     held: dict[str, list[str]] = {}
     for user, text in texts.items():
@@ -44,14 +44,14 @@ def users(store: Path, texts: Mapping[str, str]) -> Mapping[str, tuple[str, ...]
 
 
 def half_made(store: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name and the folder of everything that is not whole, what is being made included."""
+    """Yield the name and the folder of everything that is not whole, things being made included."""
     for path in sorted(store.iterdir()):
         if match := _PARTIAL.fullmatch(path.name):
             yield match["id"], path
 
 
 def removed(store: Path, name: str, paths: Sequence[Path], why: str) -> Iterator[Pruned]:
-    """Remove `paths`, which are of the thing `name`; nothing where somebody makes or removes it at this moment."""
+    """Remove `paths` of the thing `name` and yield what went; nothing if somebody makes or removes it right now."""
     with _lock(store / f".{name}.lock") as ours:
         for path in paths if ours else ():
             if path.exists():
@@ -61,7 +61,7 @@ def removed(store: Path, name: str, paths: Sequence[Path], why: str) -> Iterator
 
 
 def own_bytes(path: Path) -> int:
-    """Bytes that removing `path` frees: files that have another name elsewhere, as in uv's cache, count as 0."""
+    """Return the bytes that removing `path` frees: files with another name elsewhere, as in uv's cache, count as 0."""
     files = path.rglob("*") if path.is_dir() else [path]
     found = (file.lstat() for file in files if not file.is_dir())
     return sum(one.st_size for one in found if one.st_nlink == 1)
