@@ -1,4 +1,4 @@
-"""Clients of deployments that somebody else has started."""
+"""Ask deployments that somebody else has started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.supervise import protocol
 
 
 class Attached(Client):
-    """A deployment that somebody else has started, to be asked; it goes on when this is closed."""
+    """A client of a deployment that somebody else has started; the deployment goes on when this is closed."""
 
     def __init__(self, deployment: Deployment) -> None:
         with deployment.connect() as connection:
@@ -26,9 +26,11 @@ class Attached(Client):
 
     @property
     def plan(self) -> LaunchPlan:
+        """The plan that the deployment was started with."""
         return self._asked.plan
 
     def close(self) -> None:
+        """Close the connections to the server; the deployment goes on."""
         self._asked.engine.close()
 
     def _connected(self) -> Connected:

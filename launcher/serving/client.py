@@ -1,4 +1,4 @@
-"""Asking a deployment: one client, whatever serves."""
+"""Ask a deployment: one client for every engine."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SAMPLING = frozenset(field.name for field in dataclasses.fields(Sampling))
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A deployment that can be asked."""
+    """A deployment that can be asked: its engine's translator, its plan, and its address."""
 
     engine: Engine
     plan: LaunchPlan
@@ -45,24 +45,26 @@ class Connected:
 
 
 class Client(ABC):
-    """`infer`, `stream` and `embed` may be called from several threads. Every method that asks the server raises
-    `InferenceError` with the server's own words."""
+    """A client of one deployment; `infer`, `stream` and `embed` may be called from several threads.
+
+    Every method that asks the server raises `InferenceError` with the server's own words.
+    """
 
     @abstractmethod
     def _connected(self) -> Connected:
-        """Raises `InferenceError` where nothing runs."""
+        """Return the deployment to ask. Raises `InferenceError` if none runs."""
 
     def health_check(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server says now, over HTTP, that it is ready."""
+        """Return whether the server says now, over HTTP, that it is ready."""
         connected = self._connected()
         plan = connected.plan
         door = probes.Door(plan.endpoints.http, connected.target.api_key, plan.key)
         return probes.check(door, plan.probes.startup, timeout_s) is None
 
     def get_metrics(self, timeout_s: float = 5.0) -> dict[str, float]:
-        """The server's own numbers, by Prometheus' names with their labels: `{'vllm:num_requests_running{…}': 0.0}`.
+        """Return the server's own numbers, by Prometheus' names and labels: `{'vllm:num_requests_running{…}': 0.0}`.
 
-        Raises `InferenceError` where it has none or does not answer.
+        Raises `InferenceError` if it has none or does not answer.
         """
         from launcher.serving import metrics
 
@@ -83,11 +85,12 @@ class Client(ABC):
     def infer(
         self, inputs: str | Sequence[str] | Sequence[Message] | Arrays, **sampling: Any
     ) -> str | list[str] | dict[str, numpy.ndarray[Any, Any]]:
-        """Continue a text, answer a conversation (`[{"role": …, "content": …}]`), continue several texts, or run a
-        tensor model: arrays by the names of its inputs, to arrays by the names of its outputs.
+        """Ask for the whole answer to `inputs`, and return it.
 
-        `sampling` has the fields of `engines.base.Sampling`. Greedy unless a temperature is given. Several texts are
-        asked one after the other.
+        A text is continued, several texts one after the other. `[{"role": …, "content": …}, …]` is a conversation, and
+        answered. A tensor model takes arrays by the names of its inputs, and gives arrays by the names of its outputs.
+
+        `sampling` has the fields of `engines.base.Sampling`. Greedy unless a temperature is given.
         """
         if isinstance(inputs, Mapping):
             return self._run_tensors(inputs, sampling)
@@ -97,13 +100,13 @@ class Client(ABC):
         return "".join(chunk.text for chunk in self.chunks(request))
 
     def stream(self, inputs: str | Sequence[Message], **sampling: Any) -> Iterator[str]:
-        """As `infer`, piece by piece as the server makes them; closing the iterator cancels the request."""
+        """Yield the answer that `infer` returns in pieces, as the server makes them; closing cancels the request."""
         for chunk in self.chunks(_generate_request(inputs, sampling, stream=True)):
             if chunk.text:
                 yield chunk.text
 
     def embed(self, texts: str | Sequence[str]) -> numpy.ndarray[Any, numpy.dtype[numpy.float32]]:
-        """The embeddings of `texts`, float32 [len(texts), dimension]."""
+        """Return the embeddings of `texts`, float32 [len(texts), dimension]."""
         import numpy
 
         self._demand_task("embed", "texts to embed")
@@ -112,7 +115,7 @@ class Client(ABC):
         return numpy.array([vector.values for vector in vectors], dtype=numpy.float32)
 
     def chunks(self, request: GenerateRequest) -> Iterator[Chunk]:
-        """The typed pieces of an answer, with finish reason and token counts; what `infer` and `stream` stand on."""
+        """Yield an answer's typed pieces, with finish reason and token counts; `infer` and `stream` use it."""
         self._demand_task("generate", "prompts")
         return cast("Iterator[Chunk]", self._ask(request))
 
@@ -125,7 +128,7 @@ class Client(ABC):
         return dict(answer.values)
 
     def _demand_task(self, task: str, what: str) -> None:
-        """Refuse what the model is not for, before a server answers it with nonsense."""
+        """Refuse a request that the model is not for, before a server answers it with nonsense."""
         plan = self._connected().plan
         if (has := plan.model.task) != task:
             raise InferenceError(f"{plan.name} serves model.task={has}, which does not take {what}")

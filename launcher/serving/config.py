@@ -1,4 +1,4 @@
-"""`ServingConfig`: a deployment described in Python, for those who do not want to write overrides."""
+"""`ServingConfig`: a deployment described in Python, without overrides."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from launcher.serving.engine import ServingEngine, launch, model_overrides
 
 
 class ServingEngineType(str, Enum):
+    """The engines that rmlaunch ships; `AUTO` lets the policy choose."""
+
     AUTO = "auto"
     VLLM = "vllm"
     TRITON = "triton"
@@ -24,6 +26,8 @@ class ServingEngineType(str, Enum):
 
 
 class DeviceTarget(str, Enum):
+    """The device kinds that rmlaunch ships; `AUTO` lets the policy choose."""
+
     AUTO = "auto"
     CPU = "cpu"
     GPU = "gpu"
@@ -35,13 +39,13 @@ class DeviceTarget(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class ServingConfig:
-    """What to launch; what is left out is as in conf/. Engines and devices of other packages are given by name."""
+    """The wishes for a launch; None is as in conf/. Engines and devices of other packages are given by name."""
 
     engine: ServingEngineType | str = ServingEngineType.AUTO
     device: DeviceTarget | str = DeviceTarget.AUTO
     model: str | None = None  #: a name of conf/model, `org/name` of the Hugging Face hub, or a `model.source`
     runtime: str | None = None
-    name: str | None = None  #: of the deployment
+    name: str | None = None  #: the deployment's name
     host: str | None = None
     port: int | None = None
     api_key: str | None = None
@@ -53,7 +57,7 @@ class ServingConfig:
     config_dir: str | None = None
 
     def as_overrides(self) -> list[str]:
-        """The same in the words of the command line."""
+        """Return the same config as overrides of the command line."""
         words = [f"engine={_word(self.engine)}", f"device={_word(self.device)}"]
         words += model_overrides(self.model) if self.model else []
         plain = {"runtime": self.runtime, "port": self.port}
@@ -70,7 +74,7 @@ class ServingConfig:
 
 
 def create_serving_engine(config: ServingConfig) -> ServingEngine:
-    """A `ServingEngine` for `config`; it starts when it is entered, or with `start()`.
+    """Return a `ServingEngine` for `config`; it starts when it is entered, or with `start()`.
 
     Raises `ConfigError` or `PlanError` at once where the config is wrong.
     """
@@ -82,7 +86,7 @@ def _word(name: Enum | str) -> str:
 
 
 def _value(value: object) -> str:
-    """`value` in Hydra's grammar."""
+    """Return `value` in Hydra's grammar."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The Python surface: `launch(...)` and the `ServingEngine` that it gives."""
+"""The Python surface: `launch(...)` and the `ServingEngine` that it returns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_RUNNING = "the deployment is not running; enter it or call start()"
 
 
 def launch(*overrides: str, config_dir: str | None = None, progress: Progress | None = None) -> ServingEngine:
-    """A `ServingEngine` for what `overrides` compose to; it starts when it is entered, or with `start()`.
+    """Return a `ServingEngine` for `overrides`; it starts when it is entered, or with `start()`.
 
     Raises `ConfigError` or `PlanError` at once where the overrides are wrong.
     """
@@ -47,9 +47,9 @@ def launch(*overrides: str, config_dir: str | None = None, progress: Progress | 
 
 
 class ServingEngine(Client):
-    """One deployment that belongs to this process: it ends with it, however this process ends.
+    """A deployment that belongs to this process: it ends with the process, however that ends.
 
-    What asks the server is in `Client`.
+    The methods that ask the server are in `Client`.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class ServingEngine(Client):
         machine: Machine | None = None,
         detached: bool = False,
     ) -> None:
-        """`spawned` and `machine` are for the first start, where they are at hand already."""
+        """Keep `spawned` and `machine` for the first start, if the caller has them already."""
         self._settled = settled
-        self._detached = detached  #: it outlives this process once it has been started
+        self._detached = detached  #: the deployment outlives this process once it has been started
         self.on_news: Callable[[News], None] = lambda _: None  #: called from another thread at each change of state
         self.progress = progress
         self.stop_asked = False
@@ -78,7 +78,7 @@ class ServingEngine(Client):
     # ------------------------------------------------------------------------------------------------- lifecycle
 
     def start(self) -> ServingEngine:
-        """Plan, prepare, start, and wait until a real request was answered. A second call does nothing.
+        """Plan, prepare, start, and wait until a real request is answered. A second call does nothing.
 
         Raises `RequestError` where this machine cannot do it, `PrepareError`, `ExitedBeforeReady` or `ReadyTimeout`.
         """
@@ -130,7 +130,7 @@ class ServingEngine(Client):
         )
 
     def stop(self) -> News | None:
-        """Drain, stop and sweep; returns what was left, if anything. A second call does nothing."""
+        """Drain, stop and sweep; return the last news, None if nothing was started. A second call does nothing."""
         if self._supervised is None:
             return self._stopped
         if self._engine is not None:
@@ -159,7 +159,7 @@ class ServingEngine(Client):
         return self.start() if was_running else self
 
     def ask_stop(self) -> bool:
-        """Ask for a drain and a stop without waiting; again changes nothing. False where there is nothing to stop."""
+        """Ask for a drain and a stop without waiting; a second call changes nothing. False if nothing runs."""
         if self._supervised is None:
             return False
         self.stop_asked = True
@@ -167,7 +167,7 @@ class ServingEngine(Client):
         return True
 
     def kill(self) -> None:
-        """Ask for a stop without a drain, or without the rest of one, and do not wait for it."""
+        """Ask for a stop without a drain, or without the rest of one; does not wait for it."""
         if self._supervised is not None:
             self._supervised.kill()
 
@@ -198,16 +198,16 @@ class ServingEngine(Client):
 
     @property
     def config(self) -> LaunchConfig:
-        """What it is launched from; nothing in it says `auto`."""
+        """The config of the launch; nothing in it says `auto`."""
         return self._settled.config
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why each `auto` became what it is."""
+        """The reason for each choice that `auto` left to us."""
         return self._settled.reasons
 
     def is_available(self) -> bool:
-        """Whether this machine has the device that it is to run on."""
+        """Return whether this machine has the device of the config."""
         try:
             Choices(self.config, this_machine(launches=True))
         except ResourceError:
@@ -215,40 +215,40 @@ class ServingEngine(Client):
         return True
 
     def supported_devices(self) -> tuple[str, ...]:
-        """The kinds of devices that the engine can use."""
+        """Return the kinds of devices that the engine can use."""
         return registry.engine_class(self.engine_type).capabilities.devices
 
     @property
     def plan(self) -> LaunchPlan:
-        """What was started. Raises `InferenceError` before `start`."""
+        """The plan that was started. Raises `InferenceError` before `start`."""
         if self._plan is None:
             raise InferenceError(_NOT_RUNNING)
         return self._plan
 
     @property
     def name(self) -> str:
-        """Of the deployment."""
+        """The deployment's name."""
         return self.plan.name
 
     @property
     def engine_type(self) -> str:
-        """Of the engine: triton, llamacpp, …"""
+        """The engine's name: triton, llamacpp, …."""
         return self.config.engine.name
 
     @property
     def news(self) -> News:
-        """What the supervisor said last."""
+        """The last news of the supervisor."""
         return self._running.news
 
     @property
     def is_running(self) -> bool:
-        """The deployment has been started and has not ended; `health_check` asks the server itself."""
+        """True from the start of the deployment to its end; `health_check` asks the server itself."""
         return self._supervised is not None and not self._supervised.news.phase.final
 
     # ----------------------------------------------------------------------------------------- making, not starting
 
     def setup_model_repository(self, folder: str | Path) -> Path:
-        """Write the model repository of engine=triton into `folder`, for a Triton of one's own; returns its path.
+        """Write the model repository of engine=triton into `folder`, for a Triton of one's own; return its path.
 
         The model is fetched and converted, and stays where it is: the repository names it.
         """
@@ -280,7 +280,7 @@ class ServingEngine(Client):
     # ------------------------------------------------------------------------------------------------- asking it
 
     def health_check(self, timeout_s: float = 5.0) -> bool:
-        """Whether the server says now, over HTTP, that it is ready."""
+        """Return whether the server says now, over HTTP, that it is ready."""
         return self._supervised is not None and super().health_check(timeout_s)
 
     def _connected(self) -> Connected:
@@ -295,12 +295,12 @@ class ServingEngine(Client):
         return self._supervised
 
     def _show_log(self, news: News) -> None:
-        """What the engine says while it starts."""
+        """Show the newest line of the engine's log while it starts."""
         if self.progress.live and (lines := logs.tail(Path(news.log))):
             self.progress.detail(lines[-1])
 
     def _tell(self, news: News) -> None:
-        """Say what a user should know though nobody asked: crashes, restarts, a server that stopped answering."""
+        """Tell the user, unasked, of crashes, restarts, and a server that stopped answering."""
         self.on_news(news)
         if news.phase in (Phase.DEGRADED, Phase.BACKOFF) or (news.phase is Phase.STARTING and news.crashes):
             crash = "" if news.phase is Phase.DEGRADED else f", crash {news.crashes}"
@@ -308,7 +308,7 @@ class ServingEngine(Client):
 
 
 def model_overrides(model: str) -> list[str]:
-    """The overrides that choose `model`: a name of conf/model, `org/name` of the hub, or a `model.source`."""
+    """Return the overrides that choose `model`: a name of conf/model, `org/name` of the hub, or a `model.source`."""
     if model in options("model"):
         return [f"model={model}"]
     source = model if ":" in model else f"hf:{model}"

@@ -31,8 +31,8 @@ def hand_over(
 ) -> Supervised:
     """Return the supervisor of the plan that `choose` makes; it has its orders by then.
 
-    `choose` is called while nobody else chooses a name or a port, and gives the plan and the ports that it takes;
-    `prepare` is called once they are claimed. Where either fails, the claim is released, and `spawned` is the caller's.
+    `choose` is called while nobody else chooses a name or a port, and returns the plan and its ports. `prepare` is
+    called once they are claimed. If either fails, the claim is released, and `spawned` stays the caller's.
     """
     with ledger.exclusive():
         plan, ports = choose()

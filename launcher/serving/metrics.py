@@ -1,4 +1,4 @@
-"""An engine's own numbers, from the page that it publishes in Prometheus' text format."""
+"""Read an engine's own numbers from its page in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from engines.base import InferenceError
 
 
 def scrape(url: str, bearer: str | None, timeout_s: float) -> dict[str, float]:
-    """Every sample of the page at `url`, by its name and labels. Raises `InferenceError` where it cannot be had."""
+    """Return every sample of the page at `url`, by name and labels. Raises `InferenceError` if there is none."""
     import requests
 
     session = requests.Session()
@@ -24,7 +24,7 @@ def scrape(url: str, bearer: str | None, timeout_s: float) -> dict[str, float]:
 
 
 def parse(text: str, url: str) -> dict[str, float]:
-    """The samples of a page: `name` or `name{label="value"}` → number."""
+    """Return the samples of a page: `name` or `name{label="value"}` → number."""
     from prometheus_client.parser import text_string_to_metric_families
 
     # Without the types: a counter would be given a new name, with `_total` at its end.
