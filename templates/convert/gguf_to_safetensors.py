@@ -27,6 +27,7 @@ class ConversionError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Convert one file; return the exit code."""
     parser = argparse.ArgumentParser(description="Convert a GGUF file to a Hugging Face folder.")
     parser.add_argument("source", type=Path, help="the .gguf file")
     parser.add_argument("output", type=Path, help="the folder to fill; it must be empty or not exist")
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(source: Path, output: Path) -> None:
-    """Refuse what cannot work before torch is imported, which takes seconds."""
+    """Refuse wrong paths before torch is imported, which takes seconds. Raises `ConversionError`."""
     try:
         with source.open("rb") as file:
             magic = file.read(len(GGUF_MAGIC))
@@ -54,6 +55,7 @@ def check(source: Path, output: Path) -> None:
 
 
 def convert(source: Path, output: Path) -> None:
+    """Convert `source` into the folder `output`. Raises `ConversionError`."""
     started = time.monotonic()
     try:
         progress(started, f"reading {source}")
@@ -67,7 +69,8 @@ def convert(source: Path, output: Path) -> None:
 
 
 def load(source: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    # Read by tqdm when it is imported; its bar is one endless line in a log file.
+    """Return the tokenizer and the model of a GGUF file, its weights dequantized."""
+    # tqdm reads this when it is imported; its bar is one endless line in a log file.
     os.environ["TQDM_DISABLE"] = "1"
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -81,6 +84,7 @@ def load(source: Path) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 
 def save(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
+    """Write the Hugging Face folder; every file can be read by everybody."""
     # The weights are plain tensors by now, but transformers still remembers that they came from a
     # quantised file, and save_pretrained() then refuses ("not serializable"; 5.23).
     if hasattr(model.config, "quantization_config"):
@@ -94,6 +98,7 @@ def save(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Pat
 
 
 def progress(started: float, text: str) -> None:
+    """Print `text` to stderr with the seconds since `started`, a reading of time.monotonic()."""
     print(f"[{time.monotonic() - started:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 

@@ -18,17 +18,19 @@ _OUTPUT = "last_hidden_state"
 
 
 class Body(torch.nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
-    """The model without what makes text of it, and with one output."""
+    """The model without its language head, and with one output."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+        """Return the last hidden states, [batch, length, hidden]."""
         return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 def main(folder: str, file: str) -> None:
+    """Export the model in `folder` to `file`."""
     print(f"loading {folder}", flush=True)
     model = AutoModel.from_pretrained(
         folder,

@@ -10,6 +10,7 @@ import sys
 
 
 def main() -> None:
+    """Run `furiosa-llm` with the key put among its arguments inside this process."""
     from furiosa_llm.cli.main import main as furiosa_llm
 
     sys.argv = ["furiosa-llm", "serve", *sys.argv[1:], "--api-key", os.environ.pop("FURIOSA_LLM_API_KEY")]

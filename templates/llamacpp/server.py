@@ -2,13 +2,13 @@
 
     python server.py --model model.gguf --alias name --host 127.0.0.1 --port 8080 --ctx-size 4096
 
-It runs inside the engine's own environment, which holds xllamacpp and nothing else. The flags are
+This file runs inside the engine's own environment, which holds xllamacpp and nothing else. The flags are
 llama-server's, so a launcher can put a `llama-server` binary in its place and change nothing else.
 xllamacpp carries llama.cpp's server but keeps its argument parser to itself, so the flags that
 its `CommonParams` can express are listed below; any other is refused by name. Of llama-server's
 environment variables only LLAMA_API_KEY is read.
 
-Asked to stop it answers what it was asked before, with --metrics, and then ends; a second signal ends it at once.
+On a stop signal, with --metrics, it finishes the requests that it has and then ends; a second signal ends it at once.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 the server could not start, 2 a bad command line.
 A signal that comes while the model loads ends the process at once, by that signal.
@@ -69,7 +69,7 @@ def _gpu_layers(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    """Return the count; 0 and less mean as many as this process may use, as in llama-server."""
+    """Return the count; 0 and less are as many as this process may use, as in llama-server."""
     return int(text) if int(text) > 0 else len(os.sched_getaffinity(0))
 
 
@@ -112,7 +112,7 @@ def _key_file(text: str) -> list[str]:
 
 
 def _json_object(text: str) -> dict[str, str]:
-    """Each value as JSON text, which is what CommonParams.default_template_kwargs holds."""
+    """Parse a JSON object; each value stays JSON text, as CommonParams.default_template_kwargs holds it."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as exc:
@@ -273,7 +273,7 @@ def parse(argv: Sequence[str]) -> dict[str, object]:
 
 
 def check_model(path: Path) -> None:
-    """Refuse what is not a GGUF file: llama.cpp's own message does not reach its caller."""
+    """Refuse a file that is not GGUF: llama.cpp's own message does not reach its caller. Raises `StartError`."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -341,6 +341,7 @@ def start(settings: Mapping[str, object]) -> Any:
 
 
 def wait_for_signal() -> None:
+    """Block until one of `STOP_SIGNALS` arrives."""
     # The kernel may hand the signal to a native thread. Python's C-level handler then writes to
     # this socket, which wakes the main thread wherever the signal arrived.
     reader, writer = socket.socketpair()
@@ -352,9 +353,10 @@ def wait_for_signal() -> None:
 
 
 def is_busy(server: Any) -> bool:
-    """Whether it answers anybody, seen for a moment: a request is read before it is counted, and sent after it was.
+    """Return whether a request is being answered, over several looks.
 
-    Without --metrics nothing says so, and it counts as idle.
+    One look may miss it: a request is read before it is counted, and sent after. Without --metrics there is no count,
+    and the server passes for idle.
     """
     for _ in range(LOOKS):
         counted = re.findall(
@@ -367,6 +369,7 @@ def is_busy(server: Any) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Serve until a signal; return the exit code 1 if the server could not start."""
     # The default action needs no interpreter, so it also works while `start` holds it.
     _default_signals()
     settings = parse(argv)

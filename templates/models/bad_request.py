@@ -1,4 +1,4 @@
-"""The one error that is the client's: everything else that a model raises is the server's.
+"""The one error that is the client's fault: any other exception of a model is the server's.
 
 The launcher renders the files of templates/models beside an engine's own handler, which imports them.
 """
@@ -7,4 +7,4 @@ from __future__ import annotations
 
 
 class BadRequestError(ValueError):
-    """The request cannot be served as it stands; the message goes to the client."""
+    """The request cannot be served; the message goes to the client."""

@@ -1,4 +1,4 @@
-"""What a language model needs beside torch: requests read and checked, tokens turned into text."""
+"""The parts of a language model that need no model: read and check requests, sample, turn tokens into text."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ REPLACEMENT = "\ufffd"  # what a tokenizer decodes half a character to
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
+    """The sampling options of a request, with vLLM's defaults; seed None is a random one."""
+
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0  #: 0: all tokens
+    top_k: int = 0  #: 0 is all tokens
     max_tokens: int = 16
     stop: tuple[str, ...] = ()
     seed: int | None = None
 
     @classmethod
     def from_json(cls, text: str) -> Sampling:
-        """Raises `BadRequestError`, naming the key and the value; null means not given."""
+        """Read a JSON object; null means not given. Raises `BadRequestError` that names the key and the value."""
         raw = parse_json("sampling_parameters", text)
         if not isinstance(raw, dict):
             raise BadRequestError(f"sampling_parameters must be a JSON object, not {reprlib.repr(raw)}")
@@ -52,6 +54,8 @@ class Sampling:
 
 
 def parse_json(name: str, text: str) -> object:
+    """Parse JSON, without NaN and Infinity. Raises `BadRequestError` that begins with `name`."""
+
     def refuse(constant: str) -> object:
         raise ValueError(f"{constant} is not JSON")
 
@@ -89,6 +93,7 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 
 def parse_messages(text: str) -> list[dict[str, object]]:
+    """Parse a JSON list of {role, content}. Raises `BadRequestError` for anything else."""
     messages = parse_json("messages", text)
     if not isinstance(messages, list) or not messages:
         raise BadRequestError(f"messages must be a JSON list with at least one message, not {reprlib.repr(messages)}")
@@ -104,11 +109,12 @@ def parse_messages(text: str) -> list[dict[str, object]]:
 
 
 def is_unicode(text: str) -> bool:
+    """Return whether `text` has no half of a surrogate pair, which no tokenizer takes."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 class Detokenizer:
-    """Turns a growing list of tokens into text, one piece at a time.
+    """A growing list of tokens, turned into text one piece at a time.
 
     A token may be part of a character, and its text may depend on the tokens before it, so text is
     the difference between two decodings of the same short window.
@@ -130,7 +136,7 @@ class Detokenizer:
         return text
 
     def flush(self) -> str:
-        """Return what is left at the end, without the half character it may end in."""
+        """Return the rest at the end, without the half character that it may end in."""
         return self._new_text().rstrip(REPLACEMENT)
 
     def _new_text(self) -> str:
@@ -138,14 +144,14 @@ class Detokenizer:
 
 
 class StopFilter:
-    """Cuts text at the first stop string; text that may be the start of one waits."""
+    """A filter that cuts text at the first stop string; text that may be the start of one waits."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return the text that may go out, and whether a stop string was found."""
+        """Return the text that may go out now, and whether a stop string was found."""
         text = self._held + text
         found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
@@ -156,12 +162,13 @@ class StopFilter:
         return text[: len(text) - keep], False
 
     def flush(self) -> str:
+        """Return the text that still waits: no stop string can follow any more."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that `stop` begins with."""
+    """Return the length of the longest end of `text` that `stop` begins with."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 

@@ -1,7 +1,7 @@
 """Embeddings from a Hugging Face folder, inside any engine: one float32 vector per text.
 
 A sentence-transformers folder says in modules.json how tokens become one vector. Without one, every model (encoders and
-language models alike) gives the mean of its last hidden states, normalised: what llama.cpp's server gives with
+language models alike) gives the mean of its last hidden states, normalised, as llama.cpp's server does with
 `--pooling mean`.
 
     model = EmbeddingModel(path, device="cpu", dtype="float32", max_context=256)
@@ -30,18 +30,18 @@ BATCH = 32  # texts that go through the model together; more only take more memo
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How hidden states become a vector, as the folder says."""
+    """The way from hidden states to a vector, as the folder gives it."""
 
     pooling: str = "mean"
     normalize: bool = True
-    weights: str = ""  #: the folder of the transformer itself, below the model's
-    max_length: int | None = None  #: in tokens
+    weights: str = ""  #: folder of the transformer itself, below the model's
+    max_length: int | None = None  #: longest text, in tokens; None is the model's own limit
     lower_case: bool = False
-    prompt: str = ""  #: in front of every text
+    prompt: str = ""  #: text in front of every text
 
     @classmethod
     def of(cls, folder: Path) -> Recipe:
-        """Raises `ValueError` for steps that are not known: leaving one out would give other vectors."""
+        """Read a folder's recipe. Raises `ValueError` for unknown steps: leaving one out would give other vectors."""
         if not (folder / "modules.json").exists():
             return cls()
         modules = {
@@ -80,7 +80,7 @@ def _json(folder: Path, name: str) -> Any:
 
 
 def _pooling(config: Mapping[str, Any]) -> str:
-    """The one mode that is on; versions of sentence-transformers spell it in two ways."""
+    """Return the one pooling mode that is on; versions of sentence-transformers spell it in two ways."""
     mark = "pooling_mode_"
     on = [key.removeprefix(mark).removesuffix("_tokens").removesuffix("_token")
           for key, value in config.items() if key.startswith(mark) and value is True]  # fmt: skip
@@ -125,7 +125,7 @@ class EmbeddingModel:
     """The model and its tokenizer. Several threads may use it at once."""
 
     def __init__(self, path: str, *, device: str = "cpu", dtype: str = "auto", max_context: int = 0) -> None:
-        """`max_context` 0 is what the folder says. Raises `ValueError` where it cannot be served so."""
+        """Load the folder; `max_context` 0 is its own limit. Raises `ValueError` if it cannot be served so."""
         from transformers import AutoModel, AutoTokenizer
 
         check(path, device, dtype)
@@ -139,9 +139,9 @@ class EmbeddingModel:
             self._tokenizer.pad_token = self._tokenizer.eos_token  # which one does not matter: it is masked
         model: PreTrainedModel = AutoModel.from_pretrained(folder, dtype=dtype, **RULES)
         self._model = model.to(device).eval()
-        #: of each vector
+        #: numbers in each vector
         self.size: int = model.config.get_text_config().hidden_size
-        #: tokens that a text may have
+        #: most tokens that a text may have
         self.context = context_of(_longest(model, self._tokenizer), max_context or recipe.max_length or 0)
 
     def warm_up(self) -> None:
@@ -191,7 +191,7 @@ class EmbeddingModel:
 
 
 def _longest(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The shorter of what the model has positions for and what its tokenizer says.
+    """Return the smaller of the model's positions and the tokenizer's limit, in tokens; None if neither is known.
 
     RoBERTa and its kin have two positions more than tokens; tokenizers without a limit say something like 10^30.
     """

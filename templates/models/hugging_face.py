@@ -1,4 +1,4 @@
-"""What loading any Hugging Face folder takes, whatever becomes of the model."""
+"""The loading of any Hugging Face folder, whatever the model is for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
-#: for every `from_pretrained`: what is served was fetched before, and brings no code of its own
+#: options of every `from_pretrained`: the model was fetched before, and brings no code of its own
 RULES: Mapping[str, bool] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def check(path: str, device: str, dtype: str) -> None:
-    """Raises `ValueError` where loading cannot work, in words that transformers does not find."""
+    """Raise `ValueError` if loading cannot work, in clearer words than transformers has."""
     import torch
 
     if not Path(path).is_dir():
@@ -25,7 +25,7 @@ def check(path: str, device: str, dtype: str) -> None:
 
 
 def context_of(limit: int | None, wanted: int) -> int:
-    """The context length to serve: `wanted`, or as far as the model goes where that is 0."""
+    """Return the context length to serve: `wanted`, or the model's `limit` if that is 0. Raises `ValueError`."""
     if limit is None:
         if not wanted:
             raise ValueError("the model's config has no max_position_embeddings; set max_context")
@@ -36,7 +36,7 @@ def context_of(limit: int | None, wanted: int) -> int:
 
 
 def threads_per_worker(workers: int) -> int:
-    """Share the cores out: two workers of two threads each on two cores are slower than one.
+    """Return the threads of each worker: two workers of two threads each on two cores are slower than one.
 
     Measured with SmolLM2-135M, float32: 31 tokens/s together with one thread each, 18 with two.
     """

@@ -1,4 +1,4 @@
-"""One Hugging Face causal language model: prompts in, text out, piece by piece, inside any engine.
+"""A Hugging Face causal language model: prompts in, text out, piece by piece, inside any engine.
 
 Requests may run side by side, one thread each: every one has its own random generator, and a seed gives the same text
 whatever else is running.
@@ -32,7 +32,9 @@ PREFILL_CHUNK = 512  # tokens; a cancelled request is noticed between two chunks
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    text: str  #: with the chat template applied
+    """A prompt, as text and as tokens."""
+
+    text: str  #: the text after the chat template
     tokens: list[int]
 
 
@@ -40,7 +42,7 @@ class LanguageModel:
     """The model and its tokenizer. Several threads may use it at once."""
 
     def __init__(self, path: str, *, device: str = "cpu", dtype: str = "auto", max_context: int = 0) -> None:
-        """`max_context` 0 is as far as the model goes. Raises `ValueError` where it cannot be served so."""
+        """Load the folder; `max_context` 0 is the model's own limit. Raises `ValueError` if it cannot be served so."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check(path, device, dtype)
@@ -52,7 +54,7 @@ class LanguageModel:
         # Only the last position's logits are used; all of a long prompt's can take gigabytes.
         takes_keep = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._last_logits_only = {"logits_to_keep": 1} if takes_keep else {}
-        #: tokens that prompt and answer have room for together
+        #: most tokens of prompt and answer together
         self.context = context_of(getattr(model.config.get_text_config(), "max_position_embeddings", None), max_context)
         #: tokens that end an answer
         self.eos = _eos_tokens(model, self._tokenizer)
@@ -91,6 +93,7 @@ class LanguageModel:
             raise BadRequestError(f"the chat template refuses these messages: {exc}") from exc
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, without special tokens."""
         with self._tokenizer_lock:
             return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
@@ -128,7 +131,7 @@ class LanguageModel:
 
 
 def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Chat models end a turn and a text with different tokens; either ends the answer."""
+    """Return the tokens that end an answer: chat models end a turn and a text with different ones."""
     generation = model.generation_config
     listed = generation.eos_token_id if generation is not None else None
     several = listed if isinstance(listed, list) else [listed]
@@ -137,9 +140,11 @@ def _eos_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
 
 @dataclass(frozen=True, slots=True)
 class Piece:
+    """A piece of an answer."""
+
     text: str
-    tokens: int  #: generated since the piece before
-    finish_reason: str | None  #: stop or length, set on the last piece
+    tokens: int  #: tokens generated since the piece before
+    finish_reason: str | None  #: stop or length; None on every piece but the last
 
 
 def pieces(model: LanguageModel, prompt: list[int], sampling: Sampling, check: Callable[[], None]) -> Iterator[Piece]:

@@ -1,4 +1,4 @@
-"""A closed runtime's C API through ctypes, as a table declares it; in the serving process, which its crashes end.
+"""Call a closed runtime's C API through ctypes, as a table declares it; its crashes end the serving process.
 
 library = BinaryRuntimeAdapter({"library": "/opt/npu/libnpu_runtime.so", "devices": [0], "functions": {
     "open": {"symbol": "npu_open", "arguments": ["device", "&handle"], "returns": "status"}, …}})
@@ -8,12 +8,12 @@ library.run(inputs, outputs)  # fills the arrays of `outputs`
 An argument is a word, for which the table below has the C type, or a number or a 'text'; `rows:int32` has another type.
 
     device, devices, device_count     the first device's number; all of them as int32*; how many
-    handle, model                     what open and load gave; &handle and &model are pointers to where they put it
-    path                              of the model's file
+    handle, model                     results of open and load; &handle and &model point to where they put them
+    path                              path of the model's file
     inputs, input_bytes, input_count  void*[], uint64_t[] and a number; also outputs, output_bytes, output_count
     input0, output0, …                the memory of one tensor
     rows                              the first size of the first input
-    status                            what the function returned that failed
+    status                            status that the failed function returned
     null                              NULL
 """
 
@@ -38,7 +38,7 @@ _TYPES: Mapping[str, Any] = {
     "uint8": ctypes.c_uint8, "uint16": ctypes.c_uint16, "uint32": ctypes.c_uint32, "uint64": ctypes.c_uint64,
     "size": ctypes.c_size_t, "float": ctypes.c_float, "double": ctypes.c_double,
 }  # fmt: skip
-#: what a word is where nothing else is said; all others are pointers
+#: word → C type without a `:type`; all other words are pointers
 _NUMBERS = {
     "device": "int32", "device_count": "int32", "input_count": "int32", "output_count": "int32", "rows": "int64",
     "status": "int32",
@@ -46,11 +46,11 @@ _NUMBERS = {
 
 
 class LibraryError(RuntimeError):
-    """The library refused or failed a call, in its own words where it has any."""
+    """The library refused or failed a call; the message has its own words, if there are any."""
 
 
 class BinaryRuntimeAdapter:
-    """One library with one model on one set of devices. One call at a time; it may block as the library does."""
+    """A library with one model on one set of devices. One call at a time; it may block as the library does."""
 
     def __init__(self, declared: Mapping[str, Any]) -> None:
         """Load the library and open the devices. Raises `LibraryError`."""
@@ -73,13 +73,13 @@ class BinaryRuntimeAdapter:
         atexit.register(self.close)
 
     def load(self, path: str) -> None:
-        """Load the model's file; one that was loaded before is freed. Raises `LibraryError`."""
+        """Load the model's file; an earlier one is freed. Raises `LibraryError`."""
         with self._lock:
             self._free()
             self._model = self._give("load", "model", path=path.encode())
 
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """Compute; the library writes into `outputs`. All are contiguous arrays. Raises `LibraryError`."""
+        """Compute; the library writes into `outputs`. All arrays are contiguous. Raises `LibraryError`."""
         with self._lock:
             if self._model is None:
                 raise LibraryError(f"{self._name} has no model loaded")
@@ -106,7 +106,7 @@ class BinaryRuntimeAdapter:
         self._model = None
 
     def _give(self, role: str, what: str, **words: Any) -> ctypes.c_void_p:
-        """Call a function that gives a pointer: it returns it, or puts it where `&what` points."""
+        """Return the pointer that a function returns, or puts where `&what` points."""
         place = ctypes.c_void_p()
         returned = self._call(role, {f"&{what}": ctypes.byref(place), **words})
         pointer = ctypes.c_void_p(returned) if self._functions[role].returns == what else place
@@ -122,7 +122,7 @@ class BinaryRuntimeAdapter:
         return returned
 
     def _words(self, status: int) -> str:
-        """The library's own text for its last failure."""
+        """Return the library's own text for its last failure, empty if it has none."""
         if "error" not in self._functions:
             return ""
         given = {**self._about, "handle": getattr(self, "_handle", None), "status": status}
@@ -131,7 +131,7 @@ class BinaryRuntimeAdapter:
 
 
 class _Function:
-    """One function of the library with its declared types."""
+    """A function of the library with its declared types."""
 
     def __init__(self, name: str, library: ctypes.CDLL, table: Mapping[str, Any]) -> None:
         self.symbol, self.returns = str(table["symbol"]), str(table["returns"])
@@ -153,7 +153,7 @@ class _Function:
 
 
 def _argument(text: str) -> tuple[Any, Callable[[Mapping[str, Any]], Any]]:
-    """The C type of an argument, and what its value is, from all words."""
+    """Return the C type of an argument, and a function that picks its value out of all words."""
     if text.startswith("'"):
         literal = text[1:-1].encode()
         return ctypes.c_char_p, lambda _: literal
@@ -192,6 +192,7 @@ class Native(TensorModel):
             raise
 
     def close(self) -> None:
+        """Free the model and the devices. A second call does nothing."""
         self._runtime.close()
 
     def _compute(self, arrays: Mapping[str, Array]) -> Sequence[Array]:

@@ -1,4 +1,4 @@
-"""The contract of a model of plain arrays: what goes in, what comes out, and what is refused."""
+"""The contract of a model of plain arrays: its inputs, its outputs, and refused requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output; `dtype` is numpy's name, and -1 in `shape` stands for any size."""
+    """An input or output; `dtype` is numpy's name, and -1 in `shape` is any size."""
 
     name: str
     dtype: str
@@ -27,7 +27,7 @@ class Tensor:
         return f"{self.name}: {self.dtype}[{', '.join('any' if size < 0 else str(size) for size in self.shape)}]"
 
     def mismatch(self, array: numpy.ndarray[Any, Any]) -> str:
-        """What is wrong with `array`; an empty string where it fits."""
+        """Return the reason why `array` does not fit; empty if it does."""
         if array.dtype.name != self.dtype:
             return f"is {array.dtype.name}"
         sizes = zip(array.shape, self.shape, strict=False)
@@ -48,8 +48,8 @@ class TensorModel(ABC):
     def run(self, arrays: Arrays) -> Arrays:
         """Compute every output.
 
-        Raises `BadRequestError` where `arrays` are not what the model takes, `ValueError` where it gives something else
-        than was declared, and what the model itself raises.
+        Raises `BadRequestError` if `arrays` are not the model's inputs, `ValueError` if the outputs are not as
+        declared, and the model's own errors.
         """
         self._check(arrays)
         answers = dict(zip([output.name for output in self.outputs], self._compute(arrays), strict=True))
@@ -70,11 +70,11 @@ class TensorModel(ABC):
             raise ValueError(f"cannot compute zeros, with 1 for any size ({takes}): {exc}") from exc
 
     def close(self) -> None:
-        """Give back what the model holds outside of Python. A second call does nothing."""
+        """Free the model's memory outside of Python. A second call does nothing."""
 
     @abstractmethod
     def _compute(self, arrays: Arrays) -> Sequence[numpy.ndarray[Any, Any]]:
-        """As many arrays as there are outputs, in their order."""
+        """Return an array for each output, in their order."""
 
     def _check(self, arrays: Arrays) -> None:
         takes = f"the model takes {{{', '.join(map(str, self.inputs))}}}"
@@ -88,7 +88,7 @@ class TensorModel(ABC):
                 raise BadRequestError(f"input {tensor.name!r} {wrong}; {takes}")
 
     def _as_declared(self, answer: Any) -> list[Any]:
-        """What a model returned (one tensor, several, or a dict of them) as a list in the order of the outputs."""
+        """Return a model's result (one tensor, several, or a dict of them) as a list in the order of the outputs."""
         names = [output.name for output in self.outputs]
         if isinstance(answer, dict):
             if missing := [name for name in names if name not in answer]:

@@ -27,11 +27,11 @@ def load(
     threads: int = 0,
     library: Mapping[str, Any] | None = None,
 ) -> TensorModel:
-    """Load a torchscript, onnx or rbln file. Raises what the library raises, and `ValueError` in our own words.
+    """Load a torchscript, onnx or rbln file. Raises the library's errors, and `ValueError` in our own words.
 
     With `library`, a C library that native.py's table declares loads the file, whatever its format.
-    `device` is cpu or cuda; for rbln it is rbln, or rbln:N for a file that was compiled for N devices. `threads` are
-    those that one request may use on a CPU; 0 leaves it to the library.
+    `device` is cpu or cuda; for rbln it is rbln, or rbln:N for a file that was compiled for N devices. `threads` is the
+    number for one request on a CPU; 0 leaves it to the library.
     """
     if library:
         from native import Native
@@ -84,7 +84,7 @@ class Onnx(TensorModel):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
-        if provider not in self._session.get_providers():  # it falls back to the CPU with a warning in the log
+        if provider not in self._session.get_providers():  # onnxruntime falls back to the CPU with a warning in the log
             raise ValueError(f"device {device!r}: onnxruntime could not start {provider}; its log says why")
         self._same_names("input", self._session.get_inputs())
         self._same_names("output", self._session.get_outputs())

@@ -1,7 +1,7 @@
 """A TorchServe handler: embeddings behind OpenAI's API.
 
-The launcher packs this file into the model's archive, with what it imports; `handler` in model-config.yaml says what to
-load.
+The launcher packs this file into the model's archive, with the modules that it imports; `handler` in model-config.yaml
+names the model to load.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torchserve_worker import JSON, Request, answer_each, end_at_once, loading
 
 
 class EmbedHandler:
-    """What TorchServe loads: the one class of this file. Each worker has its own copy of the model."""
+    """The class that TorchServe loads, the only one of this file. Each worker has its own copy of the model."""
 
     def initialize(self, context: Any) -> None:
+        """Load the model and warm it up; TorchServe calls this once per worker."""
         with loading():
             import torch
 
@@ -37,6 +38,7 @@ class EmbedHandler:
             print(f"{given['model_path']}: {self._model.size} values, {self._model.context} tokens")
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Return the bytes of each answer; `data` are the requests of one batch."""
         return answer_each(data, context, self._answer)
 
     def _answer(self, request: Request) -> tuple[str, bytes]:

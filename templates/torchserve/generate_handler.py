@@ -1,7 +1,7 @@
-"""A TorchServe handler: one Hugging Face causal language model behind OpenAI's API, streamed.
+"""A TorchServe handler: a Hugging Face causal language model behind OpenAI's API, streamed.
 
-The launcher packs this file into the model's archive, with what it imports. Requests run side by side in threads that
-share the model; `handler` in model-config.yaml says what to load.
+The launcher packs this file into the model's archive, with the modules that it imports. Requests run side by side in
+threads that share the model; `handler` in model-config.yaml names the model to load.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from turns import Reply, Turns
 
 
 class GenerateHandler:
-    """What TorchServe loads: the one class of this file."""
+    """The class that TorchServe loads, the only one of this file."""
 
     def initialize(self, context: Any) -> None:
+        """Load the model and warm it up; TorchServe calls this once per worker."""
         with loading():
             import torch
 
@@ -47,6 +48,7 @@ class GenerateHandler:
             print(f"{given['model_path']}: context {self._model.context}, {workers} workers of {threads} torch threads")
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Run one turn over the open requests (turns.py); TorchServe calls this again and again."""
         return self._turns.handle(data, context)
 
     def _answer(self, request: Request, reply: Reply) -> None:

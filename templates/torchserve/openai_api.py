@@ -1,6 +1,6 @@
-"""OpenAI's completions, chat completions and embeddings: requests read and checked, answers written.
+"""Read and check requests of OpenAI's completions, chat completions and embeddings, and write the answers.
 
-TorchServe passes on what follows a model's name and version in the path, so that its OpenAI API is at
+TorchServe passes on the rest of the path after a model's name and version, so that its OpenAI API is at
 /predictions/<model>/<version>/v1.
 """
 
@@ -45,7 +45,7 @@ _ANY_VALUE = ("user", "store", "metadata", "service_tier", "stream_options")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request for text."""
+    """A request for text, read and checked."""
 
     text: str | None
     messages: list[dict[str, object]] | None
@@ -55,11 +55,12 @@ class Ask:
 
     @property
     def chat(self) -> bool:
+        """True for messages, False for a text to continue."""
         return self.messages is not None
 
     @classmethod
     def of(cls, request: Request, model: str) -> Ask:
-        """Raises `BadRequestError` naming the key and the value."""
+        """Read a request for `model`. Raises `BadRequestError` that names the key and the value."""
         given = _given(request, model)
         path = request.path or (CHAT if "messages" in given else COMPLETIONS)
         if path not in (COMPLETIONS, CHAT):
@@ -80,10 +81,12 @@ class Ask:
 
 
 def is_list_of_models(request: Request) -> bool:
+    """Return whether the request asks for the list of models."""
     return request.path == MODELS
 
 
 def list_of_models(model: str) -> bytes:
+    """Return the list's JSON: the one model that is served."""
     return _json({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "torchserve"}]})
 
 
@@ -102,24 +105,25 @@ class Answer:
         }
 
     def whole(self, text: str, finish_reason: str | None, tokens: tuple[int, int]) -> bytes:
-        """`tokens` are those of the prompt and of the answer."""
+        """Return the whole answer as JSON; `tokens` are the counts of the prompt and of the answer."""
         part: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self._ask.chat else {"text": text}
         choice = {"index": 0, **part, "logprobs": None, "finish_reason": finish_reason}
         return _json({**self._head, "choices": [choice], "usage": _usage(*tokens)})
 
     def event(self, text: str, finish_reason: str | None) -> bytes:
+        """Return one server-sent event with a part of the answer; `finish_reason` is None until the last."""
         part: dict[str, Any] = {"delta": {"role": "assistant", "content": text}} if self._ask.chat else {"text": text}
         choice = {"index": 0, **part, "logprobs": None, "finish_reason": finish_reason}
         return _event(_json({**self._head, "choices": [choice]}))
 
     def end(self, tokens: tuple[int, int]) -> bytes:
-        """What ends a stream."""
+        """Return the last event of a stream, before it the usage if the request wants it."""
         usage = _event(_json({**self._head, "choices": [], "usage": _usage(*tokens)})) if self._ask.usage else b""
         return usage + _event(b"[DONE]")
 
 
 def texts_to_embed(request: Request, model: str) -> tuple[list[str], bool]:
-    """The texts, and whether their vectors are to be packed. Raises `BadRequestError` naming the key and the value."""
+    """Return the texts, and whether to pack their vectors. Raises `BadRequestError` that names key and value."""
     given = _given(request, model)
     if request.path not in ("", EMBEDDINGS):
         raise NotThereError(f"there is no /{request.path} here; there are /{EMBEDDINGS} and /{MODELS}")
@@ -139,18 +143,19 @@ def texts_to_embed(request: Request, model: str) -> tuple[list[str], bool]:
 
 
 def pack(vector: numpy.ndarray[Any, Any]) -> str:
-    """As OpenAI packs it: float32, little-endian, in base64."""
+    """Pack a vector as OpenAI does: float32, little-endian, in base64."""
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 
 def embeddings(vectors: Iterable[Sequence[float] | str], model: str, tokens: int) -> bytes:
+    """Return the answer's JSON: a vector per text, packed or not; `tokens` is the count of all texts."""
     rows = [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(vectors)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return _json({"object": "list", "data": rows, "model": model, "usage": usage})
 
 
 def _given(request: Request, model: str) -> dict[str, Any]:
-    """The JSON object in the body, without the model's name, which is checked."""
+    """Return the JSON object in the body, without the model's name, which is checked."""
     try:
         text = request.body.decode("utf-8")
     except UnicodeDecodeError as exc:
@@ -181,7 +186,7 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _with_effect(given: Mapping[str, object]) -> dict[str, object]:
-    """`given` without what changes nothing. Raises `BadRequestError` for what would change something, and cannot."""
+    """Return `given` without keys of no effect. Raises `BadRequestError` for a key whose effect is not possible."""
     left = {}
     for key, value in given.items():
         if key in _ANY_VALUE or value is None:

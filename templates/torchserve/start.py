@@ -1,4 +1,4 @@
-"""Starts TorchServe's Java frontend and stops it as a supervisor expects; the launcher renders this file.
+"""Start TorchServe's Java frontend and stop it as a supervisor expects; the launcher renders this file.
 
     python -I -S start.py GRACE_S JAVA ARGUMENT...
 
@@ -23,18 +23,18 @@ from pathlib import Path
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 POLL_S = 0.02
 IDLE_S = 0.3  # longer than a worker is away between two parts of a stream (turns.py)
-WORKERS_END_S = 3.0  # of the grace, are kept for the end of the workers
+WORKERS_END_S = 3.0  # the part of the grace that is kept for the end of the workers
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 def main(grace_s: float, command: list[str]) -> int:
-    """Run the frontend until it ends or we are asked to end it. Returns the exit code."""
+    """Run the frontend until it ends or we are asked to end it; return the exit code."""
     temporary = Path(os.environ["TMPDIR"])
     os.chdir(Path(__file__).parent / "work")  # the one folder beside it that may be written to
     os.umask(0o077)  # key_file.json is written first and protected afterwards
-    Path("key_file.json").unlink(missing_ok=True)  # of the last start: its keys are not valid any more
+    Path("key_file.json").unlink(missing_ok=True)  # the last start's: its keys are not valid any more
     busy = temporary / "busy"
     busy.touch()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -50,18 +50,18 @@ def main(grace_s: float, command: list[str]) -> int:
 
 
 class Family:
-    """The frontend, and what it starts: when a parent is gone, its children become ours."""
+    """The frontend and its descendants: when a parent is gone, its children become ours."""
 
     def __init__(self, command: list[str]) -> None:
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.code: int | None = None  #: of the frontend, when it has ended
+        self.code: int | None = None  #: exit code of the frontend; None while it runs
         java = subprocess.Popen(command, start_new_session=True, preexec_fn=_child_setup(prctl))
         java.returncode = 0  # we wait ourselves
         self._java = java.pid
 
     def reap(self) -> bool:
-        """Collect who has ended. Returns whether anybody is left."""
+        """Collect ended processes; return whether anybody is left."""
         try:
             while ended := os.waitpid(-1, os.WNOHANG):
                 if ended[0] == 0:
@@ -84,7 +84,7 @@ class Family:
 
 
 def _child_setup(prctl: Callable[..., int]) -> Callable[[], None]:
-    """What runs in the child before it becomes Java: it dies with us, and takes signals again."""
+    """Return the function for the child to call before it becomes Java: it dies with us, and takes signals again."""
 
     def prepare() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -94,7 +94,7 @@ def _child_setup(prctl: Callable[..., int]) -> Callable[[], None]:
 
 
 def _drain(family: Family, busy: Path, deadline: float) -> None:
-    """Wait until no worker answers a request: each touches `busy` for one, and holds a lock on it."""
+    """Wait until no worker answers a request: while it does, a worker holds a lock on `busy`; then it touches it."""
     with busy.open("a") as file:
         while family.code is None and time.monotonic() < deadline:
             if time.time() - os.fstat(file.fileno()).st_mtime > IDLE_S and _is_free(file.fileno()):

@@ -1,7 +1,7 @@
 """A TorchServe handler: arrays in, arrays out, as .npz files; or as JSON, for people with curl.
 
-The launcher packs this file into the model's archive, with what it imports; `handler` in model-config.yaml says what to
-load, and which inputs and outputs it has.
+The launcher packs this file into the model's archive, with the modules that it imports; `handler` in model-config.yaml
+names the model to load, with its inputs and outputs.
 
     application/x-npz   numpy.savez(file, x=…)            → numpy.savez(file, total=…)
     application/json    {"inputs": {"x": [[1, 2]]}}       → {"outputs": {"total": [3]}}
@@ -32,9 +32,10 @@ Arrays = Mapping[str, "numpy.ndarray[Any, Any]"]
 
 
 class TensorHandler:
-    """What TorchServe loads: the one class of this file. Each worker has its own copy of the model."""
+    """The class that TorchServe loads, the only one of this file. Each worker has its own copy of the model."""
 
     def initialize(self, context: Any) -> None:
+        """Load the model and warm it up; TorchServe calls this once per worker."""
         end_at_once()
         with loading():
             given = context.model_yaml_config["handler"]
@@ -50,6 +51,7 @@ class TensorHandler:
             self._model.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Return the bytes of each answer; `data` are the requests of one batch."""
         return answer_each(data, context, self._answer)
 
     def _answer(self, request: Request) -> tuple[str, bytes]:
@@ -67,7 +69,7 @@ class TensorHandler:
         return JSON, _json({"outputs": {name: array.tolist() for name, array in answers.items()}})
 
     def _array(self, name: str, value: object) -> numpy.ndarray[Any, Any]:
-        """JSON has no dtypes: the model's is taken."""
+        """Return `value` as an array of the model's dtype, since JSON has none. Raises `BadRequestError`."""
         dtypes = {item.name: item.dtype for item in self._model.inputs}
         try:
             return numpy.asarray(value, dtypes.get(name))
@@ -87,7 +89,7 @@ def _arrays(body: bytes) -> Arrays:
 
 
 def _npz(arrays: Arrays) -> bytes:
-    """What numpy.savez writes; it takes names as keywords, and has some of its own."""
+    """Return a file as numpy.savez writes it; numpy.savez itself takes names as keywords, and has some of its own."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():

@@ -1,6 +1,6 @@
-"""What every handler needs: requests as they come and as they are refused, and its part of what start.py does.
+"""The common part of all handlers: their requests, their refusals, and a worker's side of start.py.
 
-Where start.py did not start this TorchServe, `loading` and `busy` do nothing.
+If start.py did not start this TorchServe, `loading` and `busy` do nothing.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ JSON = "application/json"
 _FOLDER = Path(tempfile.gettempdir())
 _BUSY = _FOLDER / "busy"
 _FAILED = _FOLDER / "failed"
-_LOADS = 2  #: that were killed before one is not tried again
+_LOADS = 2  #: most workers that may be killed while they load
 
 
 class Context(Protocol):
-    """What is used of ts.context.Context; `idx` counts within a batch."""
+    """The used part of ts.context.Context; `idx` counts within a batch."""
 
     request_ids: MutableMapping[int, str]
     stopping_criteria: Mapping[int, Callable[[object], bool | None]]
 
-    def get_all_request_header(self, idx: int) -> Mapping[str, str]: ...
-    def set_response_status(self, code: int, phrase: str, idx: int) -> None: ...
-    def set_response_content_type(self, idx: int, value: str) -> None: ...
+    def get_all_request_header(self, idx: int) -> Mapping[str, str]:
+        """Return the headers of a request."""
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        """Set the HTTP status of an answer, with its words."""
+
+    def set_response_content_type(self, idx: int, value: str) -> None:
+        """Set the Content-Type of an answer."""
 
 
 class NotThereError(BadRequestError):
@@ -46,12 +51,15 @@ class NotThereError(BadRequestError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    path: str  #: behind the model's name and version
+    """One HTTP request, as the frontend hands it over."""
+
+    path: str  #: rest of the path after the model's name and version
     content_type: str
     body: bytes
 
     @classmethod
     def of(cls, given: Mapping[str, Any], headers: Mapping[str, str]) -> Request:
+        """Read a request from a batch's entry and its headers. Raises `BadRequestError` for a form."""
         if "body" not in given:  # TorchServe takes forms apart
             raise BadRequestError("send the request as a body of Content-Type: application/json, not as a form")
         named = {name.lower(): value for name, value in headers.items()}
@@ -61,10 +69,11 @@ class Request:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around `initialize`: an exception ends TorchServe, which would try again for five minutes. So do workers that are
-    killed while they load, one after the other: each leaves a file behind that only a load that succeeds removes.
+    """End TorchServe if the block, around `initialize`, raises: it would try again for five minutes.
 
-    The frontend is killed with what it has not logged yet, so start.py gets the reason in a file.
+    Workers that are killed while they load, one after the other, end it too: each leaves a file behind that only a
+    successful load removes. The frontend is killed together with its unwritten log, so start.py gets the reason in a
+    file.
     """
     if not _BUSY.exists():
         yield
@@ -87,14 +96,14 @@ def loading() -> Iterator[None]:
 def end_at_once() -> None:
     """Leave without taking Python apart when the frontend is gone: with torch in it, that takes a second or two.
 
-    What a handler registers with atexit after this is done before it.
+    Handlers' own atexit functions that are registered after this run before it.
     """
     atexit.register(os._exit, 0)
 
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Around `handle`: TorchServe is not stopped meanwhile, unless it takes too long."""
+    """Keep TorchServe from being stopped while the block, around `handle`, runs, unless it takes too long."""
     if not _BUSY.exists():
         yield
         return
@@ -107,7 +116,7 @@ def busy() -> Iterator[None]:
 
 
 def refusal(exc: Exception) -> tuple[int, bytes]:
-    """The HTTP status and OpenAI's error for `exc`; what is not the client's fault goes to the log in full."""
+    """Return the HTTP status and OpenAI's error for `exc`; errors of the server's own go to the log in full."""
     match exc:
         case NotThereError():
             status = HTTPStatus.NOT_FOUND
@@ -124,7 +133,7 @@ def refusal(exc: Exception) -> tuple[int, bytes]:
 def answer_each(
     data: Sequence[Mapping[str, Any]], context: Context, answer: Callable[[Request], tuple[str, bytes]]
 ) -> list[bytes]:
-    """A handler's `handle` for answers that come whole: `answer` returns a content type and a body."""
+    """Answer a batch as a handler's `handle`, each answer whole: `answer` returns a content type and a body."""
     bodies = []
     with busy():
         for number, given in enumerate(data):

@@ -22,10 +22,10 @@ from typing import Any
 
 from torchserve_worker import JSON, Context, Request, busy, refusal
 
-TURN_S = 0.02  # at most, where a new request may come in
-FULL_TURN_S = 0.1  # where none can; a turn costs the two processes about a millisecond
-SILENT_S = 1.0  # then an answer begins without a word, because only from then on a client that leaves is seen
-LEASE_S = 5.0  # no turn for this long: the last client is gone, and nobody will tell
+TURN_S = 0.02  # longest turn while a new request may come in
+FULL_TURN_S = 0.1  # longest turn while none can; a turn costs the two processes about a millisecond
+SILENT_S = 1.0  # after this an answer begins without a word: a client that leaves is seen only from then on
+LEASE_S = 5.0  # without a turn for this long the last client is gone, and nobody will tell
 
 _EVENTS = "text/event-stream"
 
@@ -35,7 +35,7 @@ class ClientGoneError(Exception):
 
 
 class Reply:
-    """What one request is answered with: filled by the thread that answers it, emptied by the turns."""
+    """The answer to one request: filled by the thread that answers it, emptied by the turns."""
 
     def __init__(self, news: threading.Condition) -> None:
         self._news = news
@@ -47,25 +47,26 @@ class Reply:
         self._content_type = JSON
         self._status = 200
         self.finished = False
-        self.started = False  #: a part of it has been sent, and with it the status
+        self.started = False  #: a part of the answer has been sent, and the status with it
 
     def check(self) -> None:
-        """Raises `ClientGoneError` where going on is in vain."""
+        """Raise `ClientGoneError` if nobody will read the answer."""
         if self._gone or time.monotonic() - self._seen > LEASE_S or os.getppid() != self._frontend:
             raise ClientGoneError
 
     def accept(self) -> None:
-        """The request is a good one: from now on its answer may begin, though nothing can be said yet."""
+        """Mark the request as a good one: from now on its answer may begin, even without a word yet."""
         self._accepted = time.monotonic()
 
     def send(self, event: bytes) -> None:
-        """A part of an answer that goes on: one server-sent event."""
+        """Add one server-sent event to an answer that goes on."""
         with self._news:
             self._content_type = _EVENTS
             self._parts.append(event)
             self._news.notify()
 
     def finish(self, last: bytes) -> None:
+        """Add the last bytes; nothing may be added after them."""
         with self._news:
             self._parts.append(last)
             self.finished = True
@@ -73,7 +74,7 @@ class Reply:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """The edge where one request's failure must not fell the others: it becomes its answer."""
+        """Turn an exception of the block into this request's answer, so that it does not fell the others."""
         try:
             yield
         except ClientGoneError:
@@ -87,25 +88,27 @@ class Reply:
                 self._parts, self._content_type, self._status = [], JSON, status
             self.finish(error if self._content_type == JSON else b"data: " + error + b"\n\n")
 
-    # The rest is for the turns alone.
+    # The methods below are for the turns alone.
 
     def touch(self) -> None:
-        """A turn has seen its request."""
+        """Note that a turn has seen this request."""
         self._seen = time.monotonic()
 
     def leave(self) -> None:
-        """No turn will see its request again."""
+        """Note that no turn will see this request again."""
         self._gone = True
 
     def has_news(self) -> bool:
+        """Return whether there is something to send, the end included."""
         return self.finished or bool(self._parts)
 
     def is_due(self) -> bool:
+        """Return whether to answer in this turn: there is news, the answer began, or it was silent for `SILENT_S`."""
         waited = self._accepted is not None and self._seen - self._accepted > SILENT_S
         return self.has_news() or self.started or waited
 
     def hand_over(self, number: int, context: Context) -> tuple[bytes, bool | None]:
-        """What there is now, and whether that is the end: None is an end that is the beginning too."""
+        """Return the new bytes, and whether they are the end: None for an end that is also the beginning."""
         body, self._parts = b"".join(self._parts), []
         if self.started:
             return body, self.finished
@@ -116,7 +119,7 @@ class Reply:
 
 
 class Turns:
-    """The requests that are open, by the frontend's ids."""
+    """The open requests, by the frontend's ids."""
 
     def __init__(self, begin: Callable[[Request, Reply], object], slots: int) -> None:
         self._begin = begin
@@ -125,7 +128,7 @@ class Turns:
         self._news = threading.Condition()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Context) -> list[bytes]:
-        """One turn: `data` are the requests that are open, with the bodies of those that are new among them."""
+        """Run one turn: `data` are the open requests; the new ones among them have bodies."""
         with busy():
             self._meet(data, context)
             wait = TURN_S if len(self._open) < self._slots else FULL_TURN_S
@@ -145,7 +148,7 @@ class Turns:
                     self._begin(Request.of(data[number], context.get_all_request_header(number)), reply)
 
     def _answers(self, context: Context, count: int) -> list[bytes]:
-        """A body for each request; those that are not in `request_ids` any more are not answered in this turn."""
+        """Return a body for each request; those removed from `request_ids` are not answered in this turn."""
         answers = [b""] * count
         ends: dict[int, Callable[[object], bool | None]] = {}
         context.stopping_criteria = ends
@@ -162,5 +165,5 @@ class Turns:
 
 
 def _said(end: bool | None) -> Callable[[object], bool | None]:
-    """`end` as TorchServe asks for it: by a function of the answer."""
+    """Return `end` as TorchServe asks for it: by a function of the answer."""
     return lambda _: end

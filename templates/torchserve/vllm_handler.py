@@ -1,6 +1,6 @@
 """A TorchServe handler: vLLM's engine behind OpenAI's API, streamed. It batches by itself.
 
-The launcher packs this file into the model's archive, with what it imports; `handler` in model-config.yaml has the
+The launcher packs this file into the model's archive, with its imports; `handler` in model-config.yaml has the
 arguments of `AsyncEngineArgs`. Of vLLM only the engine is used: the modules of its own server move from one release to
 the next. Run by hand on a CPU, not on a GPU or an NPU.
 """
@@ -27,9 +27,10 @@ from turns import Reply, Turns
 
 
 class VllmHandler:
-    """What TorchServe loads: the one class of this file."""
+    """The class that TorchServe loads, the only one of this file."""
 
     def initialize(self, context: Any) -> None:
+        """Load the model and warm it up; TorchServe calls this once per worker."""
         end_at_once()
         with loading():
             logging.getLogger().setLevel(logging.WARNING)  # TorchServe's worker logs each turn
@@ -44,6 +45,7 @@ class VllmHandler:
             self._turns = Turns(self._begin, given["batchSize"])
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """Run one turn over the open requests (turns.py); TorchServe calls this again and again."""
         return self._turns.handle(data, context)
 
     async def _start(self, args: Mapping[str, Any]) -> None:
@@ -92,7 +94,7 @@ class VllmHandler:
         reply.finish(answer.end(counts) if ask.stream else answer.whole("".join(made), finish_reason, counts))
 
     def _prompt(self, ask: Ask) -> list[int]:
-        """The tokens of a text, or of messages with the model's chat template. Raises `BadRequestError`."""
+        """Return the tokens of a text, or of messages with the model's chat template. Raises `BadRequestError`."""
         if ask.messages is None:
             tokens = list(self._tokenizer.encode(ask.text))
         else:
@@ -117,7 +119,7 @@ class VllmHandler:
             raise BadRequestError(f"the chat template refuses these messages: {exc}") from exc
 
     async def _pieces(self, prompt: list[int], sampling: Sampling, name: str) -> AsyncGenerator[Any, None]:
-        """vLLM's outputs, each with what is new; closing the iterator cancels the request."""
+        """Yield vLLM's outputs, each with its new text only; closing the iterator cancels the request."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 

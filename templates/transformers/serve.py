@@ -1,4 +1,4 @@
-"""`transformers serve`, the server of Transformers 5.23, with what it leaves undone.
+"""Start `transformers serve`, the server of Transformers 5.23, with what it leaves undone.
 
     python serve.py --served-model-name smollm2 --max-context 2048 --drain-s 8 MODEL --host 127.0.0.1 --port 8000
 
@@ -35,15 +35,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-MADE_FOR = "5.23"  #: what is changed below is not part of its public interface
+MADE_FOR = "5.23"  #: the release that the patches below are for: they are not part of its public interface
 KEPT = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/responses", "/health"})
-SEED = "seed_of_this_request"  #: where a generation config carries it on its way to the decoding thread
+SEED = "seed_of_this_request"  #: attribute of a generation config that carries the seed to the decoding thread
 
 Scope = MutableMapping[str, Any]
 Pass = Callable[..., Awaitable[Any]]
 
 
 def main() -> None:
+    """Patch the server, and run it until it is told to stop."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--max-context", type=int, required=True, help="tokens, prompt and answer together")
@@ -79,7 +80,7 @@ def main() -> None:
 
 
 def limit(utils: Any, context: int) -> None:
-    """Refuse what does not fit, and cut answers to what does. Every way of decoding comes past here."""
+    """Refuse prompts that do not fit, and shorten answers to the room left. Every way of decoding comes past here."""
     for manager in (utils.GenerateManager, utils.CBGenerateManager):
         for name in ("generate_streaming", "generate_non_streaming"):
             setattr(manager, name, _limited(getattr(manager, name), context))
@@ -111,7 +112,7 @@ def _limited(generate: Callable[..., Any], context: int) -> Callable[..., Any]:
 
 
 class Seeded:
-    """A model whose generator is seeded in the thread that decodes, when its turn has come."""
+    """A model that seeds its generator in the decoding thread, when its turn has come."""
 
     def __init__(self, model: Any, seed: int) -> None:
         self._model = model
@@ -121,6 +122,7 @@ class Seeded:
         return getattr(self._model, name)
 
     def generate(self, **inputs: Any) -> Any:
+        """Generate as the model does, after seeding."""
         import torch
 
         torch.manual_seed(self._seed)
@@ -131,20 +133,21 @@ class Seeded:
 
 
 def obey(handler: Any) -> None:
-    """Do what requests say about sampling and stop strings."""
+    """Make the server obey requests about sampling and stop strings."""
     obey_sampling(handler)
     handler._streaming = _stopping(handler._streaming)
     handler._non_streaming = _cut(handler._non_streaming)
 
 
 def obey_sampling(handler: Any) -> None:
+    """Make the server obey `temperature`, `top_k` and `seed` of each request."""
     fields = handler._valid_params_class
     fields.__mutable_keys__ = fields.__mutable_keys__ | {"top_k"}
     handler._build_generation_config = _checked(handler._build_generation_config)
 
 
 def refuse_half_characters(handler: Any) -> None:
-    """JSON can spell half of a surrogate pair, which no tokenizer takes."""
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer takes."""
     validate = handler._validate_request
 
     @functools.wraps(validate)
@@ -214,11 +217,14 @@ def _stopping(streaming: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class StoppingManager:
+    """A generation manager whose streams end before a stop string."""
+
     def __init__(self, manager: Any, stops: Sequence[str]) -> None:
         self._manager = manager
         self._stops = stops
 
     def generate_streaming(self, *args: Any, **kwargs: Any) -> tuple[StoppingQueue, Any]:
+        """Return a `StoppingQueue` in place of the manager's queue, and its streamer."""
         queue, streamer = self._manager.generate_streaming(*args, **kwargs)
         return StoppingQueue(queue, self._stops, streamer.cancel), streamer
 
@@ -233,11 +239,13 @@ class StoppingQueue:
         self._ready: deque[Any] = deque()
 
     async def get(self) -> Any:
+        """Return the next piece, when there is one."""
         while not self._ready:
             self._take(await self._queue.get())
         return self._ready.popleft()
 
     def get_nowait(self) -> Any:
+        """Return the next piece. Raises `asyncio.QueueEmpty` if there is none yet."""
         while not self._ready:
             self._take(self._queue.get_nowait())
         return self._ready.popleft()
@@ -294,7 +302,7 @@ def name_model(handler: Any, name: str) -> None:
 
 
 def close(build_server: Callable[..., Any], name: str, key: str | None) -> Callable[..., Any]:
-    """The server's application with fewer paths, with `key`, and with words for what fails."""
+    """Return a builder of the server's application with fewer paths, with `key`, and with words for every failure."""
 
     @functools.wraps(build_server)
     def closed(*args: Any, **kwargs: Any) -> Any:
@@ -318,13 +326,14 @@ def close(build_server: Callable[..., Any], name: str, key: str | None) -> Calla
 
 
 class KeyDemanded:
-    """Answers 401 to requests without the key; /health needs none."""
+    """ASGI middleware that answers 401 to requests without the key; /health needs none."""
 
     def __init__(self, app: Pass, key: str) -> None:
         self._app = app
         self._wanted = f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Pass, send: Pass) -> None:
+        """Pass the request on if it has the key."""
         if scope["type"] == "http" and scope["path"] != "/health":
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, self._wanted):

@@ -1,7 +1,7 @@
-"""A Triton Python-backend model: embeddings. text_input (any number of texts) → embedding (float32, a row per text),
-and num_input_tokens of each.
+"""A Triton Python-backend model: embeddings.
 
-The launcher renders this file as `<repository>/<model>/1/model.py`, with config.pbtxt beside it.
+text_input (any number of texts) → embedding (float32, a row per text), and num_input_tokens of each. The launcher
+renders this file as `<repository>/<model>/1/model.py`, with config.pbtxt beside it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from triton_model import end_with_server, error_of, parameters, text_of, whole_n
 
 
 class TritonPythonModel:
-    """What Triton loads; each instance is a process of its own, with its own copy of the model."""
+    """The class that Triton loads; each instance is a process of its own, with its own copy of the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model and warm it up; Triton calls this once."""
         import torch
 
         end_with_server()
@@ -34,10 +35,11 @@ class TritonPythonModel:
         pb_utils.Logger.log_info(f"{given['model_path']}: {self._model.size} values, {self._model.context} tokens")
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Return a response to each request, the failed ones as errors."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        """The edge where one request's failure must not fell the others: it becomes its response."""
+        """Return the response; an exception becomes this request's error, so that it does not fell the others."""
         try:
             values = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy().reshape(-1)
             vectors, tokens = self._model.embed([text_of("text_input", value) for value in values])

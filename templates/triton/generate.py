@@ -1,9 +1,9 @@
-"""A Triton Python-backend model: one Hugging Face causal language model, decoupled.
+"""A Triton Python-backend model: a Hugging Face causal language model, decoupled.
 
 The launcher renders this file as `<repository>/<model>/1/model.py` and writes a config.pbtxt beside
 it with what `initialize` reads. Tensor names and meanings are those of Triton's vLLM backend,
 so its clients work unchanged; `messages` (a JSON list of {role, content}, to which the model's own
-chat template is applied) is ours. Like there, sampling parameters come as JSON in
+chat template is applied) is ours. As there, sampling parameters come as JSON in
 `sampling_parameters` or else as request parameters, and their defaults are vLLM's: temperature 1.0
 (0 is greedy), top_p 1.0, top_k 0 (off), max_tokens 16.
 
@@ -30,12 +30,12 @@ from triton_model import RequestCancelledError, end_with_server, error_of, param
 
 
 class ServerGoneError(Exception):
-    """tritonserver is dead, and a call to it would wait for ever."""
+    """The tritonserver is dead, and a call to it would wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request, read and checked."""
+    """A request, read and checked."""
 
     text: str | None
     messages: list[dict[str, object]] | None
@@ -48,6 +48,7 @@ class Ask:
 
     @classmethod
     def from_request(cls, request: pb_utils.InferenceRequest) -> Ask:
+        """Read a request's tensors and parameters. Raises `BadRequestError`."""
         text, messages = _text(request, "text_input"), _text(request, "messages")
         if (text is None) == (messages is None):
             count = "neither" if text is None else "both"
@@ -90,7 +91,7 @@ def _flag(request: pb_utils.InferenceRequest, name: str) -> bool | None:
 
 
 class Reply:
-    """Sends the responses to one request."""
+    """The responses to one request."""
 
     def __init__(self, sender: pb_utils.InferenceResponseSender) -> None:
         self._sender = sender
@@ -98,12 +99,14 @@ class Reply:
         self._closed = False
 
     def check(self) -> None:
+        """Raise `ServerGoneError` if Triton is gone, `RequestCancelledError` if the client withdrew the request."""
         if os.getppid() != self._server:
             raise ServerGoneError
         if self._sender.is_cancelled():
             raise RequestCancelledError
 
     def send(self, ask: Ask, piece: Piece, input_tokens: int) -> None:
+        """Send a piece; the last one, with a finish reason, ends the responses."""
         tensors = [_bytes_tensor("text_output", piece.text)]
         if ask.want_finish_reason:
             # The vLLM backend says "None" until the last response.
@@ -119,6 +122,7 @@ class Reply:
             self._close(response)
 
     def fail(self, message: str, code: int) -> None:
+        """End the responses with an error; nothing is sent if they have ended already."""
         if not self._closed:
             self._close(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)))
 
@@ -136,7 +140,7 @@ def _count_tensor(name: str, count: int) -> pb_utils.Tensor:
 
 
 def answer(model: LanguageModel, ask: Ask, reply: Reply) -> None:
-    """Generate and send; blocks until the last response is out. Raises what went wrong."""
+    """Generate and send; blocks until the last response is out. Raises the model's and the request's errors."""
     reply.check()  # it may have waited long for a thread
     prompt = model.prompt(ask.text, ask.messages)
     parts = []
@@ -153,7 +157,7 @@ def answer(model: LanguageModel, ask: Ask, reply: Reply) -> None:
 
 @contextmanager
 def failures_go_to(reply: Reply) -> Iterator[None]:
-    """The edge where one request's failure must not fell the others: it becomes its response."""
+    """Turn an exception of the block into this request's response, so that it does not fell the others."""
     try:
         try:
             yield
@@ -166,9 +170,10 @@ def failures_go_to(reply: Reply) -> Iterator[None]:
 
 
 class TritonPythonModel:
-    """What Triton loads. It calls these methods from one thread."""
+    """The class that Triton loads; it calls these methods from one thread."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model and warm it up; Triton calls this once."""
         import torch
 
         end_with_server()

@@ -18,9 +18,10 @@ from triton_model import end_with_server, error_of, parameters, whole_number
 
 
 class TritonPythonModel:
-    """What Triton loads; each instance is a process of its own, with its own copy of the model."""
+    """The class that Triton loads; each instance is a process of its own, with its own copy of the model."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the model and warm it up; Triton calls this once."""
         end_with_server()
         given, config = parameters(args), json.loads(args["model_config"])
         self._model = load(
@@ -35,13 +36,15 @@ class TritonPythonModel:
         self._model.warm_up()
 
     def finalize(self) -> None:
+        """Free the model; Triton calls this before it ends the process."""
         self._model.close()
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
+        """Return a response to each request, the failed ones as errors."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
-        """The edge where one request's failure must not fell the others: it becomes its response."""
+        """Return the response; an exception becomes this request's error, so that it does not fell the others."""
         try:
             values = self._model.run({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
             return pb_utils.InferenceResponse(

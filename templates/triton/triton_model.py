@@ -1,4 +1,4 @@
-"""What every model in Triton's Python backend needs: its parameters, its server watched, failures as responses.
+"""The common part of our models in Triton's Python backend: parameters, a watch on the server, errors.
 
 The launcher renders this file beside model.py, which imports it.
 """
@@ -24,12 +24,13 @@ class RequestCancelledError(Exception):
 
 
 def parameters(args: Mapping[str, str]) -> Mapping[str, str]:
-    """The `parameters` of config.pbtxt, from the arguments of `initialize`."""
+    """Return the `parameters` of config.pbtxt, from the arguments of `initialize`."""
     given = json.loads(args["model_config"])["parameters"]
     return {name: value["string_value"] for name, value in given.items()}
 
 
 def whole_number(given: Mapping[str, str], name: str, *, default: int, low: int) -> int:
+    """Return the parameter `name` as a whole number. Raises `ValueError` below `low`."""
     text = given.get(name, str(default))
     if not text.isdecimal() or int(text) < low:
         raise ValueError(f"{name} must be a whole number from {low}, not {text!r}")
@@ -37,7 +38,7 @@ def whole_number(given: Mapping[str, str], name: str, *, default: int, low: int)
 
 
 def end_with_server() -> None:
-    """Never be an orphan that holds the model's memory.
+    """End this process when the server is dead: an orphan would hold the model's memory.
 
     The stub notices that tritonserver is dead, but then waits for every thread, and one that is
     inside a call to the server never returns (Triton 2.51).
@@ -53,7 +54,7 @@ def _wait_for_the_end(server: int) -> None:
 
 
 def error_of(exc: Exception) -> tuple[str, int]:
-    """What the client is told, and Triton's code for it; what is not the client's fault goes to the log in full."""
+    """Return the message for the client and Triton's code; errors of the server's own go to the log in full."""
     error = pb_utils.TritonError
     if isinstance(exc, BadRequestError):
         return str(exc), error.INVALID_ARG
@@ -64,6 +65,7 @@ def error_of(exc: Exception) -> tuple[str, int]:
 
 
 def text_of(name: str, value: bytes) -> str:
+    """Decode a text of the input `name`. Raises `BadRequestError` if it is not UTF-8."""
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as exc:

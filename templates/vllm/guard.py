@@ -1,4 +1,4 @@
-"""The key of a deployment, demanded on every path of vLLM's server but /health.
+"""Demand the deployment's key on every path of vLLM's server but /health.
 
 vLLM's own check covers /v1 and a few others; /invocations, which generates text too, and /metrics are open beside it.
 """
@@ -24,6 +24,7 @@ class RequireKey:
         self._key = _digest(os.environ["VLLM_API_KEY"].encode())
 
     async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Pass the request on if it has the key; else answer 401, or close the WebSocket with 1008."""
         if scope["type"] not in ("http", "websocket") or self._may_pass(scope):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":

@@ -1,4 +1,4 @@
-"""Prints every flag of the vLLM that this Python has, as JSON: what templates/vllm/flags-*.json are made with.
+"""Print every flag of the installed vLLM as JSON: templates/vllm/flags-*.json are made with it.
 
     <environment>/bin/python list_flags.py > flags-0.32.0.json
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def list_flags(parser: argparse.ArgumentParser) -> dict[str, dict[str, Any]]:
-    """Long name without dashes in front → what may follow it."""
+    """Return long name without leading dashes → the values that it takes."""
     flags: dict[str, dict[str, Any]] = {}
     for action in parser._actions:
         names = [name[2:] for name in action.option_strings if name.startswith("--")]
@@ -43,7 +43,7 @@ def _describe(action: argparse.Action, negative: bool) -> dict[str, Any]:
 
 
 def _kind(convert: Any) -> str:
-    """int, float, size (1k, 2G), size_or_auto, json, str_or_json or str: told by what `convert` does to samples."""
+    """Return int, float, size (1k, 2G), size_or_auto, json, str_or_json or str: `convert` is tried on samples."""
     if convert is None:
         return "str"
     if _converted(convert, "x") is not None:
@@ -76,12 +76,13 @@ def _real_parser() -> argparse.ArgumentParser:
 
 
 def render(version: str, flags: Mapping[str, Mapping[str, Any]]) -> str:
-    """JSON with a flag on each line, so that two versions can be compared by eye."""
+    """Return JSON with a flag on each line, so that two versions can be compared by eye."""
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(said)}" for name, said in flags.items())
     return f'{{"vllm": {json.dumps(version)}, "flags": {{\n{lines}\n}}}}\n'
 
 
 def main() -> None:
+    """Print the flags of the vLLM in this environment to stdout."""
     with contextlib.redirect_stdout(sys.stderr):  # vLLM logs to stdout
         import vllm
 
