@@ -1,6 +1,6 @@
 """vLLM's `AsyncEngineArgs` for a model on a device, whichever server they are given to: its own, Triton or TorchServe.
 
-What Rebellions' plugin makes of them is in engines/rbln_vllm.py.
+Rebellions' plugin has its own rules for them, in engines/rbln_vllm.py.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from engines.base import Device, Model, PlanError
 
 #: arguments that say over how many devices a model is spread; tensor parallelism takes what the others leave
 PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
-#: that vLLM's build for CPUs loads, and Debian's package of each
+#: shared library that vLLM's build for CPUs loads → Debian's package of it
 CPU_LIBRARIES: Mapping[str, str] = {"libnuma.so.1": "libnuma1"}
-#: of a CPU; what vLLM takes when it is not told is most of the machine
+#: bytes of the KV cache on a CPU; vLLM takes most of the machine when it is not told
 KV_CACHE_BYTES = 1 << 30
 
 
 def engine_args(
     model: Model, device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str] | None = None, nodes: int = 1
 ) -> dict[str, Any]:
-    """The complete arguments for serving `model` on `device` of each of `nodes` machines.
+    """Return the complete arguments for serving `model` on `device` of each of `nodes` machines.
 
-    `wanted` is what the user set of them, and `keys` has the config keys of those that are not set by
-    `engine.args.<name>`. Raises `PlanError` naming the key to change.
+    `wanted` has those that the user set, and `keys` the config keys of those that are not set by `engine.args.<name>`.
+    Raises `PlanError` naming the key to change.
     """
     wanted = {name: value for name, value in wanted.items() if value is not None}
     if device.kind == "rbln":
@@ -43,7 +43,7 @@ def engine_args(
 
 
 def device_count(wanted: Mapping[str, Any], nodes: int = 1) -> int | None:
-    """How many devices of each machine the arguments ask for; None where they leave it open."""
+    """Return how many devices of each machine the arguments ask for; None if they leave it open."""
     said = [name for name in PARALLEL if wanted.get(name) is not None]
     if not said:
         return None
@@ -57,7 +57,7 @@ def device_count(wanted: Mapping[str, Any], nodes: int = 1) -> int | None:
 
 
 def _parallel(device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str], nodes: int) -> dict[str, Any]:
-    """Tensor parallelism over the devices that nothing else takes; Ray where they are on several machines."""
+    """Return tensor parallelism over the devices that nothing else takes, and Ray if there are several machines."""
     sizes = _sizes(wanted, keys)
     world = nodes * device.count
     others = prod(size for name, size in sizes.items() if name != "tensor_parallel_size")
@@ -76,7 +76,7 @@ def _parallel(device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str]
 
 
 def _sizes(wanted: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, int]:
-    """The parallel sizes that are set."""
+    """Return the parallel sizes that are set."""
     sizes = {name: wanted[name] for name in PARALLEL if wanted.get(name) is not None}
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -1,4 +1,4 @@
-"""What Triton and TorchServe have in common: a model runs in Python code of ours (templates/), or in vLLM."""
+"""The two backends that Triton and TorchServe share: a model runs in Python code of ours (templates/), or in vLLM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "rbln": {"generate": ("rbln",), "tensor": ("rbln",)},
 }
 
-#: by device and task: the backends that can serve it, and the first is what `engine.backend=auto` means
+#: device and task → the backends that can serve it; `engine.backend=auto` means the first
 BACKENDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("cpu", "generate"): ("python",),
     ("cpu", "embed"): ("python",),
@@ -30,7 +30,7 @@ BACKENDS: Mapping[tuple[str, str], tuple[str, ...]] = {
 
 
 def choose(spec: ServeSpec, backends: Mapping[tuple[str, str], tuple[str, ...]] = BACKENDS) -> str:
-    """What `engine.backend` means for this device and task. Raises `PlanError` where it cannot be."""
+    """Return the backend that `engine.backend` means for this device and task. Raises `PlanError` if there is none."""
     asked, kind, task = str(spec.options["backend"]), spec.device.kind, spec.model.task
     able = ("python",) if spec.library else backends[kind, task]
     if asked == "auto":
@@ -45,7 +45,7 @@ def choose(spec: ServeSpec, backends: Mapping[tuple[str, str], tuple[str, ...]] 
 
 
 def check_one_gpu(spec: ServeSpec) -> None:
-    """Raises `PlanError` where our own code is given several GPUs."""
+    """Raise `PlanError` if our own code is given several GPUs."""
     if spec.device.kind == "gpu" and spec.device.count > 1:
         instead = ", or use engine.backend=vllm" if spec.model.task == "generate" else ""
         raise PlanError(
@@ -54,7 +54,10 @@ def check_one_gpu(spec: ServeSpec) -> None:
 
 
 def memory(model: Model, device: Device, options: Mapping[str, Any], cpu_bytes: int) -> MemoryUse:
-    """Of either backend; on a CPU, `cpu_bytes` are those of the server and one worker without a model."""
+    """Return the memory use of either backend.
+
+    `cpu_bytes` are those of the server and one worker without a model, on a CPU.
+    """
     asked = {"max_num_seqs": options["max_num_seqs"], **options.get("vllm_args", {})}
     if device.kind == "rbln":
         return memory_use.rbln(model, device, asked)

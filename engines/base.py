@@ -75,7 +75,7 @@ MISSING: Any = "???"
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do, as data: checked while planning, so that nothing fails half-way."""
+    """The abilities of an engine, as data: checked while planning, so that nothing fails half-way."""
 
     formats: Mapping[str, Mapping[str, tuple[str, ...]]]  #: device kind → task → model formats, the preferred first
     libraries: bool = False  #: tensors through a C library that a device's config declares (`device.sdk`)
@@ -87,16 +87,17 @@ class Capabilities:
 
     @property
     def devices(self) -> tuple[str, ...]:
+        """The kinds of devices that the engine serves on."""
         return tuple(self.formats)
 
     def tasks(self, kind: str) -> tuple[str, ...]:
-        """What it can do on this kind of device."""
+        """Return the tasks that the engine can do on a device of this kind; () if none."""
         return tuple(self.formats.get(kind, ()))
 
 
 @dataclass
 class NoOptions:
-    """Of an engine that has no config keys of its own."""
+    """The options of an engine that has no config keys of its own."""
 
 
 class Engine(ABC):
@@ -125,11 +126,11 @@ class Engine(ABC):
         """
 
     def formats(self, kind: str, task: str, options: Mapping[str, Any]) -> tuple[str, ...]:  # noqa: ARG002
-        """The model formats that are read, the preferred one first; as the capabilities say, unless options matter."""
+        """Return the model formats that are read, the preferred one first: the capabilities', unless options matter."""
         return self.capabilities.formats[kind][task]
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:  # noqa: ARG002
-        """How many devices the options ask for; None where they say nothing about it."""
+        """Return how many devices the options ask for; None if they say nothing about it."""
         return None
 
     def memory(
@@ -139,27 +140,29 @@ class Engine(ABC):
         options: Mapping[str, Any],  # noqa: ARG002
         args: Mapping[str, Any],  # noqa: ARG002
     ) -> MemoryUse | None:
-        """How it would use the memory of `device` for `model`; None claims nothing, and nothing is checked. Pure.
+        """Return how the engine would use the memory of `device` for `model`; None if unknown, and nothing is checked.
 
-        Of `model`, the format is that of the source.
+        Pure. The format of `model` is that of the source.
         """
         return None
 
     def external_program(self, kind: str, options: Mapping[str, Any]) -> str | None:  # noqa: ARG002
-        """The server where its packages have none, and this machine or an image must."""
+        """Return the server's program if its packages have none, and this machine or an image must; else None."""
         return None
 
     def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
-        """Shared libraries that the packages of `environment_key` lack, and Debian's package of each; {python} stands
-        for the version of their Python."""
+        """Return shared libraries that the packages of `environment_key` lack, and Debian's package of each.
+
+        {python} stands for the version of their Python.
+        """
         return {}
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """The key of `environments` and `images` in the engine's config; the device kind, unless options matter."""
+        """Return the key of `environments` and `images` in the engine's config; the device kind, unless options matter."""
         return kind
 
     def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:  # noqa: ARG002
-        """How the gateway speaks to the server of `plan`; as OpenAI's clients do, unless it says otherwise."""
+        """Return how the gateway speaks to the server of `plan`: as OpenAI's clients do, unless overridden."""
         return OpenAI(plan.model.id)
 
     def close(self) -> None:

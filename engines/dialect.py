@@ -1,6 +1,6 @@
-"""How a server is spoken to by the gateway: OpenAI's calls into the server's own, and its answers back. No I/O.
+"""The gateway's translation between OpenAI's API and a server's own: requests one way, answers the other. No I/O.
 
-An engine says which dialect its servers speak (`Engine.dialect`). Most speak OpenAI's, and get what a client sends as
+An engine says which dialect its servers speak (`Engine.dialect`). Most speak OpenAI's, and get the client's request as
 it came, but for the model's name.
 """
 
@@ -19,14 +19,14 @@ from engines.errors import InferenceError
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/chat/completions", "/completions", "/embeddings"
 
-#: what a client's fault is answered with
+#: HTTP status for a fault of the client's
 BAD_REQUEST = 400
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
-#: fields of one request; those that come again and again are as many
+#: fields of one request; a field that comes again counts again
 MOST_FIELDS = 1000
-#: how each letter of `model` begins that is written as an escape
+#: the beginning of each letter of `model` that is written as an escape
 _ESCAPED = b"\\u006"
 DONE = b"data: [DONE]\n\n"
 
@@ -37,16 +37,17 @@ class Call:
 
     path: str  #: what follows /v1: one of CHAT, COMPLETIONS and EMBEDDINGS
     body: bytes
-    fields: Mapping[str, Any]  #: what is in `body`
-    plain: bool = False  #: `names_model_once(body)`, where somebody has looked
+    fields: Mapping[str, Any]  #: `body`, parsed
+    plain: bool = False  #: `names_model_once(body)`; False also if nobody has looked
 
     @property
     def stream(self) -> bool:
+        """True if the client wants the answer as a stream of events."""
         return self.fields.get("stream") is True
 
     @property
     def wants_usage(self) -> bool:
-        """Of a stream, in an event at its end."""
+        """True if the client wants the token counts in an event at the end of a stream."""
         options = self.fields.get("stream_options")
         return isinstance(options, Mapping) and options.get("include_usage") is True
 
@@ -56,33 +57,35 @@ class Events(ABC):
 
     @abstractmethod
     def event(self, data: bytes) -> bytes:
-        """What is said for one event of the server; `data` is what follows `data:`. Raises `InferenceError` where the
-        server reports a failure."""
+        """Return OpenAI's events for one of the server's; `data` is the part after `data:`.
+
+        Raises `InferenceError` if the server reports a failure.
+        """
 
     @abstractmethod
     def end(self) -> bytes:
-        """What ends the stream. Raises `InferenceError` where the text has not come to its end."""
+        """Return the bytes that end the stream. Raises `InferenceError` if the text has not come to its end."""
 
 
 class Dialect(ABC):
-    """One server's. Stateless: one instance serves all requests."""
+    """The translation for one kind of server. Stateless: one instance serves all requests."""
 
-    #: what its answers call the model; None where that is what the client has asked for
+    #: the model's name in the server's answers; None if that is the name that the client gave
     model: str | None = None
 
     @abstractmethod
     def request(self, call: Call) -> tuple[str, bytes]:
-        """The path, after the server's own, and the body of what the server is sent by POST.
+        """Return the path, after the server's own, and the body for a POST to the server.
 
         Raises `InferenceError` (status 400) for what this server cannot do.
         """
 
     @abstractmethod
     def whole(self, call: Call, body: bytes) -> bytes:
-        """OpenAI's answer for the server's. Raises `InferenceError` where that is none."""
+        """Return OpenAI's answer for the server's. Raises `InferenceError` if the server's is no answer."""
 
     def events(self, call: Call) -> Events | None:  # noqa: ARG002
-        """Who translates a stream; None where the server's events are OpenAI's own."""
+        """Return a translator for one stream; None if the server's events are OpenAI's own."""
         return None
 
 
@@ -92,13 +95,17 @@ class OpenAI(Dialect):
     def __init__(
         self, model: str | None, *, prefix: str = "/v1", fields: Mapping[str, str | None] | None = None
     ) -> None:
-        """`model` None sends the name that the client gave; `fields` renames fields, and leaves out those that become
-        None."""
+        """Set the server's name for the model, and its names for fields.
+
+        `model` None sends the name that the client gave. `fields` renames fields, and leaves out those that become
+        None.
+        """
         self.model = model
         self._prefix = prefix
         self._fields = fields or {}
 
     def request(self, call: Call) -> tuple[str, bytes]:
+        """Return the path after `prefix`, and the body as it came but for the names of model and fields."""
         path = f"{self._prefix}{call.path}"
         body = call.body
         if self._fields and not self._fields.keys().isdisjoint(call.fields):
@@ -110,12 +117,15 @@ class OpenAI(Dialect):
         return path, with_model(body, self.model)
 
     def whole(self, call: Call, body: bytes) -> bytes:  # noqa: ARG002
+        """Return the server's answer as it is."""
         return body
 
 
 def names_model_once(body: bytes) -> bool:
-    """Whether `"model"` stands in the JSON text `body` once, in its usual spelling: where the object has a model, that
-    is its key. Within a string its quotes would be escaped."""
+    """Return whether `"model"` stands in the JSON text `body` once, in its usual spelling.
+
+    If the object has a model, that is then its key: within a string its quotes would be escaped.
+    """
     return body.count(b'"model"') == 1 and (b"\\" not in body or _ESCAPED not in body)
 
 
@@ -141,7 +151,7 @@ def members(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The JSON object `body` as it came but for the value of its `model`."""
+    """Return the JSON object `body` as it came but for the value of its `model`."""
     text = body.decode()
     for _, start, end in reversed([found for found in members(text) if found[0] == "model"]):
         text = f"{text[:start]}{json.dumps(model)}{text[end:]}"
@@ -149,8 +159,10 @@ def with_model(body: bytes, model: str) -> bytes:
 
 
 def with_names(body: bytes, names: Mapping[str, str | None], model: str | None) -> bytes:
-    """The JSON object `body` with its keys as `names` has them, without those that become None, and with `model`, where
-    that is given. Values stay as they were written: numbers and escapes keep every digit."""
+    """Return the JSON object `body` with keys renamed by `names`, and with `model` unless that is None.
+
+    Keys that become None are left out. Values stay as they were written: numbers and escapes keep every digit.
+    """
     text = body.decode()
     found = [(names.get(key, key), text[start:end]) for key, start, end in members(text)]
     values = {name: value for name, value in found if name is not None}
@@ -160,8 +172,11 @@ def with_names(body: bytes, names: Mapping[str, str | None], model: str | None) 
 
 
 def renamed(text: bytes, old: str, new: str) -> bytes:
-    """JSON, or pieces of it, with the model `old` as `new`; `text` itself where it does not stand there in one of the
-    two usual ways. Within a string its quotes would be escaped, so that only keys are met."""
+    """Return JSON, or pieces of it, with the model `old` as `new`; `text` itself if `old` is not found.
+
+    The model is looked for in the two usual spellings. Within a string its quotes would be escaped, so that only keys
+    are met.
+    """
     close, spaced, instead = _spellings(old, new)
     said = text.replace(close, instead)
     return text.replace(spaced, instead) if said is text else said
@@ -175,9 +190,10 @@ def _spellings(old: str, new: str) -> tuple[bytes, bytes, bytes]:
 def _skip(text: str, at: int) -> int:
     """Return where the white space ends that begins at `at`."""
     found = _SPACE.match(text, at)
-    assert found is not None  # it matches nothing, too
+    assert found is not None  # the pattern also matches no white space
     return found.end()
 
 
 def refused(message: str) -> InferenceError:
+    """Return the error that answers a client with status 400."""
     return InferenceError(message, BAD_REQUEST)

@@ -1,4 +1,4 @@
-"""Where a server is reached, and with which key."""
+"""The addresses of a server, and the key that it wants."""
 
 from __future__ import annotations
 
@@ -30,11 +30,14 @@ class Endpoint:
 
     @property
     def url(self) -> str:
+        """The address as a URL, without a slash at its end."""
         return f"{self.scheme}://{self}{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
+    """The addresses of one server; None for a protocol that it does not have."""
+
     http: Endpoint
     grpc: Endpoint | None = None
     metrics: str | None = None  #: the URL of a page in Prometheus' text format
@@ -42,19 +45,19 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """Where a server that makes its own keys writes them: a JSON file, and the dotted path of one key in it."""
+    """The JSON file into which a server that makes its own keys writes them, and the dotted path of one key in it."""
 
     path: str
     key: str
 
     def read(self) -> str:
-        """The key as it is now: a server that is started again makes another. Raises `InferenceError`."""
+        """Return the key as it is now: a restarted server makes another. Raises `InferenceError` if there is none."""
         try:
             value = json.loads(read_written(self.path, _KEY_FILE_BYTES))
             for part in self.key.split("."):
                 value = value[part]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise InferenceError(f"the server has written no key {self.key!r} to {self.path}: {exc}") from exc
-        if not isinstance(value, str) or not _KEY.fullmatch(value):  # it goes into a header
+        if not isinstance(value, str) or not _KEY.fullmatch(value):  # the key goes into a header
             raise InferenceError(f"the server has written no key {self.key!r} to {self.path}, but something else")
         return value

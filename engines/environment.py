@@ -12,21 +12,23 @@ class Environment:
     name: str
     path: str
     python: str  #: "3.11"
-    managed: bool = True  #: False where the user owns it: it is used as it is
+    managed: bool = True  #: False if the user owns the environment: it is used as it is
     requirements: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     indexes: tuple[str, ...] = ()
-    library_dir: str = ""  #: where the shared library of its Python lies, for programs that embed it
+    library_dir: str = ""  #: folder of the shared library of its Python, for programs that embed Python
 
     @property
     def bin(self) -> str:
+        """The folder of its programs."""
         return f"{self.path}/bin"
 
     @property
     def version(self) -> str:
-        """What an artifact made here is keyed by: the pinned packages, or the place where the user has it."""
+        """The key for artifacts made here: the pinned packages, or the path of an environment of the user's."""
         return ", ".join(self.requirements) or self.path
 
     @property
     def site_packages(self) -> str:
+        """The folder of its Python packages."""
         return f"{self.path}/lib/python{self.python}/site-packages"

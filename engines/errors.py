@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree of exceptions."""
+"""Every failure that a user can meet, as one tree of exceptions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ReadyTimeout(DeploymentError):
 
 
 class StoppedBeforeReady(DeploymentError):
-    """Somebody asked it to stop before it had done what it was started for."""
+    """Somebody asked the program to stop before it had done what it was started for."""
 
     exit_code = 130
 

@@ -8,8 +8,10 @@ from typing import BinaryIO
 
 
 def opened(path: str) -> BinaryIO:
-    """Open the regular file `path` to be read. Raises `OSError`, without a number where it is a pipe or a device. Never
-    waits, and follows no link at its end."""
+    """Open the regular file `path` to be read. Never waits, and follows no link at its end.
+
+    Raises `OSError`, without a number for a pipe or a device.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
         stream = open(descriptor, "rb")  # noqa: PTH123, SIM115  (a descriptor; whoever asked closes it)
@@ -23,9 +25,9 @@ def opened(path: str) -> BinaryIO:
 
 
 def read_written(path: str, most_bytes: int) -> bytes:
-    """Return what is in the regular file `path`; the folder that it is in must not be the server's to replace.
+    """Return the bytes of the regular file `path`, whose folder must not be the server's to replace.
 
-    Raises `OSError` where it is a link, a pipe or a device, or holds more than `most_bytes`. Never waits.
+    Raises `OSError` for a link, a pipe or a device, and if there are more than `most_bytes`. Never waits.
     """
     with opened(path) as stream:
         text = stream.read(most_bytes + 1)

@@ -47,20 +47,20 @@ VALUES = frozenset([
     "prefix_cache_lookahead_requests", "response_role", "responses_api_store_max_entries", "responses_api_store_ttl",
     "structured_outputs_backend", "uvicorn_log_level", "video_limit_per_prompt",
 ])  # fmt: skip
-#: those that are only there or not
+#: flags without a value
 SWITCHES = frozenset([
     "disable_log_stats", "enable_payload_logging", "enable_responses_api_store", "experimental_aggressive_batching",
     "experimental_enable_npu_sampling", "experimental_kv_offload_overlap_l2_reload",
     "experimental_kv_offload_write_back", "interleave_mm_strings",
 ])  # fmt: skip
-#: those that have a --no- beside them
+#: flags that have a --no- beside them
 TOGGLES = frozenset(["disable_uvicorn_access_log", "enable_overlap_scheduling", "profile_guided_decode_batching"])
 #: the engine's own keys that are flags by the same name
 OPTIONS = (
     "pipeline_parallel_size", "data_parallel_size", "max_model_len", "max_num_batched_tokens", "max_concurrency",
     "enable_prefix_caching", "chat_template", "tool_call_parser", "reasoning_parser", "scheduler_kind",
 )  # fmt: skip
-#: the flags that something else decides
+#: flag that something else decides → what to set instead
 OURS = {
     "api_key": "api_key", "devices": "device.ids", "enable_auto_tool_choice": "engine.tool_call_parser",
     "fxb": "engine.fxb", "host": "host", "port": "port", "revision": "model.source", "served_model_name": "model.id",
@@ -71,11 +71,13 @@ OURS = {
 
 @dataclass
 class FuriosaOptions:
+    """The config keys of engine=furiosa; None leaves a choice to furiosa-llm."""
+
     fxb: str | None = None  #: a bundle of the user's own, compiled for this model; None compiles one
     tensor_parallel_size: int | None = None  #: processing elements, 8 to a card; fixed when the model is compiled
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
-    max_model_len: int | None = None  #: may only be less than what the model was compiled for
+    max_model_len: int | None = None  #: at most the length that the model was compiled for
     max_num_batched_tokens: int | None = None
     max_concurrency: int | None = None
     enable_prefix_caching: bool | None = None
@@ -83,11 +85,13 @@ class FuriosaOptions:
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     scheduler_kind: str | None = None
-    optim_level: str | None = None  #: of the compiler: O0 to O3
+    optim_level: str | None = None  #: the compiler's: O0 to O3
     build_concurrency: int | None = None  #: kernels that are compiled at the same time
 
 
 class Furiosa(Engine):
+    """The engine that runs `furiosa-llm serve`."""
+
     name: ClassVar[str] = "furiosa"
     capabilities: ClassVar[Capabilities] = Capabilities(
         formats={"furiosa": {"generate": ("safetensors",), "embed": ("safetensors",)}},
@@ -99,6 +103,7 @@ class Furiosa(Engine):
         self._client = OpenAIClient()
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:  # noqa: ARG002
+        """Return how many cards hold the processing elements of the parallel sizes; None if no size is set."""
         elements, *copies = (options.get(f"{name}_parallel_size") for name in ("tensor", "pipeline", "data"))
         if elements is None and copies == [None, None]:
             return None
@@ -112,7 +117,7 @@ class Furiosa(Engine):
         options: Mapping[str, Any],
         args: Mapping[str, Any],  # noqa: ARG002
     ) -> MemoryUse | None:
-        """The least that it can be: the vendor publishes nothing of what else it takes."""
+        """Return the least that the memory can be: the vendor publishes nothing of what else it takes."""
         stages = options["pipeline_parallel_size"] or 1
         return MemoryUse(
             model.context_length,
@@ -124,6 +129,7 @@ class Furiosa(Engine):
         )
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the server, and a build step for the bundle unless `engine.fxb` names one."""
         (port,) = spec.ports
         http = Endpoint(spec.connect_host, port)
         builds = [] if spec.options["fxb"] else [_build(spec)]
@@ -155,14 +161,16 @@ class Furiosa(Engine):
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+        """Ask through OpenAI's API."""
         return self._client.infer(target, request)
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
 
 def _build(spec: ServeSpec) -> BuildStep:
-    """`fxb build`, by the very packages that serve: a bundle of another release may not load."""
+    """Return the step that runs `fxb build` of the same packages that serve: another release's bundle may not load."""
     options = spec.options
     settings = {
         "tensor_parallel_size": options["tensor_parallel_size"],
@@ -207,7 +215,7 @@ def _checked(args: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:
-    """`{"max_concurrency": 4, "enable_x": False}` becomes `["--max-concurrency", "4", "--no-enable-x"]`."""
+    """Return flags: `{"max_concurrency": 4, "enable_x": False}` is `["--max-concurrency", "4", "--no-enable-x"]`."""
     flags: list[str] = []
     for key, value in args.items():
         name = key.replace("_", "-")

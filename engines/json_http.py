@@ -17,9 +17,10 @@ _WORDS_LIMIT = 2000  #: characters of a server's complaint; some repeat the whol
 
 
 class JsonHttp:
-    """Safe to use from several threads. Raises `InferenceError` with the server's own words, where it has any.
+    """An HTTP client that keeps connections; safe to use from several threads.
 
-    With `proxies`, servers that are not on loopback are reached through the proxy that the environment names.
+    Every call raises `InferenceError` with the server's own words, if it has any. With `proxies`, servers that are not
+    on loopback are reached through the proxy that the environment names.
     """
 
     def __init__(self, *, proxies: bool = False) -> None:
@@ -27,7 +28,7 @@ class JsonHttp:
         self._session: requests.Session | None = None
 
     def post(self, target: Target, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object that the server answers."""
+        """Return the JSON object that the server answers."""
         with self._open(target, path, json=body) as response:
             answer = _object(response.content)
         if answer.get("error"):
@@ -35,25 +36,26 @@ class JsonHttp:
         return answer
 
     def post_bytes(self, target: Target, path: str, content: bytes, content_type: str) -> bytes:
-        """The body that the server answers, as it is."""
+        """Return the body that the server answers, as it is."""
         with self._open(target, path, data=content, headers={"Content-Type": content_type}) as response:
             return response.content
 
     def events(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The JSON object of each server-sent event, as it arrives; closing the iterator closes the connection."""
+        """Yield each server-sent event's JSON object as it arrives; closing the iterator closes the connection."""
         return self._stream(target, path, body, b"data:")
 
     def lines(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The JSON object of each line, as it arrives; closing the iterator closes the connection."""
+        """Yield each line's JSON object as it arrives; closing the iterator closes the connection."""
         return self._stream(target, path, body, b"")
 
     def close(self) -> None:
+        """Close the kept connections. The next request opens new ones."""
         if self._session is not None:
             self._session.close()
             self._session = None
 
     def _stream(self, target: Target, path: str, body: Mapping[str, Any], mark: bytes) -> Iterator[dict[str, Any]]:
-        """The objects on the lines that begin with `mark`."""
+        """Yield the objects on the lines that begin with `mark`."""
         import requests
 
         # llama.cpp's server promises to keep the connection of a stream, and closes it.
@@ -74,7 +76,7 @@ class JsonHttp:
                 raise InferenceError(f"the server answered {path} without a single event")
 
     def _open(self, target: Target, path: str, **request: Any) -> requests.Response:
-        """The response to a POST; its body is already here unless `stream` is in `request`."""
+        """Return the response to a POST; its body is already here unless `stream` is in `request`."""
         import requests
 
         endpoint = target.endpoints.http
@@ -122,8 +124,11 @@ class _Bearer:
 
 
 def _was_dropped(error: BaseException) -> bool:
-    """Whether a kept connection was closed by the server as we sent: llama.cpp's closes them after 5 idle seconds, and
-    after 100 requests. It has then read nothing, so sending again does nothing twice."""
+    """Return whether the server closed a kept connection as we sent.
+
+    llama.cpp's server closes them after 5 idle seconds, and after 100 requests. It has then read nothing, so sending
+    again does nothing twice.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (ConnectionResetError, BrokenPipeError)):  # RemoteDisconnected is the former
@@ -133,7 +138,7 @@ def _was_dropped(error: BaseException) -> bool:
 
 
 def _refusal(response: requests.Response) -> str:
-    """What a status other than 200 comes with, as much of it as comes."""
+    """Return the server's words with a status other than 200, as many as come."""
     import requests
 
     with response:
@@ -154,8 +159,11 @@ def _object(content: bytes) -> dict[str, Any]:
 
 
 def words(answer: Mapping[str, Any]) -> str:
-    """What the server says is wrong: `{"error": {"message": …}}` (OpenAI), `{"error": …}` (Triton), `{"message": …}`
-    (TorchServe), or FastAPI's `{"detail": …}`."""
+    """Return the server's own words for what is wrong.
+
+    They are in `{"error": {"message": …}}` (OpenAI), `{"error": …}` (Triton), `{"message": …}` (TorchServe), or
+    FastAPI's `{"detail": …}`.
+    """
     error = next((answer[key] for key in ("error", "detail") if answer.get(key)), answer)
     if isinstance(error, Mapping):
         error = error.get("message", error)

@@ -1,6 +1,6 @@
 """llama.cpp's server: GGUF models on CPU or GPU, with an OpenAI-compatible API.
 
-It runs inside Python (package xllamacpp, started by templates/llamacpp/server.py), or as the user's own
+The server runs inside Python (package xllamacpp, started by templates/llamacpp/server.py), or as the user's own
 `llama-server` (engine.program), with the same command line.
 """
 
@@ -28,6 +28,8 @@ from engines.openai_http import OpenAIClient, probes
 
 
 class LlamaCpp(Engine):
+    """The engine that runs llama.cpp's server."""
+
     name: ClassVar[str] = "llamacpp"
     capabilities: ClassVar[Capabilities] = Capabilities(
         formats={kind: {"generate": ("gguf",), "embed": ("gguf",)} for kind in ("cpu", "gpu")},
@@ -38,6 +40,7 @@ class LlamaCpp(Engine):
         self._client = OpenAIClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the server; on a GPU every layer is offloaded, unless engine.args says otherwise."""
         (port,) = spec.ports
         http = Endpoint(spec.connect_host, port)
         files: dict[str, str] = {}
@@ -68,22 +71,26 @@ class LlamaCpp(Engine):
         options: Mapping[str, Any],  # noqa: ARG002
         args: Mapping[str, Any],
     ) -> MemoryUse | None:
+        """Return the use of a GPU that has every layer; None if engine.args leaves some to the processor."""
         if device.kind == "gpu" and args.get("n_gpu_layers") not in (None, "all", -2, 999):
-            return None  # what is left to the processor takes no memory of the GPU
+            return None  # layers that are left to the processor take no memory of the GPU
         return memory_use.llama_cpp(model, device, args)
 
     def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
+        """Return OpenMP's library."""
         return {"libgomp.so.1": "libgomp1"}
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
+        """Ask through OpenAI's API."""
         return self._client.infer(target, request)
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:
-    """`{"ctx_size": 4096, "mlock": True}` becomes `["--ctx-size", "4096", "--mlock"]`."""
+    """Return the flags: `{"ctx_size": 4096, "mlock": True}` is `["--ctx-size", "4096", "--mlock"]`."""
     flags: list[str] = []
     for key, value in args.items():
         if value is None or value is False:

@@ -1,4 +1,4 @@
-"""What is known of the memory that the parts of engines take: measured here, or published, as each line says.
+"""The memory that the parts of engines take: measured here, or published, as each line says.
 
 Sources and errors: docs/fit.md.
 """
@@ -13,7 +13,7 @@ from engines.rbln_sdk import REBEL
 
 GIB, MIB = 1 << 30, 1 << 20
 
-#: what is left of the memory of each server's processes without its model, measured on a CPU by benchmarks/fit.py
+#: bytes that each server's processes take besides the model, measured on a CPU by benchmarks/fit.py
 TORCH_CPU_BYTES = 500 * MIB
 TRITON_CPU_BYTES = 500 * MIB
 TORCHSERVE_CPU_BYTES = 650 * MIB
@@ -27,15 +27,15 @@ NCCL_BYTES = 600 * MIB
 #: an NPU's command streams and buffers; not published, and not measured
 RBLN_BYTES = 512 * MIB
 
-#: copies of the logits while vLLM samples; so that its report for Llama 3 8B (pull request 10511) comes out
+#: copies of the logits while vLLM samples; chosen to match its report for Llama 3 8B (pull request 10511)
 _SAMPLED = 3
 
 
 def vllm_gpu(model: Model, device: Device, args: Mapping[str, Any], nodes: int = 1) -> MemoryUse:
-    """vLLM on GPUs; `args` are its `AsyncEngineArgs`, as far as they are set.
+    """The memory use of vLLM on GPUs; `args` are the `AsyncEngineArgs` that are set.
 
-    It measures what a largest batch takes, and makes a KV cache of the rest of what it may use, which must hold one
-    sequence of full length (vllm/v1/core/kv_cache_utils.py of 0.32).
+    vLLM measures the memory of a largest batch, and makes a KV cache of the rest of what it may use, which must hold
+    one sequence of full length (vllm/v1/core/kv_cache_utils.py of 0.32).
     """
     args = {name: value for name, value in args.items() if value is not None}
     sizes = {name: _whole(args.get(f"{name}_parallel_size"), 1) for name in ("pipeline", "data")}
@@ -60,7 +60,7 @@ def vllm_gpu(model: Model, device: Device, args: Mapping[str, Any], nodes: int =
 
 
 def vllm_cpu(model: Model, args: Mapping[str, Any], pool_bytes: int) -> MemoryUse:
-    """vLLM on a processor: its KV cache has a size of its own, which must hold one sequence of full length."""
+    """The memory use of vLLM on a processor: its KV cache has a set size, and must hold one sequence of full length."""
     return MemoryUse(
         context_length=_whole(args.get("max_model_len"), model.context_length),
         context_key="engine.max_model_len" if args.get("max_model_len") else "model.context_length",
@@ -76,7 +76,7 @@ def vllm_cpu(model: Model, args: Mapping[str, Any], pool_bytes: int) -> MemoryUs
 
 
 def rbln(model: Model, device: Device, args: Mapping[str, Any]) -> MemoryUse:
-    """A model that optimum-rbln compiled: its cache holds the whole batch, at full length.
+    """The memory use of a model that optimum-rbln compiled: its cache holds the whole batch, at full length.
 
     The reserves are those of optimum-rbln 0.12 (utils/runtime_utils.py).
     """
@@ -95,7 +95,7 @@ def rbln(model: Model, device: Device, args: Mapping[str, Any]) -> MemoryUse:
 
 
 def llama_cpp(model: Model, device: Device, args: Mapping[str, Any]) -> MemoryUse:
-    """llama.cpp: weights as they are in the file, and one cache of the whole context for all requests.
+    """The memory use of llama.cpp: weights as stored in the file, and one cache of the whole context for all requests.
 
     Its compute buffer has logits for a whole batch (llama-context.cpp: graph_reserve).
     """
@@ -115,7 +115,7 @@ def llama_cpp(model: Model, device: Device, args: Mapping[str, Any]) -> MemoryUs
 def transformers_model(
     model: Model, device: Device, *, sequences: int, copies: int = 1, cpu_bytes: int = TORCH_CPU_BYTES, **more: Any
 ) -> MemoryUse:
-    """A model in a Python process of ours, or of Transformers' server."""
+    """The memory use of a model in a Python process of ours, or of Transformers' server."""
     return MemoryUse(
         context_length=model.context_length,
         sequences=sequences if model.task == "generate" else 0,
@@ -128,7 +128,7 @@ def transformers_model(
 
 
 def _batched_tokens(device: Device) -> int:
-    """vLLM's default for its server, by the memory of the GPU (vllm/engine/arg_utils.py of 0.32)."""
+    """The default of vLLM's server by the memory of the GPU, in tokens (vllm/engine/arg_utils.py of 0.32)."""
     memory = device.memory_bytes or 0
     if memory >= 160 * GIB:
         return 16384
@@ -141,5 +141,5 @@ def _dtype(args: Mapping[str, Any], model: Model) -> str:
 
 
 def _whole(value: Any, default: int) -> int:
-    """What is no number is refused later, by who reads it."""
+    """Return `value` if it is a whole number above 0, else `default`; whoever reads a bad value refuses it later."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default

@@ -25,7 +25,7 @@ from engines.json_http import JsonHttp
 
 
 def probes(spec: ServeSpec, progress: tuple[str, ...] = ()) -> Probes:
-    """Those of a server whose /health answers 200 from when it serves, and asks for no key."""
+    """Return probes for a server whose /health answers 200 as soon as it serves, and asks for no key."""
     health = HttpCheck("/health")
     if spec.model.task == "embed":
         body: Mapping[str, Any] = {"model": spec.model.id, "input": "a"}
@@ -37,7 +37,7 @@ def probes(spec: ServeSpec, progress: tuple[str, ...] = ()) -> Probes:
 
 
 class OpenAIClient:
-    """Keeps connections open between requests; safe to use from several threads.
+    """A client that keeps connections open between requests; safe to use from several threads.
 
     `prefix` stands before every path of the API, after the path of the target's endpoint; `proxies` as in `JsonHttp`.
     """
@@ -49,8 +49,11 @@ class OpenAIClient:
     def infer(
         self, target: Target, request: Request, fields: Mapping[str, str | None] | None = None
     ) -> Iterator[Chunk | Vector]:
-        """As `Engine.infer`. `fields` renames fields of the request for servers that call them otherwise; None as the
-        new name leaves one out."""
+        """Do what `Engine.infer` does.
+
+        `fields` renames fields of the request for servers that call them otherwise; None as the new name leaves one
+        out.
+        """
         if isinstance(request, TensorRequest):
             raise InferenceError("a server with OpenAI's API takes texts and messages, no tensors")
         if isinstance(request, EmbedRequest):
@@ -62,6 +65,7 @@ class OpenAIClient:
         return self._complete(target, path, body)
 
     def close(self) -> None:
+        """Close the kept connections."""
         self._http.close()
 
     def _complete(self, target: Target, path: str, body: Mapping[str, Any]) -> Iterator[Chunk]:
@@ -103,7 +107,10 @@ def _generation(target: Target, request: GenerateRequest) -> tuple[str, dict[str
 
 
 def renamed(body: Mapping[str, Any], fields: Mapping[str, str | None]) -> dict[str, Any]:
-    """`{"max_tokens": 8}` becomes `{"max_completion_tokens": 8}` with `{"max_tokens": "max_completion_tokens"}`."""
+    """Return `body` with its keys renamed by `fields`; a key that becomes None is left out.
+
+    `{"max_tokens": 8}` becomes `{"max_completion_tokens": 8}` with `{"max_tokens": "max_completion_tokens"}`.
+    """
     names = {name: fields.get(name, name) for name in body}
     return {new: body[name] for name, new in names.items() if new is not None}
 

@@ -1,4 +1,4 @@
-"""What a running server is asked, and what it answers."""
+"""The requests to a running server, and its answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How text is decoded; the names and meanings are the OpenAI and vLLM ones. `None` leaves it to the server."""
+    """The settings for decoding text, by their OpenAI and vLLM names. None leaves one to the server."""
 
     max_tokens: int = 128
     temperature: float = 0.0
@@ -24,7 +24,7 @@ class Sampling:
     seed: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What is set, under the names that OpenAI's and Triton's servers share."""
+        """Return the settings that are set, under the names that OpenAI's and Triton's servers share."""
         given: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature}
         optional = {"top_p": self.top_p, "top_k": self.top_k, "seed": self.seed, "stop": list(self.stop) or None}
         return given | {name: value for name, value in optional.items() if value is not None}
@@ -43,6 +43,8 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class EmbedRequest:
+    """Texts to embed; the answer is one `Vector` for each."""
+
     texts: tuple[str, ...]
 
 
@@ -92,8 +94,8 @@ class Target:
     options: Mapping[str, Any] = field(default_factory=dict)
     api_key: str | None = None
     timeout_s: float = 600.0
-    key: KeyFile | None = None  #: of a server that makes its own keys
+    key: KeyFile | None = None  #: where a server that makes its own keys writes them
 
     def bearer(self) -> str | None:
-        """The token to send. Raises `InferenceError` where the server has not written it."""
+        """Return the token to send; None for none. Raises `InferenceError` if the server has not written it."""
         return self.key.read() if self.key else self.api_key

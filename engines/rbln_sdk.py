@@ -1,6 +1,6 @@
 """Rebellions' SDK as data: names that change from release to release, and what the compiler allows on each chip.
 
-Read in the vendor's packages and pages; nobody has run any of it on an NPU.
+The vendor's packages and pages are the source; nobody has run any of it on an NPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from engines.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class Sdk:
-    """One release; rebel-compiler, optimum-rbln, torch-rbln and vllm-rbln share its number."""
+    """One release of the SDK; rebel-compiler, optimum-rbln, torch-rbln and vllm-rbln share its number."""
 
     release: tuple[int, int]
     visible_devices: str  #: the variable that says which devices a process may use
@@ -34,7 +34,7 @@ _PINNED = re.compile(r"(?:rebel-compiler|(?:vllm|optimum|torch)-rbln)(?:\[[^]]*]
 
 
 def sdk(requirements: Iterable[str]) -> Sdk:
-    """The release that `requirements` pin: its own row or that of the last change before it; the newest if none is."""
+    """Return the release that `requirements` pin: its row, or the row before it; the newest if nothing is pinned."""
     for requirement in requirements:
         if pinned := _PINNED.match(requirement):
             release = (int(pinned[1]), int(pinned[2]))
@@ -44,18 +44,18 @@ def sdk(requirements: Iterable[str]) -> Sdk:
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What the compiler allows on one family of NPUs, in tokens (`AttentionLimits` of optimum-rbln 0.12)."""
+    """The compiler's limits on one family of NPUs, in tokens (`AttentionLimits` of optimum-rbln 0.12)."""
 
     name: str
     prefix: str  #: of the family's product names
     max_eager: int  #: the longest context of eager attention
-    max_partition: int  #: of flash attention, which splits the context into partitions of equal size
+    max_partition: int  #: the largest partition of flash attention, which splits the context into equal ones
     default_partition: int
     prefill_chunk: int
     min_partition: int = 1024
 
     def partition(self, length: int) -> int | None:
-        """The largest partition up to the default one of which `length` has two or more; None where there is none."""
+        """Return the largest partition, up to the default, of which `length` has two or more; None for none."""
         size = self.default_partition
         while size >= self.min_partition:
             if length % size == 0 and length >= 2 * size:
@@ -64,10 +64,10 @@ class Chip:
         return None
 
     def block_size(self, length: int, said: str) -> int:
-        """The block that decides on the attention for `length`, which `said` puts in words.
+        """Return the block that decides on the attention for `length`, which `said` puts in words.
 
-        As long as the context, it means eager attention, which the chip can do up to a limit; else flash attention.
-        Raises `PlanError` where neither can be.
+        A block as long as the context means eager attention, which the chip can do up to a limit; a shorter one means
+        flash attention. Raises `PlanError` if neither can be.
         """
         if length <= self.max_eager:
             return length
@@ -84,5 +84,5 @@ REBEL = Chip("REBEL", "RBLN-CR", 16384, 16384, 8192, 512)
 
 
 def chip(product: str | None) -> Chip:
-    """The family of `product`; ATOM, with the wider limits, where none is known, as optimum-rbln has it."""
+    """Return the family of `product`; ATOM, with the wider limits, if none is known, as in optimum-rbln."""
     return REBEL if (product or "").startswith(REBEL.prefix) else ATOM

@@ -1,9 +1,9 @@
 """vLLM-RBLN 0.12: the engine arguments that it takes on Rebellions' NPUs, with its rules checked while planning.
 
-It has two model paths. `optimum` runs graphs that optimum-rbln compiled, beforehand or as the server starts: all that
-ATOM can do. `vllm` compiles vLLM's own model, on REBEL alone. A plan does not know the architecture of a model, so
-what depends on that is left to the server: whether optimum-rbln has it, heads that tensor parallelism must divide, how
-long its context may be, and that prefix caching is off for models with sliding windows.
+The plugin has two model paths. `optimum` runs graphs that optimum-rbln compiled, beforehand or as the server starts:
+all that ATOM can do. `vllm` compiles vLLM's own model, on REBEL alone. A plan does not know the architecture of a
+model, so the server checks all that depends on it: whether optimum-rbln has it, heads that tensor parallelism must
+divide, how long its context may be, and that prefix caching is off for models with sliding windows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ELSEWHERE = {
 def engine_args(
     model: Model, device: Device, wanted: Mapping[str, Any], keys: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """The complete `AsyncEngineArgs` for serving `model` on `device`; `wanted` is what the user set of them.
+    """Return the complete `AsyncEngineArgs` for serving `model` on `device`; `wanted` has those that the user set.
 
     `keys` has the config keys of arguments that are not set by `engine.args.<name>`. Of a compiled folder (format
-    rbln), only what the model itself says is known: that it was compiled for as many NPUs, of this kind, with
-    this release, and for LoRA if that is wanted, is left to the server. Raises `PlanError` naming the key to change.
+    rbln), only what the model itself says is known: that it was compiled for as many NPUs, of this kind, with this
+    release, and for LoRA if that is wanted, is left to the server. Raises `PlanError` naming the key to change.
     """
     args = {name: value for name, value in wanted.items() if value is not None and name != "additional_config"}
     given = VllmArgs(args, keys or {})
@@ -48,7 +48,7 @@ def engine_args(
 
 
 def flags(additional_config: Mapping[str, Any]) -> list[str]:
-    """`additional_config` as flags of `vllm serve`; after other words, since a list takes all that follow it."""
+    """Return `additional_config` as flags of `vllm serve`; a list takes all words that follow it, so they come last."""
     words: list[str] = []
     for name, value in additional_config.items():
         flag = f"--rbln-{name.replace('_', '-')}"
@@ -62,7 +62,7 @@ def flags(additional_config: Mapping[str, Any]) -> list[str]:
 
 
 def environment(device: Device, requirements: Sequence[str] = ()) -> dict[str, str]:
-    """Variables of the server besides those of the device, for the SDK that `requirements` pin.
+    """Return the server's variables besides those of the device, for the SDK that `requirements` pin.
 
     RBLN_FORCE_NPU_NAME is not among them: it names the chip where none is mounted, and a server needs one.
     """
@@ -77,7 +77,7 @@ def environment(device: Device, requirements: Sequence[str] = ()) -> dict[str, s
 
 
 def device_count(wanted: Mapping[str, Any]) -> int | None:
-    """How many NPUs the arguments ask for; None where they leave it open."""
+    """Return how many NPUs the arguments ask for; None if they leave it open."""
     options = wanted.get("additional_config") or {}
     said = [wanted.get(f"{kind}_parallel_size") for kind in ("tensor", "pipeline", "data")]
     said.append(options.get("num_devices_per_local_rank"))

@@ -1,4 +1,4 @@
-"""What the user set of vLLM's engine arguments, and vllm-rbln's own options among them, with their types."""
+"""The user's settings of vLLM's engine arguments and vllm-rbln's own options, with their types."""
 
 from __future__ import annotations
 
@@ -39,31 +39,35 @@ class VllmArgs:
     """vLLM's engine arguments as the user set them, and the config keys that set them."""
 
     args: Mapping[str, Any]
-    keys: Mapping[str, str]  #: of arguments that are not set by engine.args.<name>
+    keys: Mapping[str, str]  #: config keys of arguments that are not set by engine.args.<name>
     options: Mapping[str, Any] = field(default_factory=dict)  #: additional_config
 
     def key(self, name: str) -> str:
+        """Return the config key that sets the argument `name`."""
         return self.keys.get(name, f"engine.args.{name}")
 
     def said(self, name: str) -> str:
+        """Return the argument as the user wrote it, for messages: `engine.args.block_size=4096`."""
         return f"{self.key(name)}={self.args[name]!r}"
 
     def option(self, name: str) -> str:
+        """Return the option of additional_config as the user wrote it, for messages."""
         return f"{self.key('additional_config')}.{name}={self.options[name]!r}"
 
     def number(self, name: str, default: int) -> int:
+        """Return a whole number from 1 up; `default` if it is not set. Raises `PlanError` for anything else."""
         value = self.args.get(name, default)
         if not _whole(value):
             raise PlanError(f"{self.said(name)}: give a whole number from 1 up")
         return int(value)
 
     def length(self, model: Model) -> tuple[int, str]:
-        """The context length, and the words for it."""
+        """Return the context length, and the words for it in messages."""
         value = self.number("max_model_len", model.context_length)
         return value, f"{self.key('max_model_len') if 'max_model_len' in self.args else 'model.context_length'}={value}"
 
     def with_options(self, given: object, path: str) -> VllmArgs:
-        """The same with additional_config, checked against what the model path takes."""
+        """Return the same with additional_config, checked against the options of the model path."""
         key = self.key("additional_config")
         if not isinstance(given, Mapping):
             raise PlanError(f"{key}={given!r} is no mapping of vllm-rbln's options; give {key}.<option>=<value>")

@@ -10,6 +10,7 @@ from engines.rbln_vllm_args import VllmArgs
 
 
 def engine_args(model: Model, device: Device, given: VllmArgs) -> dict[str, Any]:
+    """Return the complete arguments for this path. Raises `PlanError` naming the key to change."""
     length, said = given.length(model)
     seqs = given.number("max_num_seqs", model.batch_size or 1)
     # Flash attention wherever it fits: the KV cache grows to what the device has only with it.
@@ -37,7 +38,7 @@ def engine_args(model: Model, device: Device, given: VllmArgs) -> dict[str, Any]
 
 
 def _ranks(device: Device, given: VllmArgs) -> int:
-    """The tensor-parallel ranks: what pipeline stages and replicas leave of `device.count`."""
+    """Return the tensor-parallel ranks: `device.count` divided by pipeline stages and replicas."""
     if given.options.get("num_devices_per_local_rank", 1) != 1:
         raise PlanError(f"{given.option('num_devices_per_local_rank')}: a rank is one REBEL; set device.count instead")
     others = given.number("pipeline_parallel_size", 1) * given.number("data_parallel_size", 1)

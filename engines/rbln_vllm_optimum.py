@@ -8,7 +8,7 @@ from engines.base import Device, Model, PlanError
 from engines.rbln_sdk import Chip, chip
 from engines.rbln_vllm_args import VllmArgs
 
-#: what a compiled folder fixes, and the key to compile another one by
+#: argument that a compiled folder fixes → the key with which to compile another folder
 _FIXED = {
     "max_num_seqs": "model.build.rbln.batch_size",
     "max_model_len": "model.context_length",
@@ -32,6 +32,7 @@ _DERIVED = {
 
 
 def engine_args(model: Model, device: Device, given: VllmArgs) -> dict[str, Any]:
+    """Return the complete arguments for this path. Raises `PlanError` naming the key to change."""
     _check_parallel(given)
     for name in ("speculative_config", "spec_method", "spec_model", "spec_tokens"):
         if name in given.args:
@@ -64,7 +65,7 @@ def _check_parallel(given: VllmArgs) -> None:
 
 
 def _from_folder(model: Model, given: VllmArgs) -> dict[str, Any]:
-    """A compiled folder says everything, and overrides without a word what is said again."""
+    """Return the arguments for a compiled folder, which fixes most, and silently overrides what is said again."""
     known = {"max_num_seqs": model.batch_size, "max_model_len": model.context_length, "dtype": model.dtype}
     for name, key in _FIXED.items():
         if name in given.args and given.args[name] != known.get(name):
@@ -135,7 +136,7 @@ def _check_attention(limits: Chip, length: int, said: str, block: int, given: Vl
 
 
 def _chunk(limits: Chip, length: int, seqs: int, given: VllmArgs) -> int:
-    """The tokens of a prompt that are read at a time."""
+    """Return how many tokens of a prompt are read at a time."""
     if "max_num_batched_tokens" not in given.args:
         return limits.prefill_chunk
     chunk = given.number("max_num_batched_tokens", 1)

@@ -29,20 +29,24 @@ from engines.base import (
 )
 from engines.openai_http import OpenAIClient, renamed
 
-#: it is running already, so there is no load to wait for; only a restart of somebody else's
+#: the server is running already, so there is no load to wait for, only a restart by its owner
 _STARTUP_TIMEOUT_S = 30.0
 
 
 @dataclass
 class RemoteOptions:
-    url: str = MISSING  #: of the API: what stands before /chat/completions
-    model_name: str | None = None  #: what the server calls the model, where that is not model.id
+    """The config keys of engine=remote."""
+
+    url: str = MISSING  #: URL of the API: the part before /chat/completions
+    model_name: str | None = None  #: the server's name for the model; None is model.id
     insecure: bool = MISSING  #: send the key over plain http to another machine
     list_models: bool = MISSING  #: check that the server has the model
     fields: dict[str, Any] = field(default_factory=dict)  #: fields of requests → this server's names; null leaves out
 
 
 class Remote(Engine):
+    """The engine that starts nothing, and speaks to a server elsewhere."""
+
     name: ClassVar[str] = "remote"
     capabilities: ClassVar[Capabilities] = Capabilities(
         formats={"remote": {"generate": ("url",), "embed": ("url",)}},
@@ -56,6 +60,7 @@ class Remote(Engine):
         self._client = OpenAIClient(prefix="", proxies=True)
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the probes alone: there is no argv. Refuses to send a key unencrypted to another machine."""
         endpoint = _endpoint(spec.options["url"])
         foreign_in_clear = endpoint.scheme == "http" and endpoint.host not in LOOPBACK
         if spec.api_key and foreign_in_clear and not spec.options["insecure"]:
@@ -69,19 +74,22 @@ class Remote(Engine):
         return LaunchPlan.of(spec, argv=(), endpoints=Endpoints(endpoint), probes=_probes(spec))
 
     def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+        """Ask through OpenAI's API, with the server's own names for the model and for fields."""
         name = target.options.get("model_name") or target.model_id
         named = dataclasses.replace(target, model_id=name)
         return self._client.infer(named, request, target.options.get("fields"))
 
     def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:
+        """Return OpenAI's dialect with the server's own names for the model and for fields."""
         return OpenAI(options.get("model_name") or plan.model.id, prefix="", fields=options.get("fields"))
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
 
 def _endpoint(url: str) -> Endpoint:
-    """Raises `PlanError` where `url` is not the base of an API."""
+    """Return the address in `url`. Raises `PlanError` if it is not the base of an API."""
     try:
         parts = urlsplit(url)
         port = parts.port

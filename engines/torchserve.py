@@ -35,15 +35,15 @@ from engines.base import (
 from engines.torchserve_archive import VERSION, archive
 from engines.torchserve_client import TorchServeClient
 
-#: on a CPU vLLM is not the first, as it takes 20 s to start
+#: device and task → backends; on a CPU vLLM is not the first, as it takes 20 s to start
 _BACKENDS = {**backends.BACKENDS, ("cpu", "generate"): ("python", "vllm")}
 
 _TEN_YEARS_MIN = 10 * 365 * 24 * 60
 
-#: whatever `host` is: who manages it can run code in it
+#: the management address, whatever `host` is: whoever manages the server can run code in it
 _LOOPBACK = "127.0.0.1"
 
-#: where the frontend stands, since it writes its keys there (templates/torchserve/start.py)
+#: the frontend's working folder, where it writes its keys (templates/torchserve/start.py)
 _WORK = "work"
 
 #: bytes of a request or an answer; TorchServe's own limit is 6.5 MB
@@ -52,6 +52,8 @@ _MOST_BYTES = 100 << 20
 
 @dataclass
 class Options:
+    """The config keys of engine=torchserve."""
+
     backend: str = MISSING  #: auto, python or vllm
     #: requests that are computed at the same time (backend=python): None is 2 for text, by threads that share the
     #: model, and 1 for embeddings and tensors, where each needs a process with a copy of it
@@ -60,11 +62,13 @@ class Options:
     archive: str = MISSING  #: auto, default, zip-store or no-archive
     max_num_seqs: int | None = None  #: sequences in a batch (backend=vllm)
     vllm_args: dict[str, Any] = field(default_factory=dict)  #: arguments of vLLM's engine (backend=vllm)
-    response_timeout_s: int = MISSING  #: from a worker; one that takes longer is killed
-    heap_mb: int = MISSING  #: of Java
+    response_timeout_s: int = MISSING  #: for a worker's answer; a worker that takes longer is killed
+    heap_mb: int = MISSING  #: Java's heap
 
 
 class TorchServe(Engine):
+    """The engine that runs TorchServe's frontend."""
+
     name: ClassVar[str] = "torchserve"
     capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     #: gRPC cannot be put off; it takes two ports on loopback that the kernel chooses, and nobody uses them
@@ -75,6 +79,7 @@ class TorchServe(Engine):
         self._client = TorchServeClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the frontend, and a build step for the model's archive."""
         backend = backends.choose(spec, _BACKENDS)
         _refuse_unused(spec, backend)
         step, name = archive(spec, backend)
@@ -101,9 +106,11 @@ class TorchServe(Engine):
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
+        """Ask our handler: OpenAI's API, or arrays as .npz."""
         return self._client.infer(target, request)
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
     def memory(
@@ -113,12 +120,15 @@ class TorchServe(Engine):
         options: Mapping[str, Any],
         args: Mapping[str, Any],  # noqa: ARG002
     ) -> MemoryUse | None:
+        """Return the use of the chosen backend, beside TorchServe's own processes."""
         return backends.memory(model, device, options, memory_use.TORCHSERVE_CPU_BYTES)
 
     def system_libraries(self, key: str) -> Mapping[str, str]:
+        """Return the libraries of vLLM's build for CPUs, if that is wanted."""
         return CPU_LIBRARIES if key == "cpu-vllm" else {}
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
+        """Return the device kind, with `-vllm` if that backend has packages of its own there."""
         return f"{kind}-vllm" if kind in ("cpu", "gpu") and options["backend"] == "vllm" else kind
 
 
@@ -143,8 +153,10 @@ def _refuse_unused(spec: ServeSpec, backend: str) -> None:
 
 
 def _argv(spec: ServeSpec) -> tuple[str, ...]:
-    """start.py and the frontend's command line. TorchServe's own `torchserve` would write a pid file and be killed in
-    place of the frontend."""
+    """Return start.py and the frontend's command line.
+
+    TorchServe's own `torchserve` would write a pid file and be killed in place of the frontend.
+    """
     packages = spec.environment.site_packages
     grace_s = max(1, int(spec.stop_grace_s) - 1)  # so that it is not killed itself
     java = [spec.program] if spec.program else [
@@ -155,7 +167,7 @@ def _argv(spec: ServeSpec) -> tuple[str, ...]:
     return (
         f"{spec.environment.bin}/python", "-I", "-S", f"{spec.run_dir}/start.py", str(grace_s),
         *java,
-        # They halve the frontend's part of the start; and no files in /tmp/hsperfdata_*.
+        # These halve the frontend's part of the start, and leave no files in /tmp/hsperfdata_*.
         f"-Xmx{spec.options['heap_mb']}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData",
         f"-Dlog4j.configurationFile={spec.run_dir}/log4j2.xml",
         "-cp", f"{packages}/ts/frontend/model-server.jar", "org.pytorch.serve.ModelServer", "-ncs",
@@ -182,7 +194,7 @@ def _environment(spec: ServeSpec, backend: str) -> Mapping[str, str]:
 
 
 def _properties(spec: ServeSpec, store: str, name: str) -> str:
-    """config.properties."""
+    """Return the text of config.properties. Raises `PlanError` if engine.args sets a key of ours."""
     http, management, metrics = spec.ports
     ours: dict[str, Any] = {
         "inference_address": f"http://{spec.bind}:{http}",
@@ -213,7 +225,7 @@ def _properties(spec: ServeSpec, store: str, name: str) -> str:
 
 
 def _property(value: object) -> str:
-    """As Java reads it: what is not ASCII, and backslashes, are escaped, and JSON does it in the same way."""
+    """Return a value as Java reads it: non-ASCII characters and backslashes escaped, as JSON does."""
     return json.dumps(str(value).lower() if isinstance(value, bool) else str(value))[1:-1]
 
 
@@ -236,7 +248,7 @@ def _probes(spec: ServeSpec) -> Probes:
 
 
 def _canary(model: Model) -> HttpCheck:
-    """A real request, and what must be in its answer."""
+    """Return a real request, and what must be in its answer."""
     match model.task:
         case "generate":
             text = {"prompt": "a", "max_tokens": 1, "temperature": 0}

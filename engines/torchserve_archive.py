@@ -13,12 +13,12 @@ from engines.async_engine_args import engine_args
 from engines.backends import check_one_gpu
 from engines.base import FILES, OUTPUT, BuildProfile, BuildStep, PlanError, ServeSpec
 
-VERSION = "1.0"  #: of every model; it stands in the paths of the inference API
+VERSION = "1.0"  #: the version of every model, which stands in the paths of the inference API
 
-#: `engine.archive`, by what torch-model-archiver calls it, and the end of the archive's name
+#: torch-model-archiver's name of a format (`engine.archive`) → the end of the archive's name
 _FORMATS = {"default": ".mar", "zip-store": ".mar", "no-archive": ""}
 
-#: by task: a handler of templates/torchserve and what it imports, from there and from templates/models
+#: task → a handler of templates/torchserve, and the modules that it imports from there and from templates/models
 _SHARED = ("torchserve_worker.py", "bad_request.py", "decoding.py")
 _TEXT = (*_SHARED, "turns.py", "openai_api.py")
 _HANDLERS = {
@@ -28,14 +28,14 @@ _HANDLERS = {
     "tensor": ("tensor_handler.py", (*_SHARED, "hugging_face.py", "tensor_model.py", "tensors.py")),
 }
 
-#: requests that vLLM is given at the same time where nothing says how many; it batches them as it can
+#: requests that vLLM is given at the same time by default; vLLM batches them as it can
 _VLLM_SLOTS = 64
 
 
 def archive(spec: ServeSpec, backend: str) -> tuple[BuildStep, str]:
-    """The step that makes the model store, and the archive's name in it.
+    """Return the step that makes the model store, and the archive's name in it.
 
-    The store is named by all that is in the archive. Weights are in it only where they are one file, or where
+    The store's name depends on all that is in the archive. Weights are in it only if they are one file, or if
     `engine.archive` asks for that; else model-config.yaml says where they lie.
     """
     how = _format(spec)
@@ -96,7 +96,7 @@ def _format(spec: ServeSpec) -> str:
 
 
 def _config(spec: ServeSpec, backend: str, inside: bool) -> str:
-    """model-config.yaml; JSON is YAML."""
+    """Return the text of model-config.yaml; JSON is YAML."""
     path = _path_inside(spec) if inside else spec.model.path
     if backend == "vllm":
         handler, slots = _vllm(spec, path)
@@ -119,12 +119,12 @@ def _config(spec: ServeSpec, backend: str, inside: bool) -> str:
 
 
 def _path_inside(spec: ServeSpec) -> str:
-    """Below the folder that the archive is unpacked to."""
+    """Return the model's path below the folder that the archive is unpacked to."""
     return PurePosixPath(spec.model.path).name if spec.model.task == "tensor" else "."
 
 
 def _python(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
-    """What a handler of ours reads, and how many requests it computes at the same time."""
+    """Return the settings that a handler of ours reads, and how many requests it computes at the same time."""
     model = spec.model
     check_one_gpu(spec)
     workers = int(spec.options["workers"] or (2 if model.task == "generate" else 1))
@@ -144,7 +144,7 @@ def _python(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
 
 
 def _vllm(spec: ServeSpec, path: str) -> tuple[Mapping[str, Any], int]:
-    """What the vLLM handler reads, and how many requests it hands to vLLM; an unknown engine argument is an error."""
+    """Return the settings that the vLLM handler reads, and how many requests it hands to vLLM at the same time."""
     given, seqs = dict(spec.options["vllm_args"]), spec.options["max_num_seqs"]
     if "model" in given:
         raise PlanError("engine.vllm_args.model is set by the launcher; use model.source")

@@ -17,23 +17,24 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, numpy.ndarray[Any, Any]]
 
 _NPZ = "application/x-npz"
-_TOO_LARGE = 413  #: TorchServe says it without a word
+_TOO_LARGE = 413  #: TorchServe sends this status without a word
 
 
 class TorchServeClient:
-    """Keeps connections open between requests; safe to use from several threads."""
+    """A client that keeps connections open between requests; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._openai = OpenAIClient()
         self._http = JsonHttp()
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
-        """As `Engine.infer`."""
+        """Do what `Engine.infer` does."""
         if isinstance(request, TensorRequest):
             return self._tensors(target, request)
         return self._openai.infer(target, request)
 
     def close(self) -> None:
+        """Close the kept connections."""
         self._openai.close()
         self._http.close()
 
@@ -49,7 +50,7 @@ class TorchServeClient:
 
 
 def _packed(arrays: Arrays) -> bytes:
-    """What numpy.savez writes; it takes names as keywords, and has some of its own."""
+    """Return the bytes that numpy.savez would write; that takes names as keywords, and has some of its own."""
     import numpy
 
     file = io.BytesIO()

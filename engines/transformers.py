@@ -1,7 +1,6 @@
 """Hugging Face Transformers' own server, `transformers serve`: safetensors models on CPU or GPU, one at a time.
 
-It is started by templates/transformers/serve.py, which mends what the server leaves undone; what is asked and answered
-is OpenAI's API.
+templates/transformers/serve.py starts the server, and mends what it leaves undone. Its API is OpenAI's.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ FLAGS = frozenset([
     "cb_use_cuda_graph", "chat_template_kwargs", "compile", "decision_config", "default_seed", "enable_cors",
     "log_level", "quantization", "reasoning", "trust_remote_code",
 ])  # fmt: skip
-#: the flags that something else decides
+#: flag that something else decides → what to set instead
 OURS = {
     "continuous_batching": "engine.continuous_batching",
     "device": "device=",
@@ -49,15 +48,19 @@ OURS = {
     "model_timeout": "nothing: the model stays loaded",
 }
 _TOKENS_OF_A_BLOCK = 256
-_CONTEXTS_ON_CPU = 8  #: that the cache holds; the server's own default is six tenths of the machine's memory
+_CONTEXTS_ON_CPU = 8  #: contexts that the cache holds; the server's own default is six tenths of the machine's memory
 
 
 @dataclass
 class TransformersOptions:
+    """The config keys of engine=transformers."""
+
     continuous_batching: bool = MISSING  #: decode requests together; greedily, and on a GPU with paged attention
 
 
 class Transformers(Engine):
+    """The engine that runs `transformers serve`."""
+
     name: ClassVar[str] = "transformers"
     capabilities: ClassVar[Capabilities] = Capabilities(
         formats={kind: {"generate": ("safetensors",)} for kind in ("cpu", "gpu")},
@@ -69,6 +72,7 @@ class Transformers(Engine):
         self._client = OpenAIClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the server; the model is a link, `weights`, below the run folder."""
         if spec.program:
             raise PlanError(
                 f"engine.program={spec.program!r}: engine=transformers is started by a Python; set engine.environment "
@@ -85,7 +89,7 @@ class Transformers(Engine):
         argv += ["--device", _device(spec), "--dtype", spec.model.dtype]
         argv += ["--continuous-batching"] if batching else []
         argv += _flags({**_batching_defaults(spec, batching), **_checked(spec.args, batching)})
-        env = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # all that it needs is here
+        env = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # everything was fetched before the launch
         if spec.device.kind == "cpu":
             # OpenMP's threads wait for each other by spinning; where other programs run too, that made decoding ten
             # to thirty times as slow.
@@ -104,11 +108,13 @@ class Transformers(Engine):
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Chunk | Vector]:
+        """Ask through OpenAI's API."""
         return self._client.infer(target, request)
 
     def memory(
         self, model: Model, device: Device, options: Mapping[str, Any], args: Mapping[str, Any]
     ) -> MemoryUse | None:
+        """Return the use of one copy of the model; None if the cache's size depends on the machine or the user."""
         batching = bool(options["continuous_batching"])
         if batching and _sized_by_user(device.kind, args):
             return None
@@ -121,6 +127,7 @@ class Transformers(Engine):
         )
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
 
@@ -155,7 +162,7 @@ def _checked(args: Mapping[str, Any], batching: bool) -> Mapping[str, Any]:
 
 
 def _flags(args: Mapping[str, Any]) -> list[str]:
-    """`{"compile": True, "cb_num_blocks": 64}` becomes `["--compile", "--cb-num-blocks", "64"]`."""
+    """Return the flags: `{"compile": True, "cb_num_blocks": 64}` is `["--compile", "--cb-num-blocks", "64"]`."""
     flags: list[str] = []
     for key, value in args.items():
         name = key.replace("_", "-")

@@ -39,7 +39,7 @@ from engines.triton_openai import TritonOpenAI
 from engines.triton_repository import python_model, vllm_model
 from engines.triton_tensors import DATATYPES
 
-#: of NVIDIA's container
+#: the server's program in NVIDIA's container
 _SERVER = "tritonserver"
 
 #: numbers in the readiness request; more would only make plans long
@@ -48,17 +48,23 @@ _MOST_ZEROS = 4096
 
 @dataclass
 class Options:
+    """The config keys of engine=triton."""
+
     backend: str = MISSING  #: auto, python or vllm
-    protocol: str = MISSING  #: what the client speaks: grpc or http
+    protocol: str = MISSING  #: the client's protocol: grpc or http
     #: requests that are computed at the same time (backend=python): None is 2 for text, by threads that share the
     #: model, and 1 for embeddings and tensors, where each needs a copy of it
     workers: int | None = None
     handler: str | None = None  #: a model.py of the user's own in place of the one in templates/triton
     max_num_seqs: int | None = None  #: sequences in a batch (backend=vllm)
-    backend_directory: str | None = None  #: where tritonserver finds its backends
+    backend_directory: str | None = (
+        None  #: the folder in which tritonserver finds its backends; None is ours or the server's own
+    )
 
 
 class Triton(Engine):
+    """The engine that runs tritonserver on a repository of one model."""
+
     name: ClassVar[str] = "triton"
     capabilities: ClassVar[Capabilities] = Capabilities(formats=backends.FORMATS, libraries=True)
     ports: ClassVar[tuple[str, ...]] = ("http", "grpc", "metrics")
@@ -68,6 +74,7 @@ class Triton(Engine):
         self._client = TritonClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the server, and the model repository as files below the run folder."""
         backend = backends.choose(spec)
         _refuse_unused(spec, backend)
         model = python_model(spec) if backend == "python" else vllm_model(spec)
@@ -81,7 +88,7 @@ class Triton(Engine):
             env=_environment(spec, backend),
             files=model.files,
             links=model.links,
-            # Its places are fixed: shared memory that a killed stub leaves, and an empty folder of every start.
+            # The places are fixed: shared memory that a killed stub leaves, and an empty folder of every start.
             leftovers=(f"/dev/shm/{_shm_prefix(spec)}*", "/tmp/python_env_??????"),  # noqa: S108
             chat=backend == "python",  # Triton's vLLM backend takes a prompt, and applies no template
             shm_size="1g",
@@ -89,12 +96,15 @@ class Triton(Engine):
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
+        """Ask over gRPC, or HTTP if `engine.protocol` says so."""
         return self._client.infer(target, request)
 
     def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:  # noqa: ARG002
+        """Return the translation into Triton's own protocols."""
         return TritonOpenAI(plan.model.id, plan.model.task, chat=plan.chat)
 
     def close(self) -> None:
+        """Close the client's connections and streams."""
         self._client.close()
 
     def memory(
@@ -104,15 +114,19 @@ class Triton(Engine):
         options: Mapping[str, Any],
         args: Mapping[str, Any],  # noqa: ARG002
     ) -> MemoryUse | None:
+        """Return the use of the chosen backend, beside Triton's own processes."""
         return backends.memory(model, device, options, memory_use.TRITON_CPU_BYTES)
 
     def system_libraries(self, key: str) -> Mapping[str, str]:  # noqa: ARG002
-        return {"libpython{python}.so.1.0": "libpython{python}"}  # its stub embeds Python
+        """Return Python's library, which the Python backend's stub embeds."""
+        return {"libpython{python}.so.1.0": "libpython{python}"}
 
     def external_program(self, kind: str, options: Mapping[str, Any]) -> str | None:
+        """Return tritonserver for the vLLM backend and RBLN, which nvidia-pytriton's cannot serve; else None."""
         return _SERVER if _external(options["backend"], kind) else None
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
+        """Return the device kind, or `gpu-vllm` for the vLLM backend on GPUs."""
         return "gpu-vllm" if kind == "gpu" and options["backend"] == "vllm" else kind
 
 
@@ -131,7 +145,7 @@ def _refuse_unused(spec: ServeSpec, backend: str) -> None:
 
 
 def _program(spec: ServeSpec, backend: str) -> tuple[str, ...]:
-    """The server and where its backends are.
+    """Return the server's program, and the flag that says where its backends are.
 
     nvidia-pytriton carries a tritonserver that has the Python backend alone. The vLLM backend and RBLN need one from
     NVIDIA's container, which finds its backends by itself.
@@ -190,7 +204,7 @@ def _probes(spec: ServeSpec) -> Probes:
 
 
 def _canary(model: Model) -> HttpCheck:
-    """A real request, and what must be in its answer."""
+    """Return a real request, and what must be in its answer."""
     path = f"/v2/models/{model.id}"
     match model.task:
         case "generate":
@@ -206,20 +220,23 @@ def _canary(model: Model) -> HttpCheck:
             text = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": ["a"]}
             return HttpCheck(f"{path}/infer", "POST", {"inputs": [text]}, expect="outputs.0.data")
         case _ if not _fits_json(model):
-            return HttpCheck(f"{path}/ready")  # said when model.py has computed zeros
+            return HttpCheck(f"{path}/ready")  # 200 once model.py has computed zeros
         case _:
             zeros = [_zeros(tensor) for tensor in model.inputs]
             return HttpCheck(f"{path}/infer", "POST", {"inputs": zeros}, expect="outputs")
 
 
 def _fits_json(model: Model) -> bool:
-    """Triton takes and gives no float16 in JSON, and an image in it is half a megabyte."""
+    """Return whether the inputs can be asked in JSON.
+
+    Triton takes and gives no float16 in JSON, and an image in it is half a megabyte.
+    """
     numbers = sum(math.prod(map(abs, tensor.shape)) for tensor in model.inputs)
     return numbers <= _MOST_ZEROS and all(tensor.dtype != "float16" for tensor in (*model.inputs, *model.outputs))
 
 
 def _zeros(tensor: TensorSpec) -> Mapping[str, Any]:
-    """The tensor in KServe's JSON; a size that is free is 1."""
+    """Return the tensor in KServe's JSON, all zeros; a size that is free is 1."""
     shape = [abs(size) for size in tensor.shape]
     zero = False if tensor.dtype == "bool" else 0
     return {

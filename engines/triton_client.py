@@ -29,7 +29,7 @@ from engines.triton_tensors import GrpcTensors, HttpTensors, bytes_array, utf8
 
 
 class TritonClient:
-    """Keeps connections and gRPC streams open between requests; safe to use from several threads."""
+    """A client that keeps connections and gRPC streams open between requests; safe to use from several threads."""
 
     def __init__(self) -> None:
         self._http = HttpTensors()
@@ -38,7 +38,7 @@ class TritonClient:
         self._lock = threading.Lock()
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
-        """As `Engine.infer`."""
+        """Do what `Engine.infer` does, over HTTP if the target's options say so, else over gRPC."""
         over_http = target.options.get("protocol") == "http"
         if isinstance(request, GenerateRequest):
             return self._over_http(target, request) if over_http else self._over_grpc(target, request)
@@ -46,6 +46,7 @@ class TritonClient:
         return _embed(tensors, target, request) if isinstance(request, EmbedRequest) else _run(tensors, target, request)
 
     def close(self) -> None:
+        """Close connections and idle streams; a stream in use closes with its request."""
         with self._lock:
             streams, self._idle = self._idle, []
         for stream in streams:
@@ -77,7 +78,7 @@ class TritonClient:
                 stream.close()  # cancels what still runs on it
 
     def _sent(self, target: Target, tensors: Mapping[str, Any]) -> _Stream:
-        """A stream that has taken the request: an idle one that still lives, else a new one."""
+        """Return a stream that has taken the request: an idle one that still lives, else a new one."""
         while True:
             with self._lock:
                 stream = self._idle.pop() if self._idle else None
@@ -90,7 +91,7 @@ class TritonClient:
                     pass
                 else:
                     return stream
-            stream.close()  # the server was restarted since
+            stream.close()  # the server has been restarted since then
         stream = _Stream(str(target.endpoints.grpc))
         stream.send(target, tensors)
         return stream
@@ -122,7 +123,7 @@ class _Stream:
         self._client.start_stream(lambda result, error: self._answers.put((result, error)))
 
     def alive(self) -> bool:
-        """Nothing has come since the last answer: what comes then is the end of the stream."""
+        """Return whether nothing has come since the last answer: anything then is the end of the stream."""
         return self._answers.empty()
 
     def send(self, target: Target, tensors: Mapping[str, Any]) -> None:
@@ -180,7 +181,7 @@ def _tensors(request: GenerateRequest) -> dict[str, Any]:
 
 
 def _values(response: Any) -> dict[str, Any]:
-    """The one value of each output tensor, straight from KServe's binary form: arrays of one element cost more."""
+    """Return each output tensor's one value, straight from KServe's binary form: one-element arrays cost more."""
     values: dict[str, Any] = {}
     for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         # A BYTES element is its length in 4 bytes and itself; the others are UINT32.

@@ -14,7 +14,7 @@ from typing import Any
 from engines.dialect import CHAT, DONE, EMBEDDINGS, Call, Dialect, Events, refused
 from engines.errors import InferenceError
 
-#: fields that change nothing with these values, which some clients send always; null is always one of them
+#: field → values that change nothing, which some clients always send; null is one of them for every field
 _WITHOUT_EFFECT: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
@@ -36,15 +36,16 @@ _MOST = 2**31 - 1  #: tokens: as many as the context holds, which is OpenAI's de
 
 
 class TritonOpenAI(Dialect):
-    """Of a repository that `engines/triton_repository.py` writes, or that has Triton's vLLM backend."""
+    """The dialect of a repository that engines/triton_repository.py writes, or that has Triton's vLLM backend."""
 
     def __init__(self, model: str, task: str, *, chat: bool) -> None:
-        """`chat` is whether the model takes messages."""
+        """Keep the model's name and its task; `chat` is whether the model takes messages."""
         self._model = model
         self._task = task
         self._chat = chat
 
     def request(self, call: Call) -> tuple[str, bytes]:
+        """Return a call of the generate extension, or of KServe's `infer` for embeddings."""
         path = f"/v2/models/{self._model}"
         wanted = "embed" if call.path == EMBEDDINGS else "generate"
         if self._task != wanted:
@@ -64,6 +65,7 @@ class TritonOpenAI(Dialect):
         return f"{path}/generate", json.dumps(tensors).encode()
 
     def whole(self, call: Call, body: bytes) -> bytes:
+        """Return a completion, a chat completion or embeddings, with the counts of tokens."""
         answer = _object(body)
         if call.path == EMBEDDINGS:
             return _embeddings(call, answer)
@@ -72,6 +74,7 @@ class TritonOpenAI(Dialect):
         return _json({**_head(call), "choices": [_choice(part, _reason(answer))], "usage": _usage(answer)})
 
     def events(self, call: Call) -> Events:
+        """Return the translator of one generate stream."""
         return _Stream(call)
 
     def _asked(self, call: Call) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def _counts(prompt: int, completion: int) -> dict[str, int]:
 
 
 def _sampling(call: Call) -> dict[str, Any]:
-    """Raises `InferenceError` for a field that would change something, and cannot here."""
+    """Return the sampling parameters. Raises `InferenceError` for a field that has an effect, but not here."""
     fields = call.fields
     asked = {"messages", "max_completion_tokens"} if call.path == CHAT else {"prompt"}
     for key, value in fields.items():
@@ -174,7 +177,7 @@ def _messages(messages: object) -> list[dict[str, Any]]:
 
 
 def _message(message: object) -> dict[str, Any]:
-    """With its content as one text, which is what chat templates take."""
+    """Return the message with its content as one text, which is what chat templates take."""
     if not isinstance(message, Mapping):
         raise refused(f"a message must be an object, not {reprlib.repr(message)}")
     content = message.get("content")
@@ -224,7 +227,7 @@ def _embeddings(call: Call, answer: Mapping[str, Any]) -> bytes:
 
 
 def _packed(vector: Sequence[float]) -> str:
-    """As OpenAI packs it: float32, little-endian, in base64."""
+    """Return the vector as OpenAI packs it: float32, little-endian, in base64."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
@@ -245,4 +248,4 @@ def _sse(value: Mapping[str, Any]) -> bytes:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode(errors="replace")  # half a character is none
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace")  # half a character cannot be encoded

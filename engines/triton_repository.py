@@ -11,7 +11,7 @@ from engines.backends import check_one_gpu
 from engines.base import PlanError, ServeSpec, TensorSpec
 from engines.triton_tensors import DATATYPES
 
-#: of text: as Triton's vLLM backend declares them; `messages` is ours and only in the Python model
+#: tensors of a text model, as Triton's vLLM backend declares them; `messages` is ours, in the Python model alone
 _INPUTS = (
     ("text_input", "TYPE_STRING"),
     ("messages", "TYPE_STRING"),
@@ -29,7 +29,7 @@ _OUTPUTS = (
     ("num_output_tokens", "TYPE_UINT32"),
 )
 
-#: by task: templates/triton's model.py and what it imports, from there and from templates/models
+#: task → templates/triton's model.py, and the modules that it imports from there and from templates/models
 _SHARED = ("triton_model.py", "bad_request.py", "hugging_face.py")
 _MODULES = {
     "generate": ("generate.py", (*_SHARED, "decoding.py", "language_model.py")),
@@ -47,7 +47,7 @@ class Repository:
 
 
 def python_model(spec: ServeSpec) -> Repository:
-    """The model in Triton's Python backend: a file of templates/triton, or the user's own handler."""
+    """Return the model in Triton's Python backend: a file of templates/triton, or the user's own handler."""
     check_one_gpu(spec)
     name, modules = _MODULES[spec.model.task]
     modules = (*modules, "native.py") if spec.library else modules
@@ -65,10 +65,10 @@ def python_model(spec: ServeSpec) -> Repository:
 
 
 def _backend_links(spec: ServeSpec) -> Mapping[str, str]:
-    """The Python backend as Triton looks for it, with the stub that is built for the environment's Python.
+    """Return links to the Python backend as Triton looks for it, with the stub for the environment's Python.
 
     nvidia-pytriton ships the stubs beside the backend. A stub in the model's own folder is found too late: the load
-    fails before it when the backend's folder has none.
+    fails before it if the backend's folder has none.
     """
     wheel = f"{spec.environment.site_packages}/pytriton/tritonserver"
     stub = f"python_backend_stubs/{spec.environment.python}/triton_python_backend_stub"
@@ -80,7 +80,10 @@ def _backend_links(spec: ServeSpec) -> Mapping[str, str]:
 
 
 def vllm_model(spec: ServeSpec) -> Repository:
-    """The model in Triton's vLLM backend; model.json is `AsyncEngineArgs(**json)`, where an unknown key is an error."""
+    """Return the model in Triton's vLLM backend.
+
+    model.json is `AsyncEngineArgs(**json)`, where an unknown key is an error.
+    """
     seqs = spec.options["max_num_seqs"]
     wanted, keys = {"max_num_seqs": seqs}, {"max_num_seqs": "engine.max_num_seqs"}
     args = engine_args(spec.model, spec.device, wanted, keys)
@@ -114,7 +117,7 @@ def _python_config(spec: ServeSpec) -> str:
     )  # fmt: skip
 
 
-#: The visible GPU is number 0, whichever it is.
+#: device kind → instance group; the visible GPU is number 0, whichever it is
 _INSTANCES = {"cpu": "KIND_CPU", "gpu": "KIND_GPU gpus: [ 0 ]", "rbln": "KIND_MODEL"}
 
 
@@ -133,7 +136,7 @@ def _python_tensors(spec: ServeSpec) -> Iterable[str]:
 
 
 def _parameters(spec: ServeSpec, workers: int) -> Mapping[str, str]:
-    """What model.py reads."""
+    """Return the parameters in config.pbtxt that model.py reads."""
     model = spec.model
     about = (
         {"model_format": model.format}
@@ -145,7 +148,7 @@ def _parameters(spec: ServeSpec, workers: int) -> Mapping[str, str]:
 
 
 def _device(spec: ServeSpec) -> str:
-    """As torch and templates/models/tensors.py name it."""
+    """Return the device's name for torch and templates/models/tensors.py."""
     match spec.device.kind:
         case "gpu":
             return "cuda"

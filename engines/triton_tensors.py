@@ -42,13 +42,14 @@ _HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def bytes_array(texts: tuple[str, ...]) -> numpy.ndarray[Any, Any]:
-    """Texts as a BYTES tensor."""
+    """Return the texts as a BYTES tensor."""
     import numpy
 
     return numpy.array([utf8(text) for text in texts], dtype=object)
 
 
 def utf8(text: str) -> bytes:
+    """Return `text` in UTF-8. Raises `InferenceError` if it holds half a character (a lone surrogate)."""
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
@@ -56,7 +57,7 @@ def utf8(text: str) -> bytes:
 
 
 class GrpcTensors:
-    """One channel, which all threads share.
+    """A client over one gRPC channel, which all threads share.
 
     It calls tritonclient's generated stub: tritonclient's own `infer` looks at every array's dtype several times, which
     is 5 % of the time of a small model's answer.
@@ -67,7 +68,7 @@ class GrpcTensors:
         self._call: Any = None
 
     def infer(self, target: Target, inputs: Mapping[str, numpy.ndarray[Any, Any]]) -> Arrays:
-        """The model's outputs by name. Raises `InferenceError`."""
+        """Return the model's outputs by name. Raises `InferenceError`."""
         import grpc
         from tritonclient.grpc.service_pb2 import ModelInferRequest
 
@@ -93,6 +94,7 @@ class GrpcTensors:
         }
 
     def close(self) -> None:
+        """Close the channel. The next request opens a new one."""
         channel, self._channel, self._call = self._channel, None, None
         if channel is not None:
             channel.close()
@@ -111,10 +113,10 @@ class GrpcTensors:
 
 
 class HttpTensors(JsonHttp):
-    """The same over HTTP: a JSON header, and the tensors' bytes behind it."""
+    """A client over HTTP: a JSON header, and the tensors' bytes behind it."""
 
     def infer(self, target: Target, inputs: Mapping[str, numpy.ndarray[Any, Any]]) -> Arrays:
-        """The model's outputs by name. Raises `InferenceError`."""
+        """Return the model's outputs by name. Raises `InferenceError`."""
         bodies = {name: _raw(array) for name, array in inputs.items()}
         header = json.dumps({
             "inputs": [
@@ -150,7 +152,7 @@ def _array(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryvi
 
     if datatype not in _DTYPES:
         raise InferenceError(f"output {name!r} is {datatype}, which is no dtype of numpy")
-    # Copied: an array on the message's own memory can only be read.
+    # A copy, because an array on the message's own memory can only be read.
     array: numpy.ndarray[Any, Any] = numpy.frombuffer(raw, _DTYPES[datatype]).reshape(shape).copy()
     return array
 
@@ -164,7 +166,10 @@ def _datatype(name: str, array: numpy.ndarray[Any, Any]) -> str:
 
 @cache
 def _datatypes() -> Mapping[str, str]:
-    """By what numpy is quick to tell, and which has the byte order in it: only this machine's own can be sent."""
+    """Return KServe's names by numpy's `dtype.str`, which is quick to get.
+
+    The byte order is in it: only this machine's own can be sent.
+    """
     import numpy
 
     return {numpy.dtype(dtype).str: datatype for dtype, datatype in DATATYPES.items()}

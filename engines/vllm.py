@@ -25,15 +25,15 @@ from engines.base import (
 )
 from engines.openai_http import OpenAIClient, probes
 
-#: where a Ray cluster is and how it is joined, and this machine's address in it
+#: variables that say where a Ray cluster is and how it is joined, and this machine's address in it
 _CLUSTER = ("RAY_*", "VLLM_HOST_IP")
 
 
 @dataclass
 class VllmOptions:
-    """Named as vLLM names them; None leaves it to vLLM."""
+    """The config keys of engine=vllm, named as vLLM names them; None leaves a choice to vLLM."""
 
-    tensor_parallel_size: int | None = None  #: None is as many devices as there are
+    tensor_parallel_size: int | None = None  #: None is the number of devices
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
     prefill_context_parallel_size: int | None = None
@@ -59,10 +59,12 @@ class VllmOptions:
     trust_remote_code: bool | None = None
     enforce_eager: bool | None = None
     model_impl: str | None = None
-    compile: str = MISSING  #: of device=rbln: ahead (a build step), at_start (vllm-rbln itself), or auto
+    compile: str = MISSING  #: device=rbln: ahead (a build step), at_start (vllm-rbln itself), or auto
 
 
 class Vllm(Engine):
+    """The engine that runs `vllm serve`."""
+
     name: ClassVar[str] = "vllm"
     capabilities: ClassVar[Capabilities] = Capabilities(
         formats={
@@ -78,6 +80,7 @@ class Vllm(Engine):
         self._client = OpenAIClient()
 
     def plan(self, spec: ServeSpec) -> LaunchPlan:
+        """Plan the server, with guard.py in front of it if a key is demanded."""
         (port,) = spec.ports
         http = Endpoint(spec.connect_host, port)
         return LaunchPlan.of(
@@ -93,12 +96,15 @@ class Vllm(Engine):
         )
 
     def infer(self, target: Target, request: Request) -> Iterator[Answer]:
+        """Ask through OpenAI's API."""
         return self._client.infer(target, request)
 
     def close(self) -> None:
+        """Close the client's connections."""
         self._client.close()
 
     def formats(self, kind: str, task: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the capabilities' formats; on RBLN `engine.compile` chooses a build step or vllm-rbln itself."""
         if kind != "rbln":
             return self.capabilities.formats[kind][task]
         when = options["compile"]
@@ -109,6 +115,7 @@ class Vllm(Engine):
         return ("rbln",) if ahead else ("safetensors", "rbln")
 
     def device_count(self, kind: str, options: Mapping[str, Any]) -> int | None:
+        """Return the product of the parallel sizes, per machine; None on a CPU, or if none is set."""
         if kind == "rbln":
             return rbln_vllm.device_count({name: options[name] for name in async_engine_args.PARALLEL})
         return async_engine_args.device_count(options, options["nodes"]) if kind == "gpu" else None
@@ -116,6 +123,7 @@ class Vllm(Engine):
     def memory(
         self, model: Model, device: Device, options: Mapping[str, Any], args: Mapping[str, Any]
     ) -> MemoryUse | None:
+        """Return the use by device kind; engine.args count like options."""
         wanted = {name: value for name, value in {**options, **args}.items() if value is not None}
         if device.kind == "rbln":
             return memory_use.rbln(model, device, wanted)
@@ -124,9 +132,11 @@ class Vllm(Engine):
         return memory_use.vllm_gpu(model, device, wanted, options["nodes"])
 
     def system_libraries(self, key: str) -> Mapping[str, str]:
+        """Return the libraries of vLLM's build for CPUs."""
         return async_engine_args.CPU_LIBRARIES if key == "cpu" else {}
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:
+        """Return the device kind, or `gpu-ray` for several machines."""
         return "gpu-ray" if kind == "gpu" and options["nodes"] > 1 else kind
 
 
@@ -144,19 +154,23 @@ def _files(spec: ServeSpec) -> tuple[str, ...]:
 
 
 def _read(spec: ServeSpec) -> list[str]:
-    """Files and folders of the user's, besides the model."""
+    """Return the user's files and folders that the server reads besides the model."""
     draft = spec.options["speculative_config"].get("model")
     named = (*spec.options["lora"].values(), spec.options["chat_template"], draft)
     return [path for path in named if path and path.startswith("/") and "\n" not in path]
 
 
 def _environment(spec: ServeSpec) -> Mapping[str, str]:
-    env = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # all that it needs is here
+    env = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+    }  # everything was fetched before the launch
     if spec.api_key:
         # The folder of guard.py, which `vllm serve` would not look into.
         env |= {"VLLM_API_KEY": spec.api_key, "PYTHONPATH": f"{spec.run_dir}/server"}
     if spec.device.kind == "cpu" and _shares_a_process(spec):
-        # Without a process for its worker it is ready in 20 s and not 32 here, and takes 0.7 GB less.
+        # Without a process for its worker, vLLM is ready in 20 s and not 32 here, and takes 0.7 GB less.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if spec.device.kind == "rbln":
         env |= rbln_vllm.environment(spec.device, spec.environment.requirements)
@@ -164,8 +178,11 @@ def _environment(spec: ServeSpec) -> Mapping[str, str]:
 
 
 def _shares_a_process(spec: ServeSpec) -> bool:
-    """On a CPU, where serve.py says how many threads there are, unless there are several ranks, or the user places
-    threads or ranks."""
+    """Return whether the engine's worker runs in the server's own process, on a CPU.
+
+    serve.py then says how many threads there are. Several ranks, or the user's own placing of threads or ranks, exclude
+    it.
+    """
     sizes = (spec.options[name] or 1 for name in async_engine_args.PARALLEL)
     placed = {"VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_NUM_OF_RESERVED_CPU"} & spec.env.keys()
     return not (spec.program or placed or max(sizes) > 1 or vllm_command.said(spec, "distributed_executor_backend"))

@@ -1,4 +1,4 @@
-"""The flags behind `vllm serve MODEL`: what the config keys mean, what engine.args add, and what of it is refused."""
+"""The flags behind `vllm serve MODEL`: from config keys, and from engine.args, some of which are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from engines import rbln_vllm, vllm_flags
 from engines.async_engine_args import PARALLEL, engine_args
 from engines.base import PlanError, ServeSpec
 
-#: flags that another key decides, and that key
+#: flag that another key decides → that key
 _OURS = {
     "model": "model.source",
     "model_tag": "model.source",
@@ -21,7 +21,7 @@ _OURS = {
     "lora_modules": "engine.lora",
     **{name: f"engine.{name}" for name in PARALLEL},  # they decide how many devices are taken
 }
-#: flags that would make it another server than the one that is probed and asked
+#: flag that would make the server another than the one that is probed and asked → the reason
 _REFUSED = {
     "config": "what is in that file would not be checked, and config keys say the same",
     "grpc": "the launcher asks it over HTTP",
@@ -38,12 +38,12 @@ _ENGINE = (
     "trust_remote_code", "enforce_eager", "model_impl",
 )  # fmt: skip
 _GUARD = "guard.RequireKey"
-#: seconds from the end of what is still being answered to that of the process; measured: 2 to 3
+#: seconds from the last answer to the end of the process; measured: 2 to 3
 _TEARDOWN_S = 4
 
 
 def flags(spec: ServeSpec) -> list[str]:
-    """The words after the model. Raises `PlanError` naming the config key to change."""
+    """Return the words after the model. Raises `PlanError` naming the config key to change."""
     known = _known(spec)
     options = {name: spec.options[name] for name in _ENGINE if spec.options[name] not in (None, {})}
     if spec.options["lora"]:
@@ -62,7 +62,7 @@ def flags(spec: ServeSpec) -> list[str]:
 
 
 def said(spec: ServeSpec, name: str) -> Any:
-    """What engine.args sets a flag to, however it is spelt there."""
+    """Return the value that engine.args gives a flag, however it is spelt there; None if it gives none."""
     return _named(spec.args).get(name)
 
 
@@ -71,7 +71,7 @@ def _named(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _args(spec: ServeSpec, options: Mapping[str, Any]) -> dict[str, Any]:
-    """engine.args, without what other keys decide."""
+    """Return engine.args. Raises `PlanError` for flags that other keys decide."""
     args = _named(spec.args)
     for name, value in args.items():
         # vllm-rbln's own rules say what to do about these.
@@ -85,16 +85,16 @@ def _args(spec: ServeSpec, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_plugin(args: Mapping[str, Any]) -> dict[str, Any]:
-    """vllm-rbln's own flags as what they are kept in, so that its rules see them."""
+    """Return `args` with vllm-rbln's own flags inside additional_config, so that its rules see them."""
     flags = {name.removeprefix("rbln_"): value for name, value in args.items() if name.startswith("rbln_")}
     rest = {name: value for name, value in args.items() if not name.startswith("rbln_")}
     return {**rest, "additional_config": {**rest.get("additional_config", {}), **flags}} if flags else rest
 
 
 def _server(spec: ServeSpec, args: Mapping[str, Any], known: vllm_flags.Flags | None) -> dict[str, Any]:
-    """The flags of the HTTP server in front of the engine."""
+    """Return the flags of the HTTP server in front of the engine."""
     options = spec.options
-    # Without time to shut down, what is being answered ends with the signal.
+    # Without time to shut down, requests that are being answered end with the signal.
     drains = known is not None and known.find("shutdown_timeout") is not None
     server: dict[str, Any] = {
         "host": spec.bind,
@@ -117,7 +117,10 @@ def _engine_args(spec: ServeSpec, wanted: Mapping[str, Any], keys: Mapping[str, 
 
 
 def _known(spec: ServeSpec) -> vllm_flags.Flags | None:
-    """Of a vLLM that is the user's the version is unknown, so its own parser has to refuse what it does not have."""
+    """Return the flags of the pinned vLLM; None for a vLLM of the user's.
+
+    Its version is unknown, so its own parser has to refuse what it does not have.
+    """
     if spec.program or not spec.environment.managed:
         return None
     known = vllm_flags.of(spec.environment.requirements, spec.templates)

@@ -1,6 +1,6 @@
-"""vLLM's command line: arguments rendered as words, and those refused by name that the pinned version does not have.
+"""vLLM's command line: arguments rendered as words, and those refused that the pinned version does not have.
 
-What a version has is data, made from its real parser by templates/vllm/list_flags.py.
+The flags of each version are data, made from its real parser by templates/vllm/list_flags.py.
 """
 
 from __future__ import annotations
@@ -35,17 +35,21 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """The flags of one version: long name → `kind`, and where it has them `choices`, `negative`, `many` and so on."""
+    """The flags of one version: long name → `kind`, and, if it has them, `choices`, `negative`, `many` and so on."""
 
     version: str
     flags: Mapping[str, Mapping[str, Any]]
 
     def find(self, name: str) -> Mapping[str, Any] | None:
+        """Return the flag of this name or alias, with - or _; None if there is none."""
         flag = name.replace("_", "-")
         return self.flags.get(flag) or next((said for said in self.flags.values() if flag in _aliases(said)), None)
 
     def check(self, key: str, name: str, value: object) -> None:
-        """Raises `PlanError` where the config key `key` sets a flag that is not there, or to what it does not take."""
+        """Raise `PlanError` if this vLLM has no flag `name`, or it does not take `value`.
+
+        `key` is the config key that sets it.
+        """
         said = self.find(name)
         if said is None:
             raise PlanError(f"{key} is no flag of vLLM {self.version}; {self._hint(name)}")
@@ -67,7 +71,7 @@ class Flags:
 
 
 def of(requirements: Iterable[str], templates: Mapping[str, str]) -> Flags | None:
-    """The flags of the vLLM that `requirements` pin; None where nothing is known about that version."""
+    """Return the flags of the vLLM that `requirements` pin; None if nothing is known about that version."""
     for requirement in requirements:
         package, _, version = requirement.partition("==")
         if package not in _FILES:
@@ -81,9 +85,10 @@ def of(requirements: Iterable[str], templates: Mapping[str, str]) -> Flags | Non
 
 
 def words(args: Mapping[str, Any], known: Flags | None = None) -> list[str]:
-    """`{"max_model_len": 1024, "enforce_eager": True}` becomes `["--max-model-len", "1024", "--enforce-eager"]`.
+    """Return `["--max-model-len", "1024", "--enforce-eager"]` for `{"max_model_len": 1024, "enforce_eager": True}`.
 
-    None is left out. Without `known`, every false flag has a form with `no-` in front, and every list is of words.
+    A value of None is left out. Without `known`, every false flag has a form with `no-` in front, and every list is of
+    words.
     """
     line: list[str] = []
     for name, value in args.items():
@@ -104,7 +109,7 @@ def words(args: Mapping[str, Any], known: Flags | None = None) -> list[str]:
 
 
 def _pair(flag: str, value: str) -> list[str]:
-    # In a word of its own, what begins with a dash would be taken for another flag.
+    # In a word of its own, a value that begins with a dash would be taken for another flag.
     return [f"{flag}={value}"] if value.startswith("-") else [flag, value]
 
 
