@@ -83,7 +83,7 @@ class Capabilities:
     runtimes: tuple[str, ...] = (
         "process",
         "docker",
-    )  #: where its program can run; `auto` takes the first that can be had
+    )  #: runtimes for its program; `auto` takes the first that can be had
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ class Engine(ABC):
         return {}
 
     def environment_key(self, kind: str, options: Mapping[str, Any]) -> str:  # noqa: ARG002
-        """Return the key of `environments` and `images` in the engine's config; the device kind, unless options matter."""
+        """Return the key of the config's `environments` and `images`: the device kind, unless options matter."""
         return kind
 
     def dialect(self, plan: LaunchPlan, options: Mapping[str, Any]) -> Dialect:  # noqa: ARG002

@@ -69,7 +69,7 @@ class Container:
     name: str
     image: str  #: with a tag or a digest
     daemon: str  #: the daemon's address: unix:///var/run/docker.sock
-    build: ImageBuild | None = None  #: None where the image is pulled
+    build: ImageBuild | None = None  #: None if the image is pulled
     pull: str = "missing"  #: missing, always or never
     network: str = "bridge"
     user: str = ""  #: uid:gid; empty is the image's

@@ -35,7 +35,7 @@ DONE = b"data: [DONE]\n\n"
 class Call:
     """One request of OpenAI's API, as it came."""
 
-    path: str  #: what follows /v1: one of CHAT, COMPLETIONS and EMBEDDINGS
+    path: str  #: the path after /v1: one of CHAT, COMPLETIONS and EMBEDDINGS
     body: bytes
     fields: Mapping[str, Any]  #: `body`, parsed
     plain: bool = False  #: `names_model_once(body)`; False also if nobody has looked

@@ -23,7 +23,7 @@ class Endpoint:
     host: str
     port: int
     scheme: str = "http"
-    path: str = ""  #: in front of every path of the server's API: "/v1/proxy"
+    path: str = ""  #: a prefix of every path of the server's API: "/v1/proxy"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -87,14 +87,14 @@ class JsonHttp:
             session.trust_env = self._proxies and endpoint.host not in LOOPBACK
             import ssl  # a launch loads OpenSSL only where it is needed
 
-            session.verify = ssl.get_default_verify_paths().cafile or True  # as the probes: heeds SSL_CERT_FILE
+            session.verify = ssl.get_default_verify_paths().cafile or True  # heeds SSL_CERT_FILE, as the probes do
         url = f"{endpoint.url}{path}"
         send = partial(
             session.post,
             url,
             auth=_Bearer(target.bearer()),
             timeout=(_CONNECT_TIMEOUT_S, target.timeout_s),
-            allow_redirects=False,  # it would repeat a POST as a GET, and take the key elsewhere
+            allow_redirects=False,  # a redirect would repeat a POST as a GET, and take the key elsewhere
             **request,
         )
         try:

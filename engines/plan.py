@@ -11,7 +11,7 @@ from engines.container import Container, Mount, Port
 from engines.endpoint import LOOPBACK_ADDRESS, Endpoint, Endpoints, KeyFile
 from engines.environment import Environment
 
-#: in the words of a build step's `argv`: the folder to fill, and the folder that holds the step's `files`
+#: placeholders in a build step's `argv`: the folder to fill, and the folder that holds the step's `files`
 OUTPUT, FILES = "{output}", "{files}"
 
 # ---------------------------------------------------------------- what to serve: the engine's whole view of the config
@@ -24,7 +24,7 @@ class Device:
     kind: str
     ids: tuple[int, ...] = (0,)
     product: str | None = None
-    memory_bytes: int | None = None  #: of one device
+    memory_bytes: int | None = None  #: bytes of one device
     assumed: bool = False
     simulated: bool = False  #: computed by a program on the host's processor
     env: Mapping[str, str] = field(default_factory=dict)  #: variables that make only `ids` visible to the engine
@@ -163,10 +163,10 @@ class ServeSpec:
     device: Device
     model: Model
     runtime: str
-    environment: Environment  #: as the engine's program finds it, in a container too
+    environment: Environment  #: the packages, as the engine's program finds them, in a container too
     bind: str  #: the address that the server listens on
-    ports: tuple[int, ...]  #: as many as the engine's `ports`
-    run_dir: str  #: where the plan's files are written
+    ports: tuple[int, ...]  #: one for each of the engine's `ports`
+    run_dir: str  #: the folder that the plan's files are written to
     artifacts: str = "/artifacts"  #: the folder of everything that build steps make
     options: Mapping[str, Any] = field(default_factory=dict)  #: the engine's own config keys
     args: Mapping[str, Any] = field(default_factory=dict)  #: flags handed to the engine's program

@@ -47,7 +47,7 @@ class Chip:
     """The compiler's limits on one family of NPUs, in tokens (`AttentionLimits` of optimum-rbln 0.12)."""
 
     name: str
-    prefix: str  #: of the family's product names
+    prefix: str  #: the beginning of the family's product names
     max_eager: int  #: the longest context of eager attention
     max_partition: int  #: the largest partition of flash attention, which splits the context into equal ones
     default_partition: int

@@ -92,7 +92,7 @@ def _from_weights(model: Model, device: Device, given: VllmArgs) -> dict[str, An
     _check_overrides(given)
     block = given.number("block_size", 1) if "block_size" in given.args else limits.block_size(length, said)
     _check_attention(limits, length, said, block, given)
-    if model.task == "generate":  # of embedders, some read a text in chunks and some do not: left to the server
+    if model.task == "generate":  # some embedders read a text in chunks, some do not: the server checks
         _check_prefix_caching(block, _chunk(limits, length, seqs, given), said, given)
     return {
         "model": model.path,

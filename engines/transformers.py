@@ -102,7 +102,7 @@ class Transformers(Engine):
             endpoints=Endpoints(Endpoint(spec.connect_host, port)),
             probes=probes(spec),
             env=env,
-            # In a folder of their own, which is all that Python puts before its packages.
+            # Their own folder is all that Python puts before its packages.
             files={f"server/{name}": spec.templates[name] for name in ("serve.py", "decoding.py", "bad_request.py")},
             links={"weights": spec.model.path},
         )
@@ -123,7 +123,7 @@ class Transformers(Engine):
             device,
             sequences=_CONTEXTS_ON_CPU if batching and device.kind == "cpu" else 1,
             spread="layers",
-            tokens_at_once=model.context_length,  # it reads a prompt in one step
+            tokens_at_once=model.context_length,  # the server reads a prompt in one step
         )
 
     def close(self) -> None:

@@ -92,7 +92,7 @@ class DevicePlugin(ABC):
 
     kind: ClassVar[str]
     label: ClassVar[str]  #: the name of one device in messages
-    looked_for: ClassVar[str]  #: what detect() looks at, in words for an error message
+    looked_for: ClassVar[str]  #: the places that detect() looks at, in words for an error message
     products: ClassVar[Mapping[str, int]] = {}  #: product → bytes of memory of one device
     assumed_product: ClassVar[str | None] = None  #: the product in a plan when none was found or named
     portals: ClassVar[Mapping[str, Portal]] = {}  #: package → where it is to be had

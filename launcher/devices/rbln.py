@@ -176,7 +176,7 @@ class Rbln(HostDevices):
         firmwares = {npu.firmware for npu in report.npus.values() if npu.firmware} if report else set()
         if firmwares:
             versions["firmware"] = ", ".join(sorted(firmwares))
-        for package in _SDK_PACKAGES:  # where rmlaunch itself runs in such a Python
+        for package in _SDK_PACKAGES:  # found if rmlaunch itself runs in a Python that has them
             with suppress(metadata.PackageNotFoundError):
                 versions[package] = metadata.version(package)
         return versions

@@ -15,7 +15,7 @@ class Card:
 
     label: str  #: "RBLN NPU"
     nodes: str  #: "/dev/rbln*"
-    install: str  #: what to do where the driver is missing
+    install: str  #: what to do if the driver is missing
     product: Callable[[PciFunction], str | None] = lambda _: None
 
 

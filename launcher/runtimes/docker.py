@@ -52,7 +52,7 @@ class DockerRuntime(Runtime):
         Waits for a daemon that is away, at most `docker_daemon.BACK_S`. With `orders` it also starts a keeper for them.
         """
         container = _container(plan)
-        self._end_keeper()  # it has the orders of the last start
+        self._end_keeper()  # the old keeper has the orders of the last start
         try:
             created, pid = when_back(lambda: self._start(plan, container))
         except AwayError as exc:

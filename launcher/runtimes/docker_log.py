@@ -52,7 +52,7 @@ class DockerLog:
                     if not client.inspect_container(self._container)["State"]["Running"]:
                         return
             except AwayError:
-                pass  # it is waited for
+                pass  # the daemon is waited for
             except DeploymentError:
                 return  # the container is gone
             if self._closed.wait(_AWAY_PERIOD_S):

@@ -106,7 +106,7 @@ def end(pid: int, started: int) -> None:
             if start_ticks(pid) == started:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
                 select.select([descriptor], [], [], _ENDED_S)
-                os.waitpid(pid, os.WNOHANG)  # of a child of ours nothing stays; else this says that it is none
+                os.waitpid(pid, os.WNOHANG)  # reaps a child of ours; an error for any other process
         finally:
             os.close(descriptor)
 
