@@ -1,0 +1,1 @@
+"""The benchmarks: each measures rmlaunch beside a peer, in the same run."""

@@ -2,7 +2,8 @@
 
     python candidates.py KIND PORT UPSTREAM_PORT
 
-As short as each allows. Run by `benchmarks/gateway_servers.py`, in an environment that has the candidates alone.
+Each is as short as its libraries allow. `benchmarks/gateway_servers.py` runs this in an environment that has the
+candidates alone.
 """
 
 from __future__ import annotations

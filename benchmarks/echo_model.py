@@ -1,5 +1,6 @@
-"""A trivial Triton model with the tensors of our language models: it answers the prompt itself, so that a benchmark
-measures the client and not a decoding loop."""
+"""A trivial Triton model with the tensors of our language models, which answers the prompt itself.
+
+A benchmark with it measures the client and not a decoding loop."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.gateway
 
-The upstream is nginx with one answer; of streams, a server of the tests that waits between its pieces. Ours has routing
-over two replicas, a key and its numbers on. wrk and nginx come from Debian (wrk, nginx-light); load stays on loopback.
+The upstream is nginx with one answer; for streams, a server of the tests that waits between its pieces. Ours routes
+over two replicas, with a key and its numbers on. wrk and nginx come from Debian (wrk, nginx-light); load stays on
+loopback.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is measured by the gateway's benchmarks: nginx with one answer behind all, nginx and others as proxies, and ours.
+"""The parties in the gateway's benchmarks: nginx with one answer behind all, nginx and others as proxies, and ours.
 
 wrk and nginx come from Debian (wrk, nginx-light); load stays on loopback.
 """

@@ -1,8 +1,8 @@
-"""What the gateway could stand on: the same small proxy on each candidate for its server and its client, in one run.
+"""The libraries that the gateway could stand on: the same small proxy on each candidate, in one run.
 
     python -m benchmarks.gateway_servers
 
-One process of each, in front of the same nginx with one answer. `candidates.py` has the proxies.
+One process of each stands in front of the same nginx with one answer. `candidates.py` has the proxies.
 """
 
 from __future__ import annotations

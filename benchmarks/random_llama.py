@@ -1,6 +1,6 @@
 """A Llama of random weights, larger than those that are at hand: python random_llama.py TOKENIZER_FOLDER OUTPUT_FOLDER.
 
-Runs in the environment of the converter, which has torch and Transformers.
+Run it in the environment of the converter, which has torch and Transformers.
 """
 
 from __future__ import annotations
