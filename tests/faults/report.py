@@ -20,16 +20,16 @@ _TARGET = Path(__file__).parents[2] / "docs" / "faults.md"
 _ORDER = ("triton", "torchserve", "vllm", "llamacpp", "triton (docker)", "llamacpp (docker)", "fake")
 _HEAD = """# Faults
 
-What `make faults` (tests/faults/) does to a deployment, what must hold then, and what it measured. That command writes
-this page; a cell whose claims did not hold says FAILED.
+`make faults` (tests/faults/) strikes a deployment with each fault below, checks what must hold then, and measures it.
+The command writes this page. A cell whose claims did not hold says FAILED.
 
-`a → b · n`: the supervisor said so after `a`; `b` after the fault it served again, was gone, or had refused, whichever
-the row is about; `n` processes, files, ports and pieces of shared memory were left that should not be. What a row does
-not measure is left out. *fake* is a small server that misbehaves as it is told, with a worker
-of its own; *(docker)* is the same engine with runtime=docker.
+A cell reads `a → b · n`. The supervisor told of the fault after `a`. At `b` after the fault the deployment served
+again, was gone, or had refused, whichever the row is about. `n` processes, files, ports and pieces of shared memory
+were left that should not be. A cell leaves out what its row does not measure. *fake* is a small server that misbehaves
+as it is told, with a worker of its own; *(docker)* is the same engine with runtime=docker.
 
-Liveness is set to a check each second, 2 s for an answer, 2 failures in a row (fake: 0.05 s, 0.3 s, 2). Measured on
-{machine}.
+Liveness is set to a check each second, 2 s for an answer, 2 failures in a row (fake: 0.05 s, 0.3 s, 2). The numbers are
+from {machine}.
 """
 
 
