@@ -1,9 +1,9 @@
 # Every task of the project; CI calls these and nothing else.
 #   make run     set up, launch the embedded default on this CPU, ask it a question, stop
 #   make test    set up, run every test, those of the real engines included
-#   make check   lint, types, and the wheel outside the checkout; each of them alone: make lint, types, wheel
+#   make check   lint, types, and the wheel outside the checkout; each has its own target: make lint, types, wheel
 #   make faults  strike every engine with every fault, and write docs/faults.md
-#   make bench   the numbers of docs/benchmarks.md, measured beside their peers
+#   make bench   measure the numbers of docs/benchmarks.md beside their peers
 VENV ?= .venv
 PYTHON ?= python3
 QUESTION ?= What is the capital of France?
@@ -11,9 +11,8 @@ QUESTION ?= What is the capital of France?
 .PHONY: setup run test check lint types wheel faults bench clean
 setup: $(VENV)/.done
 
-# What a bare Debian lacks: venv, OpenMP, which llama.cpp uses, and Python as a shared library, which Triton's stub embeds.
-# Tests build a vendor's NPU from C, run vLLM, which wants libnuma, look at a page in Chromium, and start a Docker daemon and
-# a registry of their own, which takes root.
+# A bare Debian lacks venv, OpenMP (for llama.cpp) and Python as a shared library (for Triton's stub). The tests build a vendor's
+# NPU from C, run vLLM, which needs libnuma, and look at a page in Chromium. As root they start a Docker daemon and a registry.
 APT = apt-get update -q && apt-get install -y -q --no-install-recommends
 LIBPYTHON = import ctypes, sys, sysconfig; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
 
