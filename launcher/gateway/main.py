@@ -1,4 +1,6 @@
-"""The gateway's process: python -c "from launcher.gateway.main import main; main()" SETTINGS_JSON
+"""The gateway's process.
+
+    python -c "from launcher.gateway.main import main; main()" SETTINGS_JSON
 
 It serves until SIGTERM, then drains. The settings are read again when the file changes, or the configs that it was
 composed from (`launcher/gateway/reload.py`). It imports neither Hydra nor an engine's packages.
