@@ -1,6 +1,7 @@
 # Every task of the project; CI calls these and nothing else.
 #   make run     set up, launch the embedded default on this CPU, ask it a question, stop
 #   make test    set up, run every test, those of the real engines included
+#   make test-pythons   the tests without real engines, on each Python from 3.10 to 3.14 that is found on PATH or in pyenv
 #   make check   lint, types, and the wheel outside the checkout; each has its own target: make lint, types, wheel
 #   make faults  strike every engine with every fault, and write docs/faults.md
 #   make bench   measure the numbers of docs/benchmarks.md beside their peers
@@ -8,7 +9,7 @@ VENV ?= .venv
 PYTHON ?= python3
 QUESTION ?= What is the capital of France?
 
-.PHONY: setup run test check lint types wheel faults bench clean
+.PHONY: setup run test test-pythons check lint types wheel faults bench clean
 setup: $(VENV)/.done
 
 # A bare Debian lacks venv, OpenMP (for llama.cpp) and Python as a shared library (for Triton's stub). The tests build a vendor's
@@ -38,6 +39,10 @@ test: setup
 		>/dev/null || { $(APT) docker.io iptables iproute2 debootstrap docker-registry; }
 	@test "$$(id -u)" != 0 || { command -v chromedriver && command -v curl; } >/dev/null || { $(APT) chromium chromium-driver curl; }
 	$(VENV)/bin/python -m pytest
+
+# PYTHONS=--oldest takes the oldest of them alone, beside the default one.
+test-pythons: setup
+	$(VENV)/bin/python .ci/pythons.py $(PYTHONS) $(VENV)
 
 check: lint types wheel
 

@@ -9,17 +9,22 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from launcher.config import compose
 from tests import dockerd
+from tests.composing import Composed
 from tests.supervision import first_port
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
+_COMPOSED = Composed()
+
 
 def pytest_configure() -> None:
-    """Launches that choose ports choose other ones than those of other tests and users."""
+    """Launches that choose ports choose other ones than those of other tests and users, and configs are kept."""
     os.environ["RMLAUNCH_FIRST_PORT"] = str(first_port())
+    compose._composed = _COMPOSED
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +34,12 @@ def _own_folders(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: py
     # Real engines' environments take minutes to make: those tests share the machine's.
     if request.node.get_closest_marker("real") is None:
         monkeypatch.setenv("RMLAUNCH_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def _composed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of composing itself do without what others have composed."""
+    monkeypatch.setattr(compose, "_composed", _COMPOSED.anew)
 
 
 @pytest.fixture(scope="session")

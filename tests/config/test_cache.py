@@ -13,6 +13,8 @@ from launcher.config.cache import compose
 from launcher.config.schema import TensorConf
 from launcher.paths import cache_root
 
+pytestmark = pytest.mark.usefixtures("_composed_anew")
+
 MINE = """\
 defaults: [base_model, _self_]
 id: mine

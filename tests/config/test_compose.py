@@ -16,6 +16,8 @@ from engines.base import ConfigError
 from launcher.config.compose import compose, normalized, options
 from launcher.config.schema import DeviceConf, LaunchConfig, ModelConf, engine_conf
 
+pytestmark = pytest.mark.usefixtures("_composed_anew")
+
 MINE = """\
 # A model of the user's own.
 defaults:

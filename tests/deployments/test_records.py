@@ -183,7 +183,7 @@ def test_an_adopted_program_that_ends_is_started_again(tmp_path: Path) -> None:
 
 def test_an_adopter_knows_that_it_has_served(tmp_path: Path) -> None:
     """Its program may be in the middle of a restart when its supervisor is killed."""
-    plan = fake_plan(tmp_path, "--ready-after", "3")
+    plan = fake_plan(tmp_path, "--ready-after", "2")
     with detached(plan, tmp_path) as folder:
         supervisor, program = pids(tmp_path)
         kill(program)

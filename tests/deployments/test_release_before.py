@@ -167,6 +167,7 @@ def test_a_kill_does_not_wait_for_its_grace(tree: Path, state: Path, words: list
         assert marked_processes(str(folder / "run")) == []
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_one_that_hangs_is_killed_by_force(tree: Path, state: Path) -> None:
     with started(tree, state, SERVER) as folder:
         supervisor, program = pids(state)

@@ -106,6 +106,7 @@ def phases(state: Path) -> dict[str, Phase]:
     return {item.name: item.news.phase for item in Deployments(state).all()}
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,6 +137,7 @@ def test_all_the_others_are_stopped_and_who_does_not_answer_is_told(
         assert not (state / "deployments/hung/run").exists()
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_a_state_that_says_stopped_is_no_reason_to_leave_what_runs(state: Path) -> None:
     with detached(fake_plan(state), state) as folder:
         supervisor, program = pids(state)
@@ -148,6 +150,7 @@ def test_a_state_that_says_stopped_is_no_reason_to_leave_what_runs(state: Path) 
         assert (is_alive(supervisor), is_alive(program)) == (False, False)
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_supervisors_that_hang_are_listed_as_such_and_keep_nobody_waiting(
     state: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +211,7 @@ def test_a_launcher_that_does_not_end_is_named_and_killed_only_when_asked(
         assert phases(state) == {"new": Phase.STOPPED}
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_the_owner_of_a_supervisor_that_hangs_goes_on_to_its_own_end(state: Path) -> None:
     with running(OWNER, str(state)) as owner:
         supervisor, program = pids(state, "owned")
@@ -233,6 +237,7 @@ def test_a_wrong_name_keeps_nobody_from_being_stopped(state: Path, capsys: pytes
         ]
 
 
+@pytest.mark.usefixtures("_impatient")
 def test_one_that_failed_makes_it_a_failure_whatever_else_was_wrong(state: Path) -> None:
     with detached(fake_plan(state), state), halted(pids(state)[0]):
         assert main.run(["stop", "x", "fake"]) == 1
@@ -241,14 +246,14 @@ def test_one_that_failed_makes_it_a_failure_whatever_else_was_wrong(state: Path)
 def test_a_drain_takes_its_time_as_long_as_the_supervisor_is_there(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The grace of 5 s is more than a silence may last."""
-    monkeypatch.setattr("launcher.deployments.connection._ANSWER_S", 2.0)
-    monkeypatch.setattr("launcher.deployments.connection._BUSY_S", 2.0)
+    """The grace of 2.5 s is more than a silence may last."""
+    monkeypatch.setattr("launcher.deployments.connection._ANSWER_S", 1.0)
+    monkeypatch.setattr("launcher.deployments.connection._BUSY_S", 1.0)
     monkeypatch.setattr("launcher.deployments.connection._PING_S", 0.2)
-    with detached(fake_plan(state, "--ignore-sigterm"), state):
+    with detached(fake_plan(state, "--ignore-sigterm"), state, stop_grace_s=2.5):
         began = time.monotonic()
         assert main.run(["stop", "fake"]) == 0
-        assert time.monotonic() - began > 4
+        assert time.monotonic() - began >= 2.5
 
 
 def test_a_second_stop_takes_nothing_of_the_grace_that_the_first_has_given(state: Path) -> None:
@@ -299,7 +304,7 @@ def test_what_takes_too_long_is_told_as_such(state: Path) -> None:
 def test_a_supervisor_that_begins_to_hang_in_a_drain_is_told(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("launcher.deployments.connection._BUSY_S", 1.0)
     monkeypatch.setattr("launcher.deployments.connection._PING_S", 0.1)
-    with detached(fake_plan(state, "--ignore-sigterm"), state):
+    with detached(fake_plan(state, "--ignore-sigterm"), state, stop_grace_s=2.5):
         supervisor, _ = pids(state)
         with Deployments(state).find("fake").connect() as connection:
             connection.until(lambda news: news.phase is Phase.STOPPING, "stop")
