@@ -115,7 +115,7 @@ def open_lock(path: Path) -> TextIO:
 
 
 def _no_lock(path: Path) -> DeploymentError:
-    return DeploymentError(f"{path} is to be locked and is no file; remove it")
+    return DeploymentError(f"cannot lock {path}: it is not a regular file; remove it")
 
 
 @contextmanager

@@ -41,7 +41,7 @@ ENGINE = (
     # the model before, engines load it from files and offline, and the token may write to the hub.
     "TORCH*", "PYTORCH_*", "TRITON_*", "HF_*", "HUGGING*", "TRANSFORMERS_*", "SAFETENSORS_*", "TOKENIZERS_*",
     "FLASHINFER_*", "VLLM_*", "JAVA_HOME",
-    # What compiles while an engine runs (torch.compile, Triton's kernels, FlashInfer).
+    # Compilers and their settings, used while an engine runs (torch.compile, Triton's kernels, FlashInfer).
     "CC", "CXX", "CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "MAX_JOBS", "NINJA_STATUS",
     # Python, where they are not about which packages it finds; pyenv's, whose programs are scripts that ask it.
     "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONFAULTHANDLER", "PYTHONWARNINGS",

@@ -33,7 +33,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> LaunchCo
 
         return compose.compose(overrides, config_dir)
 
-    # They look outside, may look in other folders, or are nobody's but the user's.
+    # These look outside, may look in other folders, or hold prompts and secrets.
     if any(_RESOLVER.search(item) or item.lstrip("+").startswith(_NEVER_KEPT) for item in overrides):
         return anew()
     folders = [shipped("conf"), user_config(), *([Path(config_dir).absolute()] if config_dir else [])]

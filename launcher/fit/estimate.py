@@ -171,7 +171,7 @@ def _parts_of_cache(use: MemoryUse, facts: ModelFacts, count: int) -> int:
     parts = _parts_of_weights(use, count)
     if use.spread != "heads":
         return parts
-    # What there is one of for all heads (MLA) is kept whole by every rank.
+    # A cache that all heads share (MLA) is kept whole by every rank.
     most = 1 if facts.latent_dim else facts.kv_heads or parts
     return min(max(1, parts // use.stages), most) * use.stages
 

@@ -79,7 +79,7 @@ def _suitable(
     fitting = tuple(one for one in found if told[one.id] in (None, product))
     if found and not fitting:
         has = ", ".join(f"{number} is {name!r}" for number, name in told.items())
-        raise ResourceError(f"device.assume={product!r}, but of {plugin.kind} of this machine, {has}")
+        raise ResourceError(f"device.assume={product!r}, but this machine's {plugin.kind} are others: {has}")
     return fitting, product
 
 
@@ -130,17 +130,18 @@ def choose(
         if len(fit := [number for number in free if group[number] == name]) >= count:
             return tuple(fit[:count])
     if len(free) >= count:
-        raise ResourceError(f"device.count={count}: no group of {kind} has as many free; {_by_group(free, group)}")
+        raise ResourceError(f"device.count={count}: no group of {kind} has that many free; {_by_group(free, group)}")
     raise ResourceError(
-        f"device.count={count}: of {kind} {have}, {_by_whom(have, in_use)}; stop that, or set device.share=true"
+        f"device.count={count}: of this machine's {kind} {have}, {_by_whom(have, in_use)}; stop that, or set "
+        "device.share=true"
     )
 
 
 def _check_given(kind: str, ids: Sequence[int], in_use: Taken, group: Mapping[int, object]) -> None:
     if busy := [number for number in ids if number in in_use]:
         raise ResourceError(
-            f"device.ids={list(ids)}: of {kind}, {_by_whom(busy, in_use)}; choose others, stop that, or set "
-            "device.share=true"
+            f"device.ids={list(ids)}: of this machine's {kind}, {_by_whom(busy, in_use)}; choose others, stop that, "
+            "or set device.share=true"
         )
     if len({group[number] for number in ids}) > 1:
         raise ResourceError(

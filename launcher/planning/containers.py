@@ -45,7 +45,7 @@ def check(config: LaunchConfig, machine: Machine) -> None:
         machine.docker()
     if config.engine.environment != "managed":
         raise PlanError(
-            f"engine.environment={config.engine.environment!r} is of this machine, and runtime={config.runtime.name} "
+            f"engine.environment={config.engine.environment!r} is on this machine, and runtime={config.runtime.name} "
             "takes packages from its image; leave it out, or use runtime=process"
         )
     assert isinstance(config.runtime, ContainerConf)

@@ -93,7 +93,7 @@ def _check_function(role: str, function: FunctionConf) -> None:
     if not re.fullmatch(r"[A-Za-z_]\w*", function.symbol):
         raise ConfigError(f"{where}.symbol={function.symbol!r} is no name of a C function")
     if function.returns not in _RETURNS[role]:
-        raise ConfigError(f"{where}.returns={function.returns!r} cannot be; it can be: {', '.join(_RETURNS[role])}")
+        raise ConfigError(f"{where}.returns={function.returns!r} is not allowed; allowed: {', '.join(_RETURNS[role])}")
     for argument in function.arguments:
         word, colon, kind = argument.rpartition(":") if _typed(argument) else (argument, "", "")
         if colon and kind not in _TYPES:

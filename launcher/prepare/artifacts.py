@@ -23,7 +23,7 @@ from launcher.masking import mask_argv, mask_env, mask_url
 from launcher.prepare.stores import Pruned, half_made, removed
 from launcher.suggest import unknown
 
-#: in the artifact's folder; hidden, because a compiler may write a metadata.json of its own
+#: file in the artifact's folder; hidden, because a compiler may write a metadata.json of its own
 METADATA = ".rmlaunch.json"
 
 

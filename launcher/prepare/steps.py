@@ -51,7 +51,7 @@ def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
 
 def _build(steps: Sequence[BuildStep], plan: LaunchPlan, progress: Progress) -> None:
     if steps:
-        from launcher.prepare import builds  # as above
+        from launcher.prepare import builds  # not at the top either
 
         for step in steps:
             builds.run(step, progress, plan.inherit)
@@ -67,7 +67,9 @@ def make_run_folder(plan: LaunchPlan) -> None:
     try:
         root.mkdir(mode=0o700, parents=True)
     except FileExistsError as exc:
-        raise PrepareError(f"{plan.name}: {root} is of an earlier start and cannot be removed; remove it") from exc
+        raise PrepareError(
+            f"{plan.name}: {root} is left from an earlier start and cannot be removed; remove it"
+        ) from exc
     render_files(plan.files, plan.links, root)
     for name in plan.writes:
         (root / name).mkdir()

@@ -1,5 +1,5 @@
 # Completes rmlaunch in bash:  source <(rmlaunch completion bash)
-# Bash parts words at = and :, which are put together here; what it replaces is the last part alone.
+# Bash splits words at = and :, so they are joined here; Bash replaces the last part alone.
 
 _rmlaunch() {
     local part="" before="" program="${COMP_WORDS[0]}" current cut="" value

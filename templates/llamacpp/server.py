@@ -226,7 +226,7 @@ SWITCHES: Mapping[str, tuple[str, bool]] = {
     "-sp --special": ("special", True),
 }
 
-#: Where CommonParams' own defaults are not llama-server's (n_parallel is 1 there, port 0).
+#: llama-server's defaults that CommonParams does not share (there n_parallel is 1, and port 0).
 DEFAULTS: Mapping[str, object] = {"hostnames": ["127.0.0.1"], "port": 8080, "n_parallel": -1}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5  # vLLM's limit too; dividing logits by less overflows
 PROMPT_TAIL = 6  # prompt tokens the first piece is decoded with, so that it keeps its space
-REPLACEMENT = "\ufffd"  # what a tokenizer decodes half a character to
+REPLACEMENT = "\ufffd"  # a tokenizer's text for half a character
 
 
 @dataclass(frozen=True, slots=True)

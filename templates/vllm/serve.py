@@ -37,7 +37,7 @@ def _numbers(text: str) -> set[int]:
 def main() -> None:
     """Set OpenMP's variables if the model runs in this process, and run vLLM's server."""
     if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0" and "OMP_NUM_THREADS" not in os.environ:
-        # As vLLM places a worker: on one memory node, a thread for each core, less one for the server.
+        # Placed as vLLM places a worker: on one memory node, a thread for each core, less one for the server.
         near = nodes(os.sched_getaffinity(0))[0]
         os.sched_setaffinity(0, near)
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores(near) - 1))

@@ -81,9 +81,13 @@ def test_a_launch_gets_no_device_that_a_running_deployment_has(
         assert first.device.ids == (0,)
         assert plan_of(tmp_path, *words, to_launch=True).device.ids == (1,)
         assert plan_of(tmp_path, *words, "device.count=2").device.ids == (0, 1)  # a mere plan takes nothing away
-        with pytest.raises(ResourceError, match=r"device\.ids=\[0\]: of npu, 0 is in use by deployment 'first'"):
+        with pytest.raises(
+            ResourceError, match=r"device\.ids=\[0\]: of this machine's npu, 0 is in use by deployment 'first'"
+        ):
             plan_of(tmp_path, *words, "device.ids=[0]", to_launch=True)
-        with pytest.raises(ResourceError, match=r"device\.count=2: of npu \[0, 1\], 0 is in use by deployment 'first'"):
+        with pytest.raises(
+            ResourceError, match=r"device\.count=2: of this machine's npu \[0, 1\], 0 is in use by deployment 'first'"
+        ):
             plan_of(tmp_path, *words, "device.count=2", to_launch=True)
         shared = plan_of(tmp_path, *words, "device.ids=[0]", "device.share=true", to_launch=True)
         assert shared.device.ids == (0,)

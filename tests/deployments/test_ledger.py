@@ -211,7 +211,7 @@ IN_ITS_PLACE = [os.mkfifo, a_socket, Path.mkdir, lambda path: path.symlink_to("n
 def test_what_is_no_file_is_no_lock(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "lock")
 
-    with pytest.raises(DeploymentError, match=r"/lock is to be locked and is no file; remove it$"):
+    with pytest.raises(DeploymentError, match=r"^cannot lock .*/lock: it is not a regular file; remove it$"):
         open_lock(tmp_path / "lock")
 
 
@@ -220,7 +220,7 @@ def test_something_in_place_of_the_ledgers_lock_is_one_sentence(ledger: Ledger, 
     ledger.deployments.mkdir(parents=True)
     make(ledger.deployments.parent / "ledger.lock")
 
-    with pytest.raises(DeploymentError, match=r"ledger\.lock is to be locked"), ledger.exclusive():
+    with pytest.raises(DeploymentError, match=r"cannot lock .*ledger\.lock"), ledger.exclusive():
         pass
 
 

@@ -247,8 +247,8 @@ def test_what_lies_in_place_of_its_lock_is_said_of_it_alone(
         assert main.run(["ps"]) == 0
         told = capsys.readouterr()
         assert listed(told.out) == [["odd", "UNKNOWN"], ["sound", "READY"]]
-        assert "odd/lock is to be locked and is no file; remove it" in told.err
-        with pytest.raises(DeploymentError, match=r"odd/lock is to be locked and is no file; remove it$"):
+        assert "odd/lock: it is not a regular file; remove it" in told.err
+        with pytest.raises(DeploymentError, match=r"odd/lock: it is not a regular file; remove it$"):
             main.run(["stop", "odd"])
         assert pids(state, "sound")
 

@@ -48,13 +48,15 @@ def test_several_are_of_one_group() -> None:
     [
         ("device.ids=[7]: this machine has no gpu [7]; it has [0, 1, 2, 3]", FOUR, {}, 1, [7]),
         ("device.count=5: this machine has 4 of gpu; it has [0, 1, 2, 3]", FOUR, {}, 5, None),
-        ("device.ids=[1]: of gpu, 1 is in use by deployment 'a'; choose others, stop that, or set device.share=true",
+        (("device.ids=[1]: of this machine's gpu, 1 is in use by deployment 'a'; choose others, stop that, "
+          "or set device.share=true"),
          FOUR, {1: "deployment 'a'"}, 1, [1]),
-        ("device.count=3: of gpu [0, 1, 2, 3], 0 is in use by a, 3 is in use by b; stop that, or set device.share=true",
+        (("device.count=3: of this machine's gpu [0, 1, 2, 3], 0 is in use by a, 3 is in use by b; stop that, "
+          "or set device.share=true"),
          FOUR, {0: "a", 3: "b"}, 3, None),
         ("device.ids=[0, 2]: a deployment needs devices of one group of gpu; group 0 has [0], group 1 has [2]",
          GROUPED, {}, 2, [0, 2]),
-        ("device.count=4: no group of gpu has as many free; group 0 has [0, 1], group 1 has [2, 3, 4]",
+        ("device.count=4: no group of gpu has that many free; group 0 has [0, 1], group 1 has [2, 3, 4]",
          GROUPED, {}, 4, None),
     ],
 )  # fmt: skip
@@ -115,7 +117,7 @@ def test_a_launch_takes_devices_of_the_product_alone(
     with pytest.raises(ResourceError, match=rf"this machine has no {kind} {product} \[0\]; it has \[1\]"):
         given(monkeypatch, tmp_path, kind, [other, product], word, "device.ids=[0]")
     with pytest.raises(
-        ResourceError, match=f"^device.assume='{product}', but of {kind} of this machine, 0 is '{other}'$"
+        ResourceError, match=f"^device.assume='{product}', but this machine's {kind} are others: 0 is '{other}'$"
     ):
         given(monkeypatch, tmp_path, kind, [other], word, "device.count=1")
     with pytest.raises(ResourceError, match="found: looked for"):
@@ -169,7 +171,7 @@ def test_a_name_may_be_shortened_but_never_means_another_product(
         assert given(monkeypatch, tmp_path, "gpu", [has], f"device.assume={said}", "fit=off").product == meant
     else:
         with pytest.raises(
-            ResourceError, match=r"^device\.assume='NVIDIA L4', but of gpu of this machine, 0 is 'NVIDIA L"
+            ResourceError, match=r"^device\.assume='NVIDIA L4', but this machine's gpu are others: 0 is 'NVIDIA L"
         ):
             given(monkeypatch, tmp_path, "gpu", [has], f"device.assume={said}", "fit=off")
 

@@ -207,7 +207,7 @@ def test_furiosas_driver_gets_the_calls_that_dockers_profile_forbids(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "error", "text"),
     [
-        (("engine.environment=/venv",), PlanError, r"engine\.environment='/venv' is of this machine"),
+        (("engine.environment=/venv",), PlanError, r"engine\.environment='/venv' is on this machine"),
         (
             ("runtime.network=host",),
             PlanError,

@@ -89,5 +89,5 @@ def test_a_run_folder_that_cannot_be_removed_is_told(tmp_path: Path, plan: Launc
     Path(plan.run_dir).parent.mkdir(parents=True)
     Path(plan.run_dir).symlink_to(tmp_path)
 
-    with pytest.raises(PrepareError, match=r"run is of an earlier start and cannot be removed; remove it$"):
+    with pytest.raises(PrepareError, match=r"run is left from an earlier start and cannot be removed; remove it$"):
         make_run_folder(plan)
