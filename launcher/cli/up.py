@@ -73,12 +73,12 @@ def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitSt
             lost = True
 
 
-def _started(with_us: ServingEngine) -> tuple[str, str]:
+def _started(deployment: ServingEngine) -> tuple[str, str]:
     try:
-        with_us.start()
-        return with_us.name, with_us.plan.endpoints.http.url
+        deployment.start()
+        return deployment.name, deployment.plan.endpoints.http.url
     finally:
-        with_us.close()
+        deployment.close()
 
 
 def _changes(item: Deployment, config: LaunchConfig) -> list[str]:
