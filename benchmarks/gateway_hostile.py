@@ -36,7 +36,6 @@ DESCRIPTORS, IDLE = 256, 300
 SECONDS = 8.0
 QUERIES = 3
 _ASK = {"model": "m", "messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 8}
-_PROGRAM = "import sys; sys.path[:] = filter(None, sys.path); from launcher.cli.main import main; main()"
 
 
 @dataclass
@@ -124,8 +123,9 @@ def _deaths(who: str, python: str) -> list[str]:
         environment = {**os.environ, "RMLAUNCH_STATE": state, "RMLAUNCH_FIRST_PORT": "18001"}
 
         def rmlaunch(*words: str) -> str:
-            done = subprocess.run([python, "-c", _PROGRAM, *words], env=environment, capture_output=True, text=True,
-                                  timeout=300, check=True)  # fmt: skip
+            program = str(Path(python).with_name("rmlaunch"))  # its module is not the same in every checkout
+            done = subprocess.run([program, *words], env=environment, capture_output=True, text=True, timeout=300,
+                                  check=True)  # fmt: skip
             return done.stdout
 
         try:
