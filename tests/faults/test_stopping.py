@@ -61,7 +61,7 @@ def test_a_slow_load_is_waited_for(here: Here, cell: Cell) -> None:
     slow = here.deployment("slow")
     began = time.monotonic()
 
-    with running(slow):
+    with running(slow, "--ready-after", "2"):  # the fake loads nothing: it would serve before it is stopped
         leader = slow.starting()
         wait_for(lambda: slow.processor_s(leader) >= here.column.loading_cpu_s / 2, here.column.load_s)
         with slow.witness() as witness:
