@@ -41,7 +41,7 @@ def compare(engine: ServingEngine, rounds: int) -> tuple[float, float]:
 
 
 def _by_hand(engine: ServingEngine) -> Callable[[], str]:
-    """What a careful user writes: the readiness probe's own kind of request, over a kept connection."""
+    """Return what a careful user writes: the readiness probe's own kind of request, over a kept connection."""
     session = requests.Session()
     session.trust_env = False
     check = engine.plan.probes.readiness

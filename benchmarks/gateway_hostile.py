@@ -40,7 +40,7 @@ _ASK = {"model": "m", "messages": [{"role": "user", "content": "What is the capi
 
 @dataclass
 class Seen:
-    """What somebody else sees meanwhile, and what the gateway takes."""
+    """Measurements meanwhile: of somebody else's requests, and of what the gateway takes."""
 
     most_mib: float = 0.0
     times_s: list[float] = field(default_factory=list)

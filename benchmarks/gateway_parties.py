@@ -101,7 +101,7 @@ def rates(
 
 
 def script_of(folder: Path) -> Path:
-    """What wrk asks. Ends the run where wrk or nginx are not installed."""
+    """Write the script of wrk's requests and return its path. Ends the run where wrk or nginx are not installed."""
     for program in ("wrk", "nginx"):
         if shutil.which(program) is None:
             sys.exit(f"the gateway's benchmarks need {program}: apt-get install wrk nginx-light")
@@ -178,10 +178,10 @@ def our_gateway(
     more: Sequence[str] = (),
     limits: Sequence[str] = (),
 ) -> Iterator[int]:
-    """As a user starts it, with `more` words, under the `limits` of a prlimit command; yields its process.
+    """Start the gateway as a user does and yield its pid; `more` are further words, `limits` a prlimit command.
 
     With `python` it is another checkout's.
-    """  # fmt: skip
+    """
     folder.mkdir(exist_ok=True)
     members = ",".join(f"{{url: 'http://127.0.0.1:{number}/v1', model: theirs}}" for number in upstreams)
     keys = [f"gateway.keys.bench={KEY}"] if key else []

@@ -20,7 +20,7 @@ WARM_UP, ROUNDS = 300, 3000
 
 
 class ByHand:
-    """What a careful user of tritonclient writes: one stream, kept open."""
+    """The code that a careful user of tritonclient writes: one stream, kept open."""
 
     def __init__(self, address: str, model: str) -> None:
         self._model = model

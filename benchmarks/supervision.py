@@ -75,7 +75,7 @@ def _crashes() -> None:
 
 
 def _restarts_ms(parties: Sequence[Party]) -> list[list[float]]:
-    """Of each party in turn."""
+    """Return the milliseconds of each restart, a list for each party; the parties take turns."""
     waits: list[list[float]] = [[] for _ in parties]
     for _ in range(CRASHES):
         for party in parties:
@@ -129,7 +129,7 @@ def _memory_mb(pid: int) -> tuple[float, float]:
 
 
 def _cpu_percent(groups: Sequence[Iterable[int]]) -> list[float]:
-    """What each group of processes takes of one core during `IDLE_S`."""
+    """Return the percentage of one core that each group of processes takes during `IDLE_S`."""
     before, began = [sum(map(_cpu_s, pids)) for pids in groups], time.monotonic()
     time.sleep(IDLE_S)
     after, took = [sum(map(_cpu_s, pids)) for pids in groups], time.monotonic() - began
@@ -137,12 +137,12 @@ def _cpu_percent(groups: Sequence[Iterable[int]]) -> list[float]:
 
 
 def _cpu_s(pid: int) -> float:
-    """Of all its threads, ended ones too; by the nanosecond, where /proc/PID/stat has ticks of 10 ms."""
+    """Return the processor time of all threads, ended ones too; /proc/PID/stat has ticks of 10 ms, this nanoseconds."""
     return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3)
 
 
 def _leftovers() -> None:
-    """What still runs of a program with a grandchild in a session of its own."""
+    """Show how much still runs of a program with a grandchild in a session of its own."""
     kinds: Sequence[type[Party]] = (Foreground, Owner, Supervisord, Circus)
     rows = [[kind.name, *(str(_left(kind, end)) for end in (Party.kill, Party.stop))] for kind in kinds]
     show(
@@ -197,7 +197,7 @@ def _trivial(name: str, state: Path) -> Supervised:
 
 
 def _rmlaunch(state: Path, *words: str) -> tuple[str, float]:
-    """What it prints, and the seconds it takes."""
+    """Return what the command prints, and the seconds that it takes."""
     began = time.monotonic()
     done = subprocess.run(
         [f"{Path(sys.executable).parent}/rmlaunch", *words], env={**os.environ, "RMLAUNCH_STATE": str(state)},

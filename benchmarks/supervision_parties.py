@@ -198,7 +198,7 @@ class Foreground(Party):
 
 
 class Owner(Foreground):
-    """What is ended is not the supervisor but the process that started it."""
+    """A party that is ended by the process that started its supervisor, not by the supervisor."""
 
     name = "rmlaunch, its foreground process"
 
@@ -238,7 +238,7 @@ class Circus(Supervisord):
 
 
 def write_program(folder: Path, port: int, *options: str) -> Path:
-    """What is supervised; its starts are written to `folder`."""
+    """Write the program that is supervised and return its path; its starts are written to `folder`."""
     program = folder / "program"
     program.write_text(
         _PROGRAM.format(folder=folder, python=sys.executable, fake=FAKE, port=port, options=" ".join(options))
@@ -288,7 +288,7 @@ def _claim(plan: LaunchPlan, state: Path) -> Claim:
 
 
 def _own(program: Path, port: int, state: Path) -> None:
-    """What a foreground rmlaunch does: own the supervisor until a signal comes."""
+    """Own the supervisor until a signal comes, as a foreground rmlaunch does."""
     owner = deploy("server", program, port, state, detached=False)
     signal.signal(signal.SIGTERM, lambda *_: owner.stop())
     owner.wait_final()

@@ -17,7 +17,7 @@ _STARTUP_S = 600.0  #: where the record does not tell
 
 
 def restart(args: argparse.Namespace) -> int:
-    """Raises `DeploymentError` where it does not come to serve again."""
+    """Drain the engine and start it again. Raises `DeploymentError` where it does not come to serve."""
     item = Deployments(state_root()).find(args.name)
     starts, startup_s = item.news.starts, item.find("probes", "startup", "timeout_s")
     limit = (startup_s if isinstance(startup_s, (int, float)) else _STARTUP_S) + _STOP_TIMEOUT_S
