@@ -7,12 +7,12 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 from engines.base import ConfigError, Engine
 from launcher.devices.base import DevicePlugin
+from launcher.import_path import load
 from launcher.paths import cache_root
 from launcher.runtimes.base import Runtime
 from launcher.suggest import unknown
@@ -55,9 +55,8 @@ def names(group: str) -> Sequence[str]:
 
 def _load(group: str, name: str) -> type:
     place = import_path(group, name)
-    module, _, attribute = place.partition(":")
     try:
-        return cast(type, getattr(import_module(module), attribute))
+        return cast(type, load(place))
     except (ImportError, AttributeError) as exc:
         raise ConfigError(f"{group} {name!r} is installed, but {place} cannot be imported: {exc}") from exc
 
@@ -81,7 +80,8 @@ def _points() -> dict[str, dict[str, str]]:
     from importlib.metadata import entry_points
 
     points = {
-        group: {point.name: point.value for point in entry_points(group=f"rmlaunch.{group}s")} for group in _GROUPS
+        group: {point.name: f"{point.module}:{point.attr}" for point in entry_points(group=f"rmlaunch.{group}s")}
+        for group in _GROUPS
     }
     from launcher.atomic import write_text
 

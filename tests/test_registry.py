@@ -120,3 +120,14 @@ def test_what_was_kept_and_is_damaged_is_looked_up_anew(tmp_path: Path, text: st
     (tmp_path / "cache/entry-points.json").write_text(text)
 
     assert _names(packages) == registry.names("engine")
+
+
+def test_a_plugin_may_be_a_class_within_another_and_name_an_extra(tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    _install(packages, "mine")
+    with (packages / "mine.py").open("a") as module:
+        module.write("class Outer: Inner = Mine\n")
+    (packages / "mine-1.dist-info" / "entry_points.txt").write_text("[rmlaunch.engines]\nmine = mine:Outer.Inner [x]\n")
+
+    assert _names(packages, "; print(registry.engine('mine').name)")[-1] == "mine"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from engines.errors import ConfigError
 from launcher.cli.table import CONFIG_DIR, GROUPS, VERBS, Word, first_words, of_group
-from launcher.cli.words import verb_at
+from launcher.cli.words import verb_of
 from launcher.paths import shipped
 from launcher.suggest import unknown
 
@@ -64,7 +64,7 @@ class _Given:
 
 def candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
     """Yield what `current` can become after the words `before`, and more: who asks compares the beginnings."""
-    name, rest = _verb(before)
+    name, rest = verb_of(before)
     words = VERBS[name].words if name in VERBS else ()
     given = _given((*words, CONFIG_DIR), rest)
     if given.awaited:
@@ -79,18 +79,6 @@ def candidates(before: Sequence[str], current: str) -> Iterator[Candidate]:
         if not given.arguments and not {*given.flags} - {*CONFIG_DIR.names}:
             yield from ((word, GROUPS.get(word) or VERBS[word].help) for word in first_words())
         yield from _overrides(given, current)
-
-
-def _verb(before: Sequence[str]) -> tuple[str, list[str]]:
-    """The verb that is given, empty for none yet, and the other words."""
-    place = verb_at(before)
-    if place is None:
-        return "", list(before)
-    name, rest = before[place], [*before[:place], *before[place + 1 :]]
-    place = verb_at(rest) if name in GROUPS else None
-    if place is None:
-        return name, rest
-    return f"{name} {rest[place]}", [*rest[:place], *rest[place + 1 :]]
 
 
 def _given(words: Iterable[Word], rest: Sequence[str]) -> _Given:

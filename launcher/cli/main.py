@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from engines.errors import ConfigError, RmLaunchError
 from launcher import terminal
-from launcher.cli.words import HELP, HYDRA_FLAGS, check_config_dir, split, verb_at
+from launcher.cli.words import HELP, HYDRA_FLAGS, check_config_dir, split, verb_of
 
 #: what the folders of a user can be: full, not writable, not there, not folders
 _PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST,
@@ -50,9 +50,9 @@ def run(words: Sequence[str]) -> int:
         from launcher.cli import completion
 
         return completion.answer(words[1:])
-    place = verb_at(words)
-    if place is not None:
-        return _verb(words[place], [*words[:place], *words[place + 1 :]])
+    name, rest = verb_of(words)
+    if name:
+        return _verb(name, rest)
     if {*HELP} & {*words}:
         return _overview()
     if "--version" in words:
@@ -80,9 +80,6 @@ def _verb(name: str, words: Sequence[str]) -> int:
     """Find the verb, import it and call it with the words that stand around its name."""
     from launcher.cli import table
 
-    place = verb_at(words) if name in table.GROUPS else None
-    if place is not None:
-        name, words = f"{name} {words[place]}", [*words[:place], *words[place + 1 :]]
     verb = table.VERBS.get(name)
     if verb is None:
         return _no_verb(name, words)
@@ -92,10 +89,9 @@ def _verb(name: str, words: Sequence[str]) -> int:
         args = parse(name, words)
     except SystemExit:  # the help was printed
         return 0
-    from importlib import import_module
+    from launcher.import_path import load
 
-    module, _, function = verb.where.partition(":")
-    code: int = getattr(import_module(module), function)(args)
+    code: int = load(verb.where)(args)
     return code
 
 

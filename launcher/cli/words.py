@@ -32,6 +32,20 @@ def verb_at(words: Sequence[str]) -> int | None:
     return None
 
 
+def verb_of(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Part `words` into the verb's name, such as `logs` or `env list`, and the others; empty for no verb."""
+    place = verb_at(words)
+    if place is None:
+        return "", list(words)
+    from launcher.cli.table import GROUPS  # a launch has no verb, and would wait for it
+
+    name, rest = words[place], [*words[:place], *words[place + 1 :]]
+    place = verb_at(rest) if name in GROUPS else None
+    if place is None:
+        return name, rest
+    return f"{name} {rest[place]}", [*rest[:place], *rest[place + 1 :]]
+
+
 def split(words: Sequence[str]) -> tuple[list[str], str | None]:
     """Part `words` into the overrides and the value of --config-dir, None where that is not given.
 
@@ -56,13 +70,13 @@ def split(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def check_config_dir(config_dir: str | None) -> None:
-    """Raises `ConfigError` where it is given and is no folder."""
+    """Raise `ConfigError` where it is given and is no folder."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir {config_dir!r} is not a folder; give the folder that holds engine/, model/ …")
 
 
 def refuse_written_secrets(overrides: Sequence[str]) -> None:
-    """Raises `ConfigError` for a secret in the words of a multirun, which Hydra writes into its folders."""
+    """Raise `ConfigError` for a secret in the words of a multirun, which Hydra writes into its folders."""
     from launcher.masking import is_secret, mask_url
 
     for item in overrides:

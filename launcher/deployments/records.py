@@ -21,12 +21,13 @@ from launcher.deployments.holders import Holder, described, holders
 from launcher.deployments.ledger import Claim, Ledger, in_words
 from launcher.deployments.spawn import Spawned
 from launcher.deployments.supervised import Supervised
+from launcher.import_path import load
 from launcher.procfs import is_alive
 from launcher.runtimes.base import NotAdoptableError
 from launcher.suggest import unknown
 from launcher.supervise import logs, protocol
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import PROTOCOL, NewerError, News, Orders, Record, plugin_at
+from launcher.supervise.protocol import PROTOCOL, NewerError, News, Orders, Record
 
 _ASK_TIMEOUT_S = 2.0
 _ADOPT_TIMEOUT_S = 30.0
@@ -313,7 +314,7 @@ def _importable(device: str) -> str:
     """Return the path of the plugin; empty, as where its memory tells nothing, where this release does not have it."""
     try:
         if device:
-            plugin_at(device)
+            load(device)()
     except (ImportError, AttributeError, ValueError):
         return ""
     return device

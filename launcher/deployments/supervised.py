@@ -12,10 +12,11 @@ from engines.base import DeploymentError, ExitedBeforeReady, ReadyTimeout, Stopp
 from launcher import plan_json
 from launcher.deployments.ledger import Claim
 from launcher.deployments.spawn import Spawned
+from launcher.import_path import load
 from launcher.runtimes.base import Runtime
 from launcher.supervise import protocol
 from launcher.supervise.lifecycle import Phase
-from launcher.supervise.protocol import News, Orders, plugin_at
+from launcher.supervise.protocol import News, Orders
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Supervised:
         """
         if self._spawned.process.returncode == 0:
             return ()
-        runtime: Runtime = plugin_at(self._orders.runtime)
+        runtime: Runtime = load(self._orders.runtime)()
         left = runtime.clear(self.plan.run_dir, plan_json.public(self.plan))
         if left:
             log.warning("%s: still there: %s", self.plan.name, ", ".join(left))

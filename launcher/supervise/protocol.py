@@ -18,7 +18,6 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,12 +45,6 @@ class NewerError(DeploymentError):
             f"{name} was started by a newer rmlaunch (protocol {number}; this one speaks {PROTOCOL}): {why}; stop it "
             f"with that version or `rmlaunch stop {name} --now`"
         )
-
-
-def plugin_at(place: str) -> Any:
-    """Make an instance of the plugin at `place`, which is `module:class`."""
-    module, _, name = place.partition(":")
-    return getattr(import_module(module), name)()
 
 
 # ------------------------------------------------------------------------------------------------------------ orders

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from engines.base import DeploymentError
 from launcher import trees
+from launcher.import_path import load
 from launcher.runtimes.base import Handle, Runtime
 from launcher.supervise import exposition, logs, protocol
 from launcher.supervise.control_socket import Client, listen
@@ -53,7 +54,7 @@ from launcher.supervise.lifecycle import (
 )
 from launcher.supervise.loop import Loop
 from launcher.supervise.probes import Door
-from launcher.supervise.protocol import News, Numbers, Orders, Target, plugin_at
+from launcher.supervise.protocol import News, Numbers, Orders, Target
 from launcher.supervise.watch import Effort, Watch
 
 _LAST_WORD_S = 2.0  #: for a client that does not read
@@ -266,7 +267,7 @@ class Supervisor:
         import launcher.supervise.diagnosis  # noqa: F401  (the engine runs by now, and no restart shall wait for this)
 
     def _device_memory(self) -> DeviceMemory:
-        plugin = plugin_at(self._orders.device)
+        plugin = load(self._orders.device)()
         return DeviceMemory(plugin.detect, self._orders.plan.device.ids, self._orders.memory_before)
 
     def _forget_end(self) -> None:
@@ -343,7 +344,7 @@ def main() -> None:
             return
         first += received
     orders = Orders.loads(first)
-    runtime: Runtime = plugin_at(orders.runtime)
+    runtime: Runtime = load(orders.runtime)()
     if orders.detached:
         os.chdir("/")  # wherever the user stood, it may be unmounted
     Supervisor(orders, runtime, control, None if orders.detached else _watch_owner(int(sys.argv[2]))).run()
