@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from engines.base import ConfigError
 from launcher.config import schema
-from launcher.config.gateway import RENAMED
 from launcher.config.schema import LaunchConfig
 from launcher.paths import shipped, user_config
 from launcher.suggest import did_you_mean, unknown
@@ -191,14 +190,20 @@ def _explain(exc: Exception) -> str:
     if not isinstance(inner, OmegaConfBaseException):
         return _unknown_key(named, []) if named and "@" not in str(exc) else _first_line(exc)
     key = inner.full_key or named
-    if isinstance(inner, ConfigKeyError) or key in RENAMED or (no_group and "not in" in str(inner)):
+    if isinstance(inner, ConfigKeyError) or _renamed(key) or (no_group and "not in" in str(inner)):
         return _unknown_key(key, _fields(getattr(inner, "parent_node", None)))
     return f"{key}: {_first_line(inner)}" if key else _first_line(inner)
 
 
+def _renamed(key: str) -> str | None:
+    from launcher.config.gateway import RENAMED  # a launch has nothing to do with the gateway's config
+
+    return RENAMED.get(key)
+
+
 def _unknown_key(key: str, siblings: Sequence[str]) -> str:
-    if key in RENAMED:
-        return f"{key} is called {RENAMED[key]} now"
+    if new := _renamed(key):
+        return f"{key} is called {new} now"
     parent, _, leaf = key.rpartition(".")
     known = [
         name for name in siblings or ([] if parent else sorted(LaunchConfig.__dataclass_fields__)) if name != "hydra"
