@@ -24,6 +24,11 @@ def artifacts_root(cache: Path) -> Path:
     return cache / "artifacts"
 
 
+def environments_root(cache: Path) -> Path:
+    """Return the folder below `cache` that holds all environments."""
+    return cache / "environments"
+
+
 def state_root() -> Path:
     """Return the folder of deployments that run now, and of their logs."""
     return _root("RMLAUNCH_STATE", "XDG_STATE_HOME", ".local/state")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cli import in_use
-from launcher.output import duration, note, print_fields, print_json, print_table, size
+from launcher.output import duration, print_fields, print_json, print_table, size
 from launcher.paths import artifacts_root, cache_root
 from launcher.prepare import artifacts
 from launcher.prepare.artifacts import BuildArtifact
@@ -72,11 +72,7 @@ def prune(args: argparse.Namespace) -> int:
     with in_use.nobody_begins("artifacts", unused=args.unused, older_than=args.older_than) as plans:
         older_than_s = (args.older_than or 0.0) * in_use.DAY_S
         removed = list(artifacts.prune(store, users(store, plans), unused=unused, older_than_s=older_than_s))
-    if args.json:
-        print_json(in_use.report(removed))
-        return 0
-    print_table([(item.path.name, size(item.bytes), item.why) for item in removed])
-    note(f"removed {len(removed)}, {size(sum(item.bytes for item in removed))}")
+    in_use.print_removed(removed, as_json=args.json)
     return 0
 
 

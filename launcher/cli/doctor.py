@@ -29,7 +29,7 @@ from launcher.devices.host import ask
 from launcher.inheritance import of_engine
 from launcher.masking import mask_url
 from launcher.output import gib, print_json
-from launcher.paths import cache_root, state_root
+from launcher.paths import cache_root, environments_root, state_root
 from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
@@ -126,12 +126,11 @@ def _without_hardware(settled: Settled, machine: Machine) -> tuple[Engine, Serve
 
 def _launch(plan: LaunchPlan, engine: Engine, spec: ServeSpec, plugin: DevicePlugin, online: bool) -> Iterator[Check]:
     yield _ports(engine, spec)
-    wanted = [plan.environment] if plan.argv and not plan.container else []
+    wanted = steps.environments_of(plan)
     if plan.container:
         yield from _container(plan.container)
-        wanted += [plan.container.build.environment] if plan.container.build else []
-    if not Path(plan.model.path).exists():
-        wanted += [step.environment for step in plan.builds]
+        if plan.container.build:
+            wanted.insert(0, plan.container.build.environment)
     for environment in dict.fromkeys(wanted):
         yield from _environment(environment, plugin, online)
     if not plan.container:
@@ -177,7 +176,7 @@ def _place(name: str, folder: Path, variable: str) -> Check:
 
 
 def _environments() -> Check:
-    store = environment_store.folder(cache_root())
+    store = environments_root(cache_root())
     found = list(environment_store.found(store))
     if not found:
         return Check("environments", OK, f"none is made in {store}")

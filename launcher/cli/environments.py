@@ -13,7 +13,7 @@ from engines.base import ConfigError, LaunchPlan
 from launcher import registry
 from launcher.cli import in_use
 from launcher.output import duration, note, print_json, print_table, size
-from launcher.paths import cache_root
+from launcher.paths import cache_root, environments_root
 from launcher.prepare import environment_store
 from launcher.prepare.environment_store import Made, used_by
 
@@ -36,23 +36,16 @@ def create(args: argparse.Namespace) -> int:
 
     Raises `ConfigError` where it would make none, and `PrepareError` where they cannot be made.
     """
-    from launcher.config.compose import normalized
-    from launcher.planning.machine import this_machine
-    from launcher.planning.resolve import resolve
-    from launcher.planning.settle import settle
+    from launcher.cli.plan import planned
     from launcher.prepare import environments
+    from launcher.prepare.steps import environments_of
     from launcher.progress import Progress
 
-    machine, progress = this_machine(), Progress()
-    settled = settle(normalized(args.overrides), machine, args.config_dir)
-    engine, spec = resolve(settled.config, machine)
-    plan = engine.plan(spec)
-    for reason in settled.reasons:
+    reasons, plan = planned(args.overrides, args.config_dir)
+    for reason in reasons:
         note(reason)
-    wanted = [plan.environment] if plan.argv and plan.container is None else []
-    if not Path(plan.model.path).exists():
-        wanted += [step.environment for step in plan.builds]
-    managed = [one for one in dict.fromkeys(wanted) if one.managed]
+    progress = Progress()
+    managed = [one for one in dict.fromkeys(environments_of(plan)) if one.managed]
     if not managed:
         raise ConfigError(_none(plan))
     for one in managed:
@@ -69,12 +62,8 @@ def prune(args: argparse.Namespace) -> int:
         used = used_by(store, plans) if unused else {}
         older_than_s = (args.older_than or 0.0) * in_use.DAY_S
         removed = list(environment_store.prune(store, used, unused=unused, older_than_s=older_than_s))
-    if args.json:
-        print_json(in_use.report(removed))
-        return 0
-    print_table([(item.path.name, size(item.bytes), item.why) for item in removed])
-    note(f"removed {len(removed)}, {size(sum(item.bytes for item in removed))}")
-    if removed:
+    in_use.print_removed(removed, as_json=args.json)
+    if removed and not args.json:
         note("what uv keeps for the next environments stays; `uv cache clean` empties it")
     return 0
 
@@ -117,4 +106,4 @@ def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _store() -> Path:
-    return environment_store.folder(cache_root())
+    return environments_root(cache_root())

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from engines.base import DeploymentError, RequestError, RmLaunchError
+from launcher.output import note, print_endpoint
 
 if TYPE_CHECKING:
     from engines.base import LaunchPlan
@@ -29,7 +30,7 @@ def key(args: argparse.Namespace) -> int:
 
     made = f"rml-{secrets.token_urlsafe(32)}"
     what = "admin_key: sha256:" if args.name == "admin" else f"keys:\n  {args.name}: sha256:"
-    sys.stderr.write(f"this key is shown once, and kept nowhere; the config gets its hash:\n{what}{hashed(made, '')}\n")
+    note(f"this key is shown once, and kept nowhere; the config gets its hash:\n{what}{hashed(made, '')}")
     sys.stdout.write(f"{made}\n")
     return 0
 
@@ -83,10 +84,10 @@ def _apply(name: str, folder: Path, plan: object, asked: ComposedRequest) -> int
     if "error" in answer:
         raise RequestError(f"{name}: {answer['error']}")
     said = ", ".join(answer["changes"])
-    sys.stderr.write(f"{name} is already up{f'; {said}' if said else ''}\n")
+    note(f"{name} is already up{f'; {said}' if said else ''}")
     if answer["unsaved"]:
-        sys.stderr.write(f"it cannot write them down, and tries again: {answer['unsaved']}\n")
-    sys.stdout.write(f"{name} {plan['endpoints']['http']}\n")
+        note(f"it cannot write them down, and tries again: {answer['unsaved']}")
+    print_endpoint(name, plan["endpoints"]["http"])
     return 0
 
 
@@ -110,7 +111,7 @@ def _start(name: str, asked: ComposedRequest, *, detached: bool) -> int:
         deployment = hand_over(spawned, ledger, choose, make_run_folder, conf, detached=detached)
         try:
             deployment.wait_ready()
-            sys.stdout.write(f"{name} {deployment.plan.endpoints.http.url}\n")
+            print_endpoint(name, deployment.plan.endpoints.http.url)
             sys.stdout.flush()
             return 0 if detached else _stay(deployment)
         finally:
@@ -131,9 +132,9 @@ def _stay(gateway: Supervised) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     plan = gateway.plan
-    sys.stderr.write(f"ready: {plan.name} at {plan.endpoints.http.url}; Ctrl-C stops it\n")
+    note(f"ready: {plan.name} at {plan.endpoints.http.url}; Ctrl-C stops it")
     news = gateway.wait_final()
     if news.phase is not Phase.STOPPED or news.leftovers:
         raise RmLaunchError(json.dumps(news.leftovers)) if news.leftovers else gateway.failure()
-    sys.stderr.write(f"stopped: {plan.name}; nothing is left of it\n")
+    note(f"stopped: {plan.name}; nothing is left of it")
     return 0

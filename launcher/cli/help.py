@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
+from launcher.cli.keys import CONFIG_GROUPS
 from launcher.cli.table import GROUPS, SECTIONS, VERBS, of_group
 
 _LAUNCHES = (
@@ -19,7 +20,6 @@ _FLAGS = (
     ("--cfg job, --info, --hydra-help, -m, --shell-completion", "Hydra's own"),
 )
 _WIDTH = 54
-_CONFIG_GROUPS = ("engine", "device", "model", "runtime", "policy")
 
 
 def overview() -> int:
@@ -31,7 +31,7 @@ def overview() -> int:
     for title, verbs in SECTIONS.items():
         lines += ["", f"{title}:", *_rows((usage(name), verb.help) for name, verb in verbs.items())]
     lines += ["", "for every command:", *_rows(_FLAGS)]
-    lines += ["", "config groups:", *(f"  {group:<8} {', '.join(options(group))}" for group in _CONFIG_GROUPS)]
+    lines += ["", "config groups:", *(f"  {group:<8} {', '.join(options(group))}" for group in CONFIG_GROUPS)]
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
 

@@ -18,16 +18,10 @@ from launcher.runtimes.docker_daemon import explained
 
 def build(args: argparse.Namespace) -> int:
     """Make the image of a launch, or fetch it, ahead of the launch. Raises `RequestError` where it cannot be done."""
-    from launcher.config.compose import normalized
-    from launcher.planning.machine import this_machine
-    from launcher.planning.resolve import resolve
-    from launcher.planning.settle import settle
+    from launcher.cli.plan import planned
 
     said = any(word.startswith("runtime=") for word in args.overrides)
-    machine = this_machine()
-    settled = settle(normalized([*args.overrides, *([] if said else ["runtime=docker"])]), machine, args.config_dir)
-    engine, spec = resolve(settled.config, machine)
-    plan = engine.plan(spec)
+    _, plan = planned([*args.overrides, *([] if said else ["runtime=docker"])], args.config_dir)
     if plan.container is None:
         raise ConfigError(f"runtime={plan.runtime} has no image; leave it out, or use runtime=docker")
     images.ensure(plan.container, Progress())

@@ -9,6 +9,7 @@ from engines.base import ConfigError, DeploymentError
 from launcher import bounded_json
 from launcher.deployments.ledger import Ledger
 from launcher.deployments.records import Deployments
+from launcher.output import note, print_json, print_table, size
 from launcher.paths import state_root
 from launcher.prepare.stores import Pruned
 
@@ -41,9 +42,13 @@ def nobody_begins(what: str, *, unused: bool, older_than: float | None) -> Itera
         yield found
 
 
-def report(removed: Sequence[Pruned]) -> list[dict[str, object]]:
-    """Return what was removed, as --json prints it."""
-    return [{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed]
+def print_removed(removed: Sequence[Pruned], *, as_json: bool) -> None:
+    """Print a line for each thing that was removed, and how much that was; with `as_json` a list of objects."""
+    if as_json:
+        print_json([{"path": str(item.path), "bytes": item.bytes, "why": item.why} for item in removed])
+        return
+    print_table([(item.path.name, size(item.bytes), item.why) for item in removed])
+    note(f"removed {len(removed)}, {size(sum(item.bytes for item in removed))}")
 
 
 def _plans(ledger: Ledger) -> tuple[dict[str, str], list[str]]:

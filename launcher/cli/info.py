@@ -17,7 +17,7 @@ from launcher.deployments.ledger import Ledger
 from launcher.devices.base import DevicePlugin, Survey
 from launcher.masking import mask_url
 from launcher.output import gib, print_json, table
-from launcher.paths import cache_root, state_root
+from launcher.paths import cache_root, environments_root, state_root
 from launcher.prepare import environment_store
 
 READY, FIRST_USE, MISSING = "ready", "on first use", "missing"
@@ -38,7 +38,7 @@ def gather() -> dict[str, Any]:
     plugins = {kind: registry.device(kind) for kind in registry.names("device")}
     surveys = {kind: plugin.survey() for kind, plugin in plugins.items()}
     ledger = Ledger(state_root())
-    made = environment_store.found(environment_store.folder(cache_root()))
+    made = environment_store.found(environments_root(cache_root()))
     return {
         "rmlaunch": __version__,
         "python": ".".join(map(str, sys.version_info[:3])),

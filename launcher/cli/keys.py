@@ -12,7 +12,7 @@ from engines.errors import RmLaunchError
 from launcher.paths import shipped, user_config
 
 #: config groups, and what an option of each is
-GROUPS = {
+CONFIG_GROUPS = {
     "engine": "the serving program",
     "device": "what it runs on",
     "model": "what is served",
@@ -26,10 +26,10 @@ def overrides(given: Sequence[str], current: str, config_dir: str | None) -> Ite
     """Yield overrides of a launch that `current` may become; `given` are those before it."""
     key, equals, _ = current.partition("=")
     chosen = {item.partition("=")[0] for item in given}
-    if equals and key in GROUPS:
+    if equals and key in CONFIG_GROUPS:
         yield from _options(key, current, config_dir)
         return
-    yield from ((f"{group}=", said) for group, said in GROUPS.items() if not equals and group not in chosen)
+    yield from ((f"{group}=", said) for group, said in CONFIG_GROUPS.items() if not equals and group not in chosen)
     if not current:  # the keys of a config are many, and it takes a while to load what they are
         return
     if key.startswith("e") and "." in current:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from engines.base import ConfigError, LaunchPlan
 from launcher import plan_json
@@ -19,23 +20,31 @@ _FORM = "docker-run"
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Raises `ConfigError` and `PlanError` where the launch cannot be planned."""
+    """Print the plan of a launch. Raises `ConfigError` and `PlanError` where it cannot be planned."""
     if args.form not in (None, _FORM):
         raise ConfigError(f"--as {args.form} is not known; write --as {_FORM}")
     if args.form and args.json:
         raise ConfigError(f"--as {_FORM} and --json do not go together; leave one out")
-    machine = this_machine()
-    settled = settle(normalized(args.overrides), machine, args.config_dir)
-    engine, spec = resolve(settled.config, machine)
-    planned = engine.plan(spec)
-    for reason in (*settled.reasons, *planned.notes):
+    reasons, made = planned(args.overrides, args.config_dir)
+    for reason in (*reasons, *made.notes):
         note(reason)
     if args.form:
-        text = _docker_run(planned)
+        text = _docker_run(made)
     else:
-        text = json.dumps(plan_json.public(planned), indent=2) if args.json else "\n".join(plan_text.lines(planned))
+        text = json.dumps(plan_json.public(made), indent=2) if args.json else "\n".join(plan_text.lines(made))
     sys.stdout.write(f"{text}\n")
     return 0
+
+
+def planned(overrides: Sequence[str], config_dir: str | None) -> tuple[tuple[str, ...], LaunchPlan]:
+    """Return the plan of what `overrides` mean, and why each `auto` in it became what it is; nothing is launched.
+
+    Raises `ConfigError` and `PlanError` where it cannot be planned.
+    """
+    machine = this_machine()
+    settled = settle(normalized(overrides), machine, config_dir)
+    engine, spec = resolve(settled.config, machine)
+    return settled.reasons, engine.plan(spec)
 
 
 def _docker_run(planned: LaunchPlan) -> str:

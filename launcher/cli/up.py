@@ -19,7 +19,7 @@ from launcher.deployments.records import Deployment, Deployments
 from launcher.deployments.spawn import Spawned
 from launcher.output import note
 from launcher.paths import state_root
-from launcher.planning.machine import this_machine
+from launcher.planning.machine import Machine, this_machine
 from launcher.planning.resolve import resolve
 from launcher.planning.settle import Settled, settle
 from launcher.progress import Progress
@@ -36,16 +36,19 @@ def bring_up(overrides: Sequence[str], config_dir: str | None, spawned: Spawned,
     Raises `RequestError` where another plan has the name and `replace` is not asked for, `DeploymentError` where the
     launch that was waited for fails, and what `ServingEngine.start` raises.
     """
-    settled = settle(normalized(overrides), this_machine(launches=True), config_dir)
+    machine = this_machine(launches=True)
+    settled = settle(normalized(overrides), machine, config_dir)
     if settled.config.prompt is not None:
         raise ConfigError("prompt= asks once and stops; with up, ask with `rmlaunch infer NAME TEXT`")
     for reason in settled.reasons:
         note(reason)
     with contextlib.ExitStack() as replacing:
-        return _brought_up(settled, spawned, replacing if replace else None)
+        return _brought_up(settled, machine, spawned, replacing if replace else None)
 
 
-def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitStack | None) -> tuple[str, str]:
+def _brought_up(
+    settled: Settled, machine: Machine | None, spawned: Spawned, replacing: contextlib.ExitStack | None
+) -> tuple[str, str]:
     name, lost, ours = settled.config.name, False, False
     while True:
         found = {item.name: item for item in Deployments(state_root()).all()}
@@ -63,14 +66,16 @@ def _brought_up(settled: Settled, spawned: Spawned, replacing: contextlib.ExitSt
                 ours = True
                 continue  # somebody else may have replaced it by now
             end(item, now=False)
+            machine = None  # that has given its devices back: they are looked at again
         elif lost and item is not None:
             raise _has_ended(item)
         try:
-            return _started(ServingEngine(settled, Progress(), None if lost else spawned, detached=True))
+            first = None if lost else spawned
+            return _started(ServingEngine(settled, Progress(), first, machine=machine, detached=True))
         except NameTakenError:  # another launch was faster
             if name is None or lost:
                 raise
-            lost = True
+            lost, machine = True, None
 
 
 def _started(deployment: ServingEngine) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engines.base import ConfigError, Environment
 from launcher.config.schema import EnvironmentConf
+from launcher.paths import environments_root
 
 
 def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) -> Environment:
@@ -29,7 +30,7 @@ def describe(name: str, choice: str, conf: EnvironmentConf | None, cache: Path) 
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
     return Environment(
         name=name,
-        path=str(cache / "environments" / f"{name}-{key}"),
+        path=str(environments_root(cache) / f"{name}-{key}"),
         python=python,
         requirements=tuple(conf.requirements),
         overrides=tuple(conf.overrides),

@@ -34,11 +34,6 @@ class Made:
         return self.path.stat().st_mtime
 
 
-def folder(cache: Path) -> Path:
-    """Return the folder below `cache` that holds all environments."""
-    return cache / "environments"
-
-
 def found(store: Path) -> Iterator[Made]:
     """Yield every whole environment, by name."""
     for path in sorted(store.glob("[!.]*")):
@@ -54,10 +49,7 @@ def used_by(store: Path, plans: Mapping[str, str]) -> Mapping[str, tuple[str, ..
     `plans` has the text of plan.json of each deployment that may run. Builds, and other users' deployments on the same
     cache, show by their processes alone.
     """
-    deployments = users(store, plans)
-    processes = users(store, dict(_processes()))
-    both = {**processes, **deployments}
-    return {key: deployments.get(key) or both[key] for key in both}
+    return {**users(store, dict(_processes())), **users(store, plans)}
 
 
 def prune(store: Path, used: Collection[str], *, unused: bool, older_than_s: float = 0.0) -> Iterator[Pruned]:

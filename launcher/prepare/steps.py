@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engines.base import BuildStep, Container, LaunchPlan, PrepareError
+from engines.base import BuildStep, Container, Environment, LaunchPlan, PrepareError
 from launcher import trees
 from launcher.config import model_source
 from launcher.paths import cache_root
@@ -35,6 +35,12 @@ def _prepare_container(container: Container, progress: Progress) -> None:
 
     images.ensure(container, progress)
     Path(container.cache).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def environments_of(plan: LaunchPlan) -> list[Environment]:
+    """Return the environments of the program and, where the model is not here yet, of the build steps that make it."""
+    program = [plan.environment] if plan.argv and plan.container is None else []
+    return program if Path(plan.model.path).exists() else [*program, *(step.environment for step in plan.builds)]
 
 
 def prepare_model(plan: LaunchPlan, progress: Progress) -> None:
