@@ -111,6 +111,8 @@ def _start(name: str, asked: ComposedRequest, *, detached: bool) -> int:
         deployment = hand_over(spawned, ledger, choose, make_run_folder, conf, detached=detached)
         try:
             deployment.wait_ready()
+            if not detached:
+                _obey_signals(deployment)  # before it is told that it serves: who has read that may press Ctrl-C
             print_endpoint(name, deployment.plan.endpoints.http.url)
             sys.stdout.flush()
             return 0 if detached else _stay(deployment)
@@ -120,10 +122,8 @@ def _start(name: str, asked: ComposedRequest, *, detached: bool) -> int:
         spawned.close()
 
 
-def _stay(gateway: Supervised) -> int:
-    """Stay until the gateway has stopped: the first signal drains it, the next one kills it."""
-    from launcher.supervise.lifecycle import Phase
-
+def _obey_signals(gateway: Supervised) -> None:
+    """Let the first SIGINT or SIGTERM drain the gateway, and the next one kill it."""
     ask = iter((gateway.stop,))
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
@@ -131,6 +131,12 @@ def _stay(gateway: Supervised) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
+
+
+def _stay(gateway: Supervised) -> int:
+    """Stay until the gateway has stopped."""
+    from launcher.supervise.lifecycle import Phase
+
     plan = gateway.plan
     note(f"ready: {plan.name} at {plan.endpoints.http.url}; Ctrl-C stops it")
     news = gateway.wait_final()
